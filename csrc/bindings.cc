@@ -1,0 +1,200 @@
+// The Python face of the extension. Pointers travel as integers; the package above owns shapes and lifetimes.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/cpu_features.h"
+#include "core/device_stream.h"
+#include "core/topology.h"
+#include "kernels/dispatch.h"
+#include "moe/layer.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using kt::Engine;
+using kt::MoeLayer;
+
+std::vector<const uint16_t*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<const uint16_t*> result;
+  result.reserve(addresses.size());
+  for (uintptr_t a : addresses) result.push_back(reinterpret_cast<const uint16_t*>(a));
+  return result;
+}
+
+template <class Enum>
+Enum checked_enum(int value, int count, const char* name) {
+  if (value < 0 || value >= count) {
+    throw std::invalid_argument(std::string(name) + " code " + std::to_string(value) + " is unknown; codes go from 0 to " +
+                                std::to_string(count - 1));
+  }
+  return static_cast<Enum>(value);
+}
+
+kt::ForwardArgs forward_args(int tokens, int top_k, uintptr_t hidden, int hidden_type, uintptr_t ids, int ids_type,
+                             uintptr_t weights, uintptr_t output, int output_type, int accumulate) {
+  return {{tokens, top_k, reinterpret_cast<const void*>(ids), checked_enum<kt::IdType>(ids_type, 2, "ids dtype"),
+           reinterpret_cast<const float*>(weights)},
+          reinterpret_cast<const void*>(hidden),
+          checked_enum<kt::DType>(hidden_type, 3, "hidden dtype"),
+          reinterpret_cast<void*>(output),
+          checked_enum<kt::DType>(output_type, 3, "output dtype"),
+          accumulate != 0 ? kt::Store::kAccumulate : kt::Store::kOverwrite};
+}
+
+template <class... Ints>
+void forward(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
+  const kt::ForwardArgs args = forward_args(ints...);
+  py::gil_scoped_release release;
+  layer->engine().queue().wait(0);  // first in, first out with queued tasks
+  layer->forward(args);
+}
+
+template <class... Ints>
+void submit(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
+  const kt::ForwardArgs args = forward_args(ints...);
+  layer->check(args);
+  py::gil_scoped_release release;
+  layer->engine().queue().submit([layer, args] { layer->forward(args); });
+}
+
+template <class... Ints>
+void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle stream, Ints... ints) {
+  const kt::ForwardArgs args = forward_args(ints...);
+  layer->check(args);
+  py::gil_scoped_release release;
+  kt::launch_host_task(
+      stream, [layer, args] { layer->engine().queue().submit([layer, args] { layer->forward(args); }); });
+}
+
+py::dict features() {
+  const kt::CpuFeatures& f = kt::cpu_features();
+  py::dict result;
+  result["detected"] = f.detected.names();
+  result["active"] = f.active.names();
+  result["variant"] = f.variant;
+  result["cap"] = f.cap.empty() ? py::object(py::none()) : py::object(py::str(f.cap));
+  return result;
+}
+
+py::list dispatch() {
+  const kt::CpuFeatures& f = kt::cpu_features();
+  py::list rows;
+  std::vector<std::string> served;
+  for (const kt::DispatchRow& row : kt::dispatch_table()) {
+    const bool possible = f.active.includes(row.needs);
+    const bool first = std::find(served.begin(), served.end(), row.method) == served.end();
+    const kt::FeatureSet missing = row.needs.minus(f.active);
+    py::dict d;
+    d["method"] = row.method;
+    d["operation"] = "experts";
+    d["kernel"] = row.kernels->name;
+    d["needs"] = row.needs.names();
+    d["machines"] = row.machines;
+    d["state"] = !possible ? "unavailable" : first ? "chosen" : "available";
+    if (!possible) {
+      std::string text;
+      for (const std::string& name : missing.names()) text += (text.empty() ? "" : ", ") + name;
+      d["reason"] = f.detected.includes(row.needs) ? "capped by KT_KERNEL_CPU_VARIANT=" + f.cap : "this CPU lacks " + text;
+    } else {
+      d["reason"] = first ? "the first row whose features this CPU has" : "a row above it is faster";
+      served.emplace_back(row.method);
+    }
+    rows.append(d);
+  }
+  return rows;
+}
+
+py::dict topology() {
+  const kt::Topology t = kt::read_topology();
+  py::list nodes;
+  for (const kt::NumaNode& node : t.nodes) {
+    py::dict d;
+    d["node"] = node.os_index;
+    d["cores"] = node.cores;
+    d["memory_bytes"] = node.memory_bytes;
+    nodes.append(d);
+  }
+  py::dict result;
+  result["numa_nodes"] = nodes;
+  result["physical_cores"] = t.physical_cores();
+  result["cpu_quota"] = t.cpu_quota > 0 ? py::object(py::float_(t.cpu_quota)) : py::object(py::none());
+  return result;
+}
+
+void bind_engine(py::module_& m) {
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+      .def(py::init([](int threads, int subpools, const std::optional<std::vector<int>>& nodes) {
+             return std::make_shared<Engine>(kt::PoolConfig{threads, subpools, nodes.value_or(std::vector<int>{})});
+           }),
+           py::arg("threads"), py::arg("subpools") = 1, py::arg("numa_nodes") = py::none())
+      .def_property_readonly("threads", [](Engine& e) { return e.pools().threads(); })
+      .def_property_readonly("subpools", [](Engine& e) { return e.pools().subpools(); })
+      .def_property_readonly("numa_nodes", [](Engine& e) { return e.pools().numa_nodes(); })
+      .def_property_readonly("threads_per_subpool", [](Engine& e) { return e.pools().threads_per_subpool(); })
+      .def_property_readonly("warnings", [](Engine& e) { return e.pools().warnings(); })
+      .def_property_readonly("pending", [](Engine& e) { return e.queue().pending(); })
+      .def("sync", [](Engine& e, int allowed) { e.queue().sync(allowed); }, py::arg("allowed_pending") = 0,
+           py::call_guard<py::gil_scoped_release>())
+      .def("raise_pending_error", [](Engine& e) { e.queue().raise_pending_error(); })
+      .def(
+          "sync_on_stream",
+          [](const std::shared_ptr<Engine>& e, kt::StreamHandle stream, int allowed) {
+            kt::launch_host_task(stream, [e, allowed] { e->queue().wait(allowed); });
+          },
+          py::arg("stream"), py::arg("allowed_pending") = 0, py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_layer(py::module_& m) {
+  using A = uintptr_t;
+  py::class_<MoeLayer, std::shared_ptr<MoeLayer>>(m, "MoeLayer")
+      .def(py::init([](std::shared_ptr<Engine> engine, const std::string& method, int num_experts, int top_k, int hidden,
+                       int intermediate, int max_tokens, int layer_idx, float limit, float alpha) {
+             return std::make_shared<MoeLayer>(
+                 std::move(engine), kt::LayerConfig{method, {num_experts, hidden, intermediate}, top_k, max_tokens,
+                                                    layer_idx, limit, alpha});
+           }),
+           py::arg("engine"), py::kw_only(), py::arg("method"), py::arg("num_experts"), py::arg("top_k"),
+           py::arg("hidden"), py::arg("intermediate"), py::arg("max_tokens"), py::arg("layer_idx") = 0,
+           py::arg("swiglu_limit") = 0.0f, py::arg("swiglu_alpha") = 0.0f)
+      .def(
+          "load_experts_bf16",
+          [](MoeLayer& layer, const std::vector<A>& gate, const std::vector<A>& up, const std::vector<A>& down) {
+            layer.engine().queue().wait(0);
+            layer.load_bf16(pointers(gate), pointers(up), pointers(down));
+          },
+          py::arg("gate_ptrs"), py::arg("up_ptrs"), py::arg("down_ptrs"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("loaded", &MoeLayer::loaded)
+      .def_property_readonly("weight_bytes", &MoeLayer::weight_bytes)
+      .def_property_readonly("kernels",
+                             [](MoeLayer& layer) {
+                               py::dict d;
+                               d["experts"] = layer.kernels().name;
+                               return d;
+                             })
+      .def("set_expert_mask",
+           [](MoeLayer& layer, A mask) { layer.set_device_mask(reinterpret_cast<const uint8_t*>(mask)); })
+      .def("forward", &forward<int, int, A, int, A, int, A, A, int, int>, py::arg("tokens"), py::arg("top_k"),
+           py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"), py::arg("ids_dtype"),
+           py::arg("weights_ptr"), py::arg("output_ptr"), py::arg("output_dtype"), py::arg("accumulate") = 0)
+      .def("submit", &submit<int, int, A, int, A, int, A, A, int, int>, py::arg("tokens"), py::arg("top_k"),
+           py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"), py::arg("ids_dtype"),
+           py::arg("weights_ptr"), py::arg("output_ptr"), py::arg("output_dtype"), py::arg("accumulate") = 0)
+      .def("submit_on_stream", &submit_on_stream<int, int, A, int, A, int, A, A, int, int>, py::arg("stream"),
+           py::arg("tokens"), py::arg("top_k"), py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"),
+           py::arg("ids_dtype"), py::arg("weights_ptr"), py::arg("output_ptr"), py::arg("output_dtype"),
+           py::arg("accumulate") = 0);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(kt_kernel_ext, m) {
+  m.doc() = "MoE expert kernels of kt_kernel";
+  m.def("cpu_features", &features);
+  m.def("dispatch_table", &dispatch);
+  m.def("topology", &topology);
+  m.def("device_runtime_present", &kt::device_runtime_present);
+  m.attr("METHODS") = py::tuple(py::cast(kt::available_methods()));
+  bind_engine(m);
+  bind_layer(m);
+}

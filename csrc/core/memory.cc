@@ -1,0 +1,70 @@
+#include "core/memory.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace kt {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// mbind(2) with MPOL_PREFERRED: a full node spills to its neighbours instead of killing the process.
+void prefer_node(void* data, size_t bytes, int node) {
+  constexpr int kMpolPreferred = 1;
+  constexpr int kBitsPerWord = 8 * sizeof(unsigned long);
+  unsigned long mask[16] = {};
+  if (node < 0 || node >= 16 * kBitsPerWord) return;
+  mask[node / kBitsPerWord] = 1ul << (node % kBitsPerWord);
+  // Containers may forbid the call; first touch by the node's own threads then places the pages as well.
+  (void)syscall(SYS_mbind, data, bytes, kMpolPreferred, mask, 16 * kBitsPerWord, 0);
+}
+
+}  // namespace
+
+Buffer::Buffer(size_t bytes, int numa_node) {
+  if (bytes == 0) return;
+  // Huge pages need 2 MiB alignment: take one page more and give the ends back.
+  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* raw = mmap(nullptr, rounded + kHugePage, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) {
+    throw std::runtime_error("could not reserve " + std::to_string(bytes) + " bytes of memory: " + std::strerror(errno));
+  }
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(raw);
+  const uintptr_t aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  if (aligned > begin) munmap(raw, aligned - begin);
+  const size_t tail = kHugePage - (aligned - begin);
+  if (tail > 0) munmap(reinterpret_cast<void*>(aligned + rounded), tail);
+  data_ = reinterpret_cast<uint8_t*>(aligned);
+  bytes_ = rounded;
+  madvise(data_, bytes_, MADV_HUGEPAGE);
+  if (numa_node >= 0) prefer_node(data_, bytes_, numa_node);
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+void Buffer::reserve(size_t bytes, int numa_node) {
+  if (bytes <= bytes_) return;
+  *this = Buffer();  // give the old pages back first: the two never exist together
+  *this = Buffer(bytes, numa_node);
+}
+
+}  // namespace kt

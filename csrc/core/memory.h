@@ -1,0 +1,35 @@
+// Page-aligned memory for weights and scratch: anonymous mmap, huge pages where the system allows, bound to a NUMA
+// node by policy (the pages themselves appear at first touch).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kt {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  // Zero-filled; `numa_node` < 0 leaves placement to first touch. Throws std::runtime_error with the size asked for.
+  explicit Buffer(size_t bytes, int numa_node = -1);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  uint8_t* data() const { return data_; }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+  size_t size() const { return bytes_; }
+  // Keeps the memory when it is large enough, otherwise replaces it (contents are lost).
+  void reserve(size_t bytes, int numa_node = -1);
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace kt

@@ -1,0 +1,161 @@
+#include "core/thread_pool.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#include <stdexcept>
+
+namespace kt {
+namespace {
+
+// About 20 us of pause instructions: longer than the gap between two phases of a layer, shorter than the
+// attention between two layers, during which the cores belong to torch's threads.
+constexpr int kSpinRounds = 500;
+
+void cpu_relax() { __builtin_ia32_pause(); }
+
+void futex_wait(const std::atomic<uint32_t>& word, uint32_t value) {
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+
+void futex_wake_all(const std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+std::string text(int value) { return std::to_string(value); }
+
+void validate(const PoolConfig& config, const Topology& topology) {
+  if (config.threads < 1) {
+    throw std::invalid_argument("the number of CPU threads is " + text(config.threads) + "; it must be at least 1");
+  }
+  if (config.subpools < 1 || config.subpools > config.threads) {
+    throw std::invalid_argument("the number of thread pools is " + text(config.subpools) +
+                                "; it must be between 1 and the number of CPU threads (" + text(config.threads) + ")");
+  }
+  if (config.numa_nodes.empty()) return;
+  if (static_cast<int>(config.numa_nodes.size()) != config.subpools) {
+    throw std::invalid_argument("numa_nodes names " + text(static_cast<int>(config.numa_nodes.size())) +
+                                " nodes for " + text(config.subpools) + " thread pools; give one node per pool");
+  }
+  for (int node : config.numa_nodes) {
+    if (topology.find(node) != nullptr) continue;
+    std::string usable;
+    for (const NumaNode& n : topology.nodes) usable += (usable.empty() ? "" : ", ") + text(n.os_index);
+    throw std::invalid_argument("numa_nodes names node " + text(node) +
+                                ", which has no CPU core and memory this process may use; usable nodes are " + usable);
+  }
+}
+
+}  // namespace
+
+ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology) {
+  validate(config, topology);
+  const int node_count = static_cast<int>(topology.nodes.size());
+  for (int p = 0; p < config.subpools; ++p) {
+    numa_nodes_.push_back(config.numa_nodes.empty() ? topology.nodes[p % node_count].os_index : config.numa_nodes[p]);
+    threads_per_subpool_.push_back(config.threads / config.subpools + (p < config.threads % config.subpools ? 1 : 0));
+  }
+  if (config.numa_nodes.empty() && config.subpools > node_count) {
+    warnings_.push_back(text(config.subpools) + " thread pools on " + text(node_count) +
+                        " NUMA node(s): several pools share a node");
+  }
+
+  // Cores are handed out per node in order; a pool that finds none left stays unbound inside the whole machine.
+  std::vector<size_t> next_core(node_count, 0);
+  std::vector<int> core_of_worker;
+  int unbound = 0;
+  for (int p = 0; p < config.subpools; ++p) {
+    const NumaNode* node = topology.find(numa_nodes_[p]);
+    size_t& next = next_core[node - topology.nodes.data()];
+    for (int i = 0; i < threads_per_subpool_[p]; ++i) {
+      workers_.push_back(Worker{this, static_cast<int>(workers_.size()), p, i});
+      const bool free_core = next < node->cores.size();
+      core_of_worker.push_back(free_core ? node->cores[next++] : -1);
+      unbound += free_core ? 0 : 1;
+    }
+  }
+  if (unbound > 0) {
+    warnings_.push_back(text(unbound) + " of " + text(config.threads) +
+                        " CPU threads found no free physical core on their NUMA node and run unbound; "
+                        "more threads than cores slows every layer down");
+  }
+  if (topology.cpu_quota > 0 && config.threads > topology.cpu_quota + 0.5) {
+    warnings_.push_back(text(config.threads) + " CPU threads but the cgroup grants only " +
+                        std::to_string(topology.cpu_quota) + " CPUs");
+  }
+  // Spinning threads that share a core keep each other from working: then sleep at once.
+  spin_rounds_ = unbound > 0 ? 0 : kSpinRounds;
+
+  for (int i = 1; i < threads(); ++i) {
+    threads_.emplace_back([this, i, core = core_of_worker[i]] { worker_loop(i, core); });
+  }
+}
+
+ThreadPools::~ThreadPools() {
+  stopping_.store(true);
+  job_epoch_.fetch_add(1);
+  futex_wake_all(job_epoch_);
+  for (std::thread& t : threads_) t.join();
+}
+
+void ThreadPools::run_erased(void* context, Entry entry) {
+  context_ = context;
+  entry_ = entry;
+  if (threads() > 1) {
+    job_epoch_.fetch_add(1);
+    if (sleepers_.load() > 0) futex_wake_all(job_epoch_);
+  }
+  entry(context, workers_[0]);
+  barrier();  // everybody is done with `context` when this returns
+}
+
+void ThreadPools::worker_loop(int index, int core) {
+  const std::string name = "kt-worker-" + text(index);
+  pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
+  if (core >= 0) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    // A refused binding (a sandbox) costs speed, not correctness.
+    (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
+  }
+  uint32_t seen = 0;
+  while (true) {
+    wait_while_equal(job_epoch_, seen);
+    seen = job_epoch_.load(std::memory_order_acquire);
+    if (stopping_.load()) return;
+    entry_(context_, workers_[index]);
+    barrier();
+  }
+}
+
+void ThreadPools::barrier() {
+  const uint32_t total = static_cast<uint32_t>(threads());
+  if (total == 1) return;
+  const uint32_t epoch = barrier_epoch_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == total) {
+    arrived_.store(0, std::memory_order_relaxed);
+    barrier_epoch_.fetch_add(1);
+    if (sleepers_.load() > 0) futex_wake_all(barrier_epoch_);
+    return;
+  }
+  wait_while_equal(barrier_epoch_, epoch);
+}
+
+// The sleeper announces itself before it looks at the word again, and the waker changes the word before it looks for
+// sleepers (both sequentially consistent), so a wake-up cannot fall between.
+void ThreadPools::wait_while_equal(std::atomic<uint32_t>& word, uint32_t value) const {
+  for (int round = 0; round < spin_rounds_; ++round) {
+    if (word.load(std::memory_order_acquire) != value) return;
+    cpu_relax();
+  }
+  sleepers_.fetch_add(1);
+  while (word.load() == value) futex_wait(word, value);
+  sleepers_.fetch_sub(1);
+}
+
+}  // namespace kt

@@ -1,0 +1,86 @@
+// Compute threads, one sub-pool per NUMA node. The thread that calls `run` is worker 0 of sub-pool 0, so n threads
+// compute and never n + 1. Idle workers spin briefly, then sleep in the kernel.
+//
+//   run(job)            caller and workers execute job(worker); returns when all have finished
+//   worker.barrier()    inside a job: waits for every worker of every sub-pool
+//
+// `run` is not reentrant and not thread safe: the owner (Engine) serialises calls.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/topology.h"
+
+namespace kt {
+
+struct PoolConfig {
+  int threads = 1;
+  int subpools = 1;
+  std::vector<int> numa_nodes;  // OS index per sub-pool; empty = the machine's nodes in order, repeated if needed
+};
+
+class ThreadPools;
+
+struct Worker {
+  ThreadPools* pools;
+  int index;          // 0 .. threads-1
+  int subpool;        // 0 .. subpools-1
+  int index_in_pool;  // 0 .. threads of the sub-pool - 1
+  void barrier() const;
+};
+
+class ThreadPools {
+ public:
+  // Throws std::invalid_argument with a sentence for every impossible configuration.
+  ThreadPools(const PoolConfig& config, const Topology& topology);
+  ~ThreadPools();
+  ThreadPools(const ThreadPools&) = delete;
+  ThreadPools& operator=(const ThreadPools&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()); }
+  int subpools() const { return static_cast<int>(threads_per_subpool_.size()); }
+  int threads_in(int subpool) const { return threads_per_subpool_[subpool]; }
+  int node_of(int subpool) const { return numa_nodes_[subpool]; }
+  const std::vector<int>& numa_nodes() const { return numa_nodes_; }
+  const std::vector<int>& threads_per_subpool() const { return threads_per_subpool_; }
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
+  template <class Job>
+  void run(Job& job) {
+    run_erased(&job, [](void* context, const Worker& worker) { (*static_cast<Job*>(context))(worker); });
+  }
+
+ private:
+  friend struct Worker;
+  using Entry = void (*)(void* context, const Worker& worker);
+
+  void run_erased(void* context, Entry entry);
+  void worker_loop(int index, int core);
+  void barrier();
+  void wait_while_equal(std::atomic<uint32_t>& word, uint32_t value) const;
+
+  std::vector<Worker> workers_;
+  std::vector<int> threads_per_subpool_;
+  std::vector<int> numa_nodes_;
+  std::vector<std::string> warnings_;
+  int spin_rounds_ = 0;
+
+  alignas(64) std::atomic<uint32_t> job_epoch_{0};
+  alignas(64) std::atomic<uint32_t> arrived_{0};
+  alignas(64) std::atomic<uint32_t> barrier_epoch_{0};
+  alignas(64) mutable std::atomic<uint32_t> sleepers_{0};
+  void* context_ = nullptr;
+  Entry entry_ = nullptr;
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> threads_;
+};
+
+inline void Worker::barrier() const { pools->barrier(); }
+
+}  // namespace kt

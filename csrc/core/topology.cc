@@ -1,0 +1,86 @@
+#include "core/topology.h"
+
+#include <hwloc.h>
+
+#include <algorithm>
+#include <fstream>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+namespace kt {
+namespace {
+
+struct TopologyDeleter {
+  void operator()(hwloc_topology_t t) const { hwloc_topology_destroy(t); }
+};
+using TopologyHandle = std::unique_ptr<std::remove_pointer_t<hwloc_topology_t>, TopologyDeleter>;
+
+TopologyHandle load() {
+  hwloc_topology_t raw = nullptr;
+  if (hwloc_topology_init(&raw) != 0) throw std::runtime_error("hwloc_topology_init failed");
+  TopologyHandle handle(raw);
+  // By default hwloc drops what the cpuset of this process excludes: that is what we want to see.
+  if (hwloc_topology_load(raw) != 0) throw std::runtime_error("hwloc could not read this machine's topology");
+  return handle;
+}
+
+// cgroup v2 writes "quota period" or "max period" in cpu.max; v1 has one file for each.
+double read_cgroup_quota() {
+  std::ifstream v2("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (v2 >> quota >> period) return quota == "max" || period <= 0 ? 0 : std::stod(quota) / period;
+  std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
+  std::ifstream v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  double value = 0;
+  if ((v1_quota >> value) && (v1_period >> period) && value > 0 && period > 0) return value / period;
+  return 0;
+}
+
+}  // namespace
+
+int Topology::physical_cores() const {
+  int count = 0;
+  for (const NumaNode& node : nodes) count += static_cast<int>(node.cores.size());
+  return count;
+}
+
+const NumaNode* Topology::find(int os_index) const {
+  for (const NumaNode& node : nodes) {
+    if (node.os_index == os_index) return &node;
+  }
+  return nullptr;
+}
+
+Topology read_topology() {
+  const TopologyHandle handle = load();
+  hwloc_topology_t topology = handle.get();
+  Topology result;
+  result.cpu_quota = read_cgroup_quota();
+
+  // Platforms without core information expose processing units only.
+  const bool has_cores = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_CORE) > 0;
+  const hwloc_obj_type_t core_type = has_cores ? HWLOC_OBJ_CORE : HWLOC_OBJ_PU;
+  const int node_count = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_NUMANODE);
+  for (int n = 0; n < node_count; ++n) {
+    const hwloc_obj_t numa = hwloc_get_obj_by_type(topology, HWLOC_OBJ_NUMANODE, static_cast<unsigned>(n));
+    if (numa->attr->numanode.local_memory == 0) continue;  // a CPU-only node cannot hold weights
+    NumaNode node;
+    node.os_index = static_cast<int>(numa->os_index);
+    node.memory_bytes = numa->attr->numanode.local_memory;
+    hwloc_obj_t core = nullptr;
+    while ((core = hwloc_get_next_obj_inside_cpuset_by_type(topology, numa->cpuset, core_type, core)) != nullptr) {
+      node.cores.push_back(hwloc_bitmap_first(core->cpuset));
+    }
+    if (!node.cores.empty()) result.nodes.push_back(std::move(node));  // memory-only nodes (CXL, HBM) run nothing
+  }
+  std::sort(result.nodes.begin(), result.nodes.end(),
+            [](const NumaNode& a, const NumaNode& b) { return a.os_index < b.os_index; });
+  if (result.nodes.empty()) {
+    throw std::runtime_error("no NUMA node with both memory and a CPU core that this process may use was found");
+  }
+  return result;
+}
+
+}  // namespace kt

@@ -1,0 +1,140 @@
+// BF16 weights on AMX: TDPBF16PS multiplies a 16 x 32 tile of activations by a 32 x 16 tile of weights.
+//
+// A panel of 32 rows is two B tiles wide and its 64-byte rows [pair of k][16 rows][2] are what the instruction wants,
+// so weights go from memory to tiles untouched. Two A tiles (32 tokens) x two B tiles fill four C tiles. Each output
+// element sees the same tile steps of 32 columns in ascending k whatever the number of tokens, so one token costs the
+// same instructions with fewer tile rows and gives the same bits. Memory, not the tile unit, decides below ~100 tokens
+// per expert: one token moves 2 KiB of weights per step of at most 32 cycles.
+#include <immintrin.h>
+
+#include "kernels/bf16_sets.h"
+
+namespace {
+#include "kernels/avx512/ops-inl.h"
+#include "kernels/avx512/dot_bf16-inl.h"
+#include "kernels/rows-inl.h"
+
+constexpr int kTileRows = 16;
+constexpr int kBlockTokens = 2 * kTileRows;
+constexpr int kLineBytes = 64;
+constexpr int kPairBytes = 2 * kLineBytes;                  // a pair of k across a panel
+constexpr int kStepBytes = kPairBytes * (kt::kPanelK / 2);  // one tile step: 32 columns of k
+constexpr int kStepLines = kStepBytes / kLineBytes;
+// Few tokens: how far ahead the weights are fetched, two tile steps.
+constexpr int kAheadBytes = 2 * kStepBytes;
+
+// Tiles 0..3 = C (token half * 2 + row half), 4..5 = A by token half, 6..7 = B by row half.
+struct TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t rows[16] = {};
+
+  explicit TileConfig(int tokens) {
+    const int low = tokens < kTileRows ? tokens : kTileRows;
+    const int high = tokens - low > 0 ? tokens - low : 1;  // unused tiles still need a valid shape
+    for (int t = 0; t < 8; ++t) bytes_per_row[t] = kLineBytes;
+    rows[0] = rows[1] = rows[4] = static_cast<uint8_t>(low);
+    rows[2] = rows[3] = rows[5] = static_cast<uint8_t>(high);
+    rows[6] = rows[7] = kTileRows;
+  }
+};
+
+struct Block {
+  const uint8_t* weights;
+  const uint8_t* prefetch;  // lines to bring near while this block computes: `prefetch_lines` of every kStepLines
+  int prefetch_lines;
+  const uint16_t* a;
+  size_t a_bytes;  // row stride
+  float* c;
+  size_t c_bytes;
+  int steps;
+  kt::Store store;
+};
+
+template <bool kBothHalves>
+inline __attribute__((always_inline)) void multiply(const Block& b) {
+  const uint8_t* a_low = reinterpret_cast<const uint8_t*>(b.a);
+  const uint8_t* a_high = a_low + kTileRows * b.a_bytes;
+  uint8_t* c_low = reinterpret_cast<uint8_t*>(b.c);
+  uint8_t* c_high = c_low + kTileRows * b.c_bytes;
+  if (b.store == kt::Store::kAccumulate) {
+    _tile_loadd(0, c_low, b.c_bytes);
+    _tile_loadd(1, c_low + kLineBytes, b.c_bytes);
+    if (kBothHalves) {
+      _tile_loadd(2, c_high, b.c_bytes);
+      _tile_loadd(3, c_high + kLineBytes, b.c_bytes);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kBothHalves) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  }
+  const uint8_t* w = b.weights;
+  const uint8_t* ahead = b.prefetch;
+  for (int s = 0; s < b.steps; ++s) {
+    _tile_loadd(6, w, kPairBytes);
+    _tile_loadd(4, a_low + s * kLineBytes, b.a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + kLineBytes, kPairBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    if (kBothHalves) {
+      _tile_loadd(5, a_high + s * kLineBytes, b.a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    for (int line = 0; line < b.prefetch_lines; ++line) __builtin_prefetch(ahead + line * kLineBytes, 0, 2);
+    w += kStepBytes;
+    ahead += kStepBytes;
+  }
+  _tile_stored(0, c_low, b.c_bytes);
+  _tile_stored(1, c_low + kLineBytes, b.c_bytes);
+  if (kBothHalves) {
+    _tile_stored(2, c_high, b.c_bytes);
+    _tile_stored(3, c_high + kLineBytes, b.c_bytes);
+  }
+}
+
+void gemm(const kt::GemmArgs& g) {
+  const int blocks = (g.tokens + kBlockTokens - 1) / kBlockTokens;
+  int configured = 0;
+  for (int p = 0; p < g.panel_count; ++p) {
+    const uint8_t* panel = g.panels + p * g.panel_stride;
+    for (int i = 0; i < blocks; ++i) {
+      const int first = i * kBlockTokens;
+      const int tokens = g.tokens - first < kBlockTokens ? g.tokens - first : kBlockTokens;
+      if (tokens != configured) {
+        const TileConfig config(tokens);
+        _tile_loadconfig(&config);
+        configured = tokens;
+      }
+      // One block: the weights stream past, fetch ahead in the stream. More: this panel stays near while the blocks
+      // share out the fetching of the next panel.
+      const int lines = (kStepLines + blocks - 1) / blocks;
+      const uint8_t* ahead = blocks == 1 ? panel + kAheadBytes : panel + g.panel_stride + i * lines * kLineBytes;
+      const Block block = {panel,
+                           ahead,
+                           lines,
+                           static_cast<const uint16_t*>(g.a) + first * g.a_stride,
+                           g.a_stride * sizeof(uint16_t),
+                           g.c + first * g.c_stride + p * kt::kPanelRows,
+                           g.c_stride * sizeof(float),
+                           g.k_count / kt::kPanelK,
+                           g.store};
+      if (tokens > kTileRows) {
+        multiply<true>(block);
+      } else {
+        multiply<false>(block);
+      }
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace
+
+constexpr kt::KernelSet kt::kBf16Amx = make_kernel_set<Avx512DotBf16>("bf16.amx", gemm);

@@ -1,0 +1,14 @@
+// BF16 weights on AVX512-BF16: VDPBF16PS multiplies pairs of bf16 and adds them to fp32 (denormals count as zero).
+#include <immintrin.h>
+
+#include "kernels/bf16_sets.h"
+
+namespace {
+#include "kernels/avx512/ops-inl.h"
+#include "kernels/avx512/dot_bf16-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/rows-inl.h"
+}  // namespace
+
+constexpr kt::KernelSet kt::kBf16Avx512Bf16 =
+    make_kernel_set<Avx512DotBf16>("bf16.avx512_bf16", PanelGemm<Avx512DotBf16>::run);

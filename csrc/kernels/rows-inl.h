@@ -1,0 +1,120 @@
+// Element-wise work between the GEMMs, compiled once per instruction set beside gemm-inl.h: SwiGLU, the weighted sum of
+// expert outputs, conversion of hidden states and outputs. Vectors always start at multiples of kLanes and padding is
+// computed like data, so an element meets the same instructions wherever its row stands in a batch.
+//
+// Ops provides, beyond gemm-inl.h: mul, add, sub, div, fma(a, b, c) = a*b + c, min, max (second operand when one is
+// NaN, as the x86 instructions do), round_even(Vec), pow2(Vec integral) and conversions
+//   from_bf16 / from_f16(const uint16_t*) -> Vec,  to_bf16 / to_f16(Vec, uint16_t*)
+
+template <class Ops>
+struct Rows {
+  using Vec = typename Ops::Vec;
+  static constexpr int kLanes = Ops::kLanes;
+
+  // exp(x) for x in [-87, 87], NaN for NaN: x = n*ln2 + r, |r| <= ln2/2, Taylor polynomial of degree 7 for exp(r)
+  // (truncation error |r|^8/8! < 6e-9, below half an ulp), ln2 split in two fp32 parts (Cody and Waite, 1980).
+  static inline __attribute__((always_inline)) Vec exp(Vec x) {
+    const Vec n = Ops::round_even(Ops::mul(x, Ops::set(1.44269504088896341f)));
+    Vec r = Ops::fma(n, Ops::set(-0.693145751953125f), x);
+    r = Ops::fma(n, Ops::set(-1.42860682030941723e-6f), r);
+    Vec y = Ops::set(1.0f / 5040);
+    y = Ops::fma(y, r, Ops::set(1.0f / 720));
+    y = Ops::fma(y, r, Ops::set(1.0f / 120));
+    y = Ops::fma(y, r, Ops::set(1.0f / 24));
+    y = Ops::fma(y, r, Ops::set(1.0f / 6));
+    y = Ops::fma(y, r, Ops::set(0.5f));
+    y = Ops::fma(y, r, Ops::set(1.0f));
+    y = Ops::fma(y, r, Ops::set(1.0f));
+    return Ops::mul(y, Ops::pow2(n));
+  }
+
+  // x / (1 + exp(-s*x)). The clip keeps 2^n finite; beyond it the quotient is x or a zero to within fp32 anyway.
+  static inline __attribute__((always_inline)) Vec times_sigmoid(Vec x, Vec s) {
+    Vec t = Ops::mul(x, Ops::sub(Ops::zero(), s));
+    t = Ops::max(Ops::set(-87.0f), Ops::min(Ops::set(87.0f), t));
+    return Ops::div(x, Ops::add(Ops::set(1.0f), exp(t)));
+  }
+
+  static inline __attribute__((always_inline)) Vec clamp(Vec x, float low, float high) {
+    return Ops::max(Ops::set(low), Ops::min(Ops::set(high), x));
+  }
+
+  static inline __attribute__((always_inline)) Vec gated(Vec gate, Vec up, float limit, float alpha) {
+    if (alpha > 0) {
+      if (limit > 0) {
+        gate = clamp(gate, -limit, limit);
+        up = clamp(up, -limit, limit);
+      }
+      return Ops::mul(times_sigmoid(gate, Ops::set(alpha)), Ops::add(up, Ops::set(1.0f)));
+    }
+    if (limit > 0) {
+      gate = Ops::min(Ops::set(limit), gate);
+      up = clamp(up, -limit, limit);
+    }
+    return Ops::mul(times_sigmoid(gate, Ops::set(1.0f)), up);
+  }
+
+  static void swiglu(const kt::SwigluArgs& s) {
+    using Element = typename Ops::Element;
+    for (int t = 0; t < s.tokens; ++t) {
+      const float* c = s.c + t * s.c_stride;
+      Element* h = static_cast<Element*>(s.h) + t * s.h_stride;
+      for (int p = 0; p < s.panel_pairs; ++p) {
+        for (int i = 0; i < kt::kPanelRows; i += kLanes) {
+          const Vec gate = Ops::load(c + 2 * p * kt::kPanelRows + i);
+          const Vec up = Ops::load(c + (2 * p + 1) * kt::kPanelRows + i);
+          Ops::store_activation(gated(gate, up, s.limit, s.alpha), h + p * kt::kPanelRows + i);
+        }
+      }
+    }
+  }
+
+  static void weighted_sum(const kt::WeightedSumArgs& s) {
+    for (int t = 0; t < s.tokens; ++t) {
+      const float* c = s.c + t * s.c_stride;
+      float* sum = s.sum + s.rows[t] * s.sum_stride;
+      const Vec w = Ops::set(s.weights[t]);
+      for (int i = 0; i < s.columns; i += kLanes) {
+        Ops::store(sum + i, Ops::fma(w, Ops::load(c + i), Ops::load(sum + i)));
+      }
+    }
+  }
+
+  // kFrom/kTo are functions of one vector; the last, partial vector goes through a padded copy.
+  template <class From, class To, Vec (*kLoad)(const From*), void (*kStore)(Vec, To*)>
+  static void convert(const void* from, void* to, size_t count) {
+    const From* f = static_cast<const From*>(from);
+    To* t = static_cast<To*>(to);
+    size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) kStore(kLoad(f + i), t + i);
+    if (i == count) return;
+    From f_tail[kLanes] = {};
+    To t_tail[kLanes];
+    __builtin_memcpy(f_tail, f + i, (count - i) * sizeof(From));
+    kStore(kLoad(f_tail), t_tail);
+    __builtin_memcpy(t + i, t_tail, (count - i) * sizeof(To));
+  }
+
+  static void load_f32_activation(Vec v, typename Ops::Element* to) { Ops::store_activation(Ops::round_bf16(v), to); }
+};
+
+// One definition of the whole set, so that two instruction sets differ in their Ops and nowhere else.
+template <class Ops>
+constexpr kt::KernelSet make_kernel_set(const char* name, void (*gemm)(const kt::GemmArgs&)) {
+  using R = Rows<Ops>;
+  using E = typename Ops::Element;
+  return {name,
+          sizeof(E) == 2 ? kt::Activation::kBf16 : kt::Activation::kF32,
+          gemm,
+          R::swiglu,
+          R::weighted_sum,
+          {R::template convert<uint16_t, E, Ops::from_bf16, R::load_f32_activation>,
+           R::template convert<uint16_t, E, Ops::from_f16, R::load_f32_activation>,
+           R::template convert<float, E, Ops::load, R::load_f32_activation>},
+          {R::template convert<float, uint16_t, Ops::load, Ops::to_bf16>,
+           R::template convert<float, uint16_t, Ops::load, Ops::to_f16>,
+           R::template convert<float, float, Ops::load, Ops::store_to>},
+          {R::template convert<uint16_t, float, Ops::from_bf16, Ops::store_to>,
+           R::template convert<uint16_t, float, Ops::from_f16, Ops::store_to>,
+           R::template convert<float, float, Ops::load, Ops::store_to>}};
+}

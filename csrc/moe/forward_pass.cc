@@ -1,0 +1,237 @@
+#include "moe/forward_pass.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace kt {
+namespace {
+
+// Blocking of the many-token GEMM. The activations of one block (tokens x k) stay in L2 while the panels of a piece
+// pass by; 512 KiB leaves room for the products and the panels in flight in the 1-2 MiB L2 of server cores.
+constexpr int kBlockTokens = 512;
+constexpr size_t kBlockBytes = size_t{512} << 10;
+constexpr int kMinBlockK = 512;
+
+// A piece of gate/up is this many gate+up panel pairs: one for few tokens (256 KiB of BF16 at hidden 2048: fine
+// enough to share evenly), four for many (256 columns, so that gathering the activations costs little).
+constexpr int kManyTokens = 32;
+constexpr int kPairsForMany = 4;
+
+// A strip of hidden columns keeps one fp32 sum per token: at most this many bytes of sums for many tokens.
+constexpr size_t kSumBytes = size_t{1} << 20;
+constexpr int kMaxStripPanels = 8;
+
+// Rows of 16 tokens a multiple of 4 KiB apart would fall into the same set of a 48 KiB, 12-way L1.
+constexpr size_t kRowPadding = 32;
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+size_t padded_stride(int k) { return static_cast<size_t>(k) + kRowPadding; }
+
+}  // namespace
+
+ForwardPass::ForwardPass(Engine& engine, const KernelSet& kernels, const LayerConfig& config,
+                         const Bf16Weights& weights, const Routing& routing, const ForwardArgs& args)
+    : engine_(engine),
+      kernels_(kernels),
+      config_(config),
+      weights_(weights),
+      routing_(routing),
+      args_(args),
+      subpools_(engine.pools().subpools()) {
+  plan(engine);
+}
+
+int ForwardPass::pairs_per_piece(const ActiveExpert& expert) const {
+  return expert.pairs >= kManyTokens ? kPairsForMany : 1;
+}
+
+void ForwardPass::plan(Engine& engine) {
+  const LayerShape& shape = config_.shape;
+  const int tokens = args_.routing.tokens;
+
+  converts_hidden_ = args_.hidden_type != DType::kBf16 || kernels_.activation != Activation::kBf16 ||
+                     shape.hidden != shape.hidden_padded();
+  if (converts_hidden_) {
+    hidden_stride_ = shape.hidden_padded();
+    engine.rows().reserve(tokens * hidden_stride_ * element_bytes());
+    hidden_rows_ = engine.rows().data();
+  } else {
+    hidden_stride_ = shape.hidden;
+    hidden_rows_ = static_cast<const uint8_t*>(args_.hidden);
+  }
+  intermediate_stride_ = padded_stride(shape.intermediate_panels() * kPanelRows);
+  engine.intermediate().reserve(routing_.pairs() * intermediate_stride_ * element_bytes());
+  intermediate_ = engine.intermediate().data();
+
+  for (int s = 0; s < engine.pools().subpools(); ++s) {
+    SubpoolPlan& plan = subpools_[s];
+    int pieces = 0;
+    for (const ActiveExpert& expert : routing_.experts()) {
+      plan.first_piece.push_back(pieces);
+      pieces += ceil_div(weights_.gate_up_panels(s).count(), pairs_per_piece(expert));
+    }
+    plan.first_piece.push_back(pieces);
+
+    const size_t panel_sums = static_cast<size_t>(tokens) * kPanelRows * sizeof(float);
+    const int panels = weights_.down_panels(s).count();
+    const int threads = engine.pools().threads_in(s);
+    const int even_share = std::max(1, panels / (4 * threads));  // four strips a thread even out delays
+    const int fits = std::max(2, static_cast<int>(kSumBytes / panel_sums));
+    plan.panels_per_strip = std::min({kMaxStripPanels, even_share, fits});
+    plan.strips = ceil_div(panels, plan.panels_per_strip);
+  }
+}
+
+void ForwardPass::operator()(const Worker& worker) {
+  if (converts_hidden_) {
+    convert_hidden(worker);
+    worker.barrier();
+  }
+  gate_up(worker);
+  worker.barrier();
+  down(worker);
+}
+
+void ForwardPass::convert_hidden(const Worker& worker) {
+  const int tokens = args_.routing.tokens;
+  const int threads = worker.pools->threads();
+  const int hidden = config_.shape.hidden;
+  const size_t in_bytes = args_.hidden_type == DType::kF32 ? 4 : 2;
+  const size_t pad = (config_.shape.hidden_padded() - hidden) * element_bytes();
+  const ConvertFn convert = kernels_.load_rows[static_cast<int>(args_.hidden_type)];
+  for (int t = worker.index; t < tokens; t += threads) {
+    uint8_t* out = engine_.rows().data() + t * hidden_stride_ * element_bytes();
+    convert(static_cast<const uint8_t*>(args_.hidden) + t * in_bytes * hidden, out, hidden);
+    std::memset(out + hidden * element_bytes(), 0, pad);
+  }
+}
+
+void ForwardPass::gate_up(const Worker& worker) {
+  SubpoolPlan& plan = subpools_[worker.subpool];
+  const int total = plan.first_piece.back();
+  size_t at = 0;  // pieces are taken in ascending order, so the expert is found by walking on
+  while (true) {
+    const int piece = plan.next_expert_piece.fetch_add(1, std::memory_order_relaxed);
+    if (piece >= total) return;
+    while (plan.first_piece[at + 1] <= piece) ++at;
+    gate_up_piece(worker, routing_.experts()[at], piece - plan.first_piece[at]);
+  }
+}
+
+void ForwardPass::gate_up_piece(const Worker& worker, const ActiveExpert& expert, int strip) {
+  const PanelRange share = weights_.gate_up_panels(worker.subpool);
+  const int first_pair = strip * pairs_per_piece(expert);
+  const int pairs = std::min(pairs_per_piece(expert), share.count() - first_pair);
+  const Operand operand = {weights_.gate_up(worker.subpool, expert.expert) + 2 * first_pair * weights_.gate_up_stride(),
+                           weights_.gate_up_stride(), 2 * pairs, config_.shape.hidden_padded()};
+  const Rows rows = {hidden_rows_, hidden_stride_, routing_.token_of_pair().data() + expert.first_pair, 0,
+                     expert.pairs};
+  const size_t column = static_cast<size_t>(share.begin + first_pair) * kPanelRows;
+  multiply(engine_.scratch(worker.index), operand, rows,
+           [&](const float* product, size_t stride, int first_row, int row_count) {
+             const size_t h_row = expert.first_pair + first_row;
+             kernels_.swiglu({product, stride, row_count, pairs,
+                              intermediate_ + (h_row * intermediate_stride_ + column) * element_bytes(),
+                              intermediate_stride_, config_.swiglu_limit, config_.swiglu_alpha});
+           });
+}
+
+void ForwardPass::down(const Worker& worker) {
+  SubpoolPlan& plan = subpools_[worker.subpool];
+  while (true) {
+    const int strip = plan.next_strip.fetch_add(1, std::memory_order_relaxed);
+    if (strip >= plan.strips) return;
+    down_strip(worker, strip);
+  }
+}
+
+void ForwardPass::down_strip(const Worker& worker, int strip) {
+  const SubpoolPlan& plan = subpools_[worker.subpool];
+  const PanelRange share = weights_.down_panels(worker.subpool);
+  const int first_panel = strip * plan.panels_per_strip;
+  const int panels = std::min(plan.panels_per_strip, share.count() - first_panel);
+  const int columns = panels * kPanelRows;
+
+  WorkerScratch& scratch = engine_.scratch(worker.index);
+  const size_t sum_bytes = static_cast<size_t>(args_.routing.tokens) * columns * sizeof(float);
+  scratch.sum.reserve(sum_bytes, worker.pools->node_of(worker.subpool));
+  float* sum = scratch.sum.as<float>();
+  std::memset(sum, 0, sum_bytes);
+
+  for (const ActiveExpert& expert : routing_.experts()) {
+    const Operand operand = {weights_.down(worker.subpool, expert.expert) + first_panel * weights_.down_stride(),
+                             weights_.down_stride(), panels, config_.shape.intermediate_padded()};
+    const Rows rows = {intermediate_, intermediate_stride_, nullptr, expert.first_pair, expert.pairs};
+    multiply(scratch, operand, rows, [&](const float* product, size_t stride, int first_row, int row_count) {
+      const int pair = expert.first_pair + first_row;
+      kernels_.weighted_sum({product, stride, row_count, columns, routing_.token_of_pair().data() + pair,
+                             routing_.weight_of_pair().data() + pair, sum, static_cast<size_t>(columns)});
+    });
+  }
+  store_strip(sum, columns, (share.begin + first_panel) * kPanelRows, columns);
+}
+
+void ForwardPass::store_strip(const float* sum, size_t sum_stride, int first_column, int columns) const {
+  const int hidden = config_.shape.hidden;
+  const int live = std::min(columns, hidden - first_column);
+  const size_t out_bytes = args_.output_type == DType::kF32 ? 4 : 2;
+  const ConvertFn store = kernels_.store_rows[static_cast<int>(args_.output_type)];
+  const ConvertFn widen = kernels_.widen_rows[static_cast<int>(args_.output_type)];
+  alignas(64) float row[kMaxStripPanels * kPanelRows];
+  for (int t = 0; t < args_.routing.tokens; ++t) {
+    uint8_t* out = static_cast<uint8_t*>(args_.output) + (static_cast<size_t>(t) * hidden + first_column) * out_bytes;
+    const float* from = sum + t * sum_stride;
+    if (args_.store == Store::kAccumulate) {
+      widen(out, row, live);
+      for (int i = 0; i < live; ++i) row[i] += from[i];
+      from = row;
+    }
+    store(from, out, live);
+  }
+}
+
+// Rows of one block side by side: the rows themselves when they already are, else a copy in the worker's scratch.
+const uint8_t* ForwardPass::gathered(WorkerScratch& scratch, const Rows& rows, int first_row, int row_count,
+                                     int first_k, int k_count, size_t* stride) const {
+  const size_t bytes = element_bytes();
+  const auto source = [&](int row) {
+    const size_t at = rows.index != nullptr ? rows.index[row] : rows.first + row;
+    return rows.data + (at * rows.stride + first_k) * bytes;
+  };
+  if (rows.index == nullptr || row_count == 1) {
+    *stride = rows.stride;
+    return source(first_row);
+  }
+  *stride = padded_stride(k_count);
+  scratch.gathered.reserve(row_count * *stride * bytes);
+  for (int r = 0; r < row_count; ++r) {
+    std::memcpy(scratch.gathered.data() + r * *stride * bytes, source(first_row + r), k_count * bytes);
+  }
+  return scratch.gathered.data();
+}
+
+// All rows of one expert against the panels of one piece. Blocks of tokens x K are cut so that a block's activations
+// stay in L2; the product of a block of tokens is complete when `epilogue(product, stride, first_row, rows)` sees it.
+template <class Epilogue>
+void ForwardPass::multiply(WorkerScratch& scratch, const Operand& w, const Rows& rows, Epilogue epilogue) {
+  const size_t columns = static_cast<size_t>(w.panel_count) * kPanelRows;
+  const int block_rows = std::min(rows.count, kBlockTokens);
+  const int fitting_k = static_cast<int>(kBlockBytes / (block_rows * element_bytes())) / kPanelK * kPanelK;
+  const int block_k = std::min(w.k, std::max(kMinBlockK, fitting_k));
+  scratch.product.reserve(block_rows * columns * sizeof(float));
+  float* product = scratch.product.as<float>();
+
+  for (int r = 0; r < rows.count; r += block_rows) {
+    const int row_count = std::min(block_rows, rows.count - r);
+    for (int k = 0; k < w.k; k += block_k) {
+      const int k_count = std::min(block_k, w.k - k);
+      size_t stride = 0;
+      const uint8_t* a = gathered(scratch, rows, r, row_count, k, k_count, &stride);
+      kernels_.gemm({w.panels + k * Bf16Weights::kBytesPerK, w.panel_stride, w.panel_count, a, stride, row_count,
+                     k_count, product, columns, k == 0 ? Store::kOverwrite : Store::kAccumulate});
+    }
+    epilogue(product, columns, r, row_count);
+  }
+}
+
+}  // namespace kt

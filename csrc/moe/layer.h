@@ -1,0 +1,67 @@
+// One MoE layer on the CPU: packed weights and the forward pass.
+//
+//   out[t] = sum over the token's experts e of w[t, e] * down_e( act(gate_e x_t) * up_e x_t )
+//
+// Two phases with a barrier between: SwiGLU outputs of every (token, expert) pair, then strips of hidden columns, each
+// strip summed over all experts by one thread in ascending expert order. See doc/architecture.md.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kernels/dispatch.h"
+#include "moe/engine.h"
+#include "moe/routing.h"
+#include "moe/weights.h"
+
+namespace kt {
+
+struct LayerConfig {
+  std::string method;
+  LayerShape shape;
+  int top_k;
+  int max_tokens;
+  int layer_idx;
+  float swiglu_limit;  // 0 = none
+  float swiglu_alpha;  // 0 = SiLU
+};
+
+struct ForwardArgs {
+  RoutingInput routing;
+  const void* hidden;  // [tokens, hidden]
+  DType hidden_type;
+  void* output;  // [tokens, hidden]
+  DType output_type;
+  Store store;  // kAccumulate adds what `output` holds
+};
+
+class MoeLayer {
+ public:
+  MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config);
+
+  void load_bf16(const std::vector<const uint16_t*>& gate, const std::vector<const uint16_t*>& up,
+                 const std::vector<const uint16_t*>& down);
+  bool loaded() const { return weights_ != nullptr; }
+  size_t weight_bytes() const { return weights_ ? weights_->bytes() : 0; }
+  const KernelSet& kernels() const { return kernels_; }
+  const LayerConfig& config() const { return config_; }
+  Engine& engine() { return *engine_; }
+
+  // uint8[num_experts], non-zero = the expert lives on the device; read anew by every forward; null = none does.
+  void set_device_mask(const uint8_t* mask) { device_mask_ = mask; }
+
+  // Throws std::invalid_argument for arguments that do not fit the layer, before anything is written.
+  void check(const ForwardArgs& args) const;
+  // Computes on the calling thread and the pool.
+  void forward(const ForwardArgs& args);
+
+ private:
+  std::shared_ptr<Engine> engine_;
+  LayerConfig config_;
+  const KernelSet& kernels_;
+  std::unique_ptr<Bf16Weights> weights_;
+  const uint8_t* device_mask_ = nullptr;
+  Routing routing_;
+};
+
+}  // namespace kt
