@@ -1,0 +1,173 @@
+"""One safetensors file, mapped into memory: tensors are views of the mapping, nothing is copied.
+
+    byte 0        8                8 + n                              end of file
+    | n (u64 LE)  | JSON header    | data: tensors at their offsets   |
+
+The header is checked whole when the file is opened, so a file that was cut off is reported by name before
+any weight is read, not by a crash in the middle.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
+
+# Names of the format -> torch dtypes. Types that torch cannot hold are known by name only: they appear
+# in messages but cannot be viewed.
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000  # the limit the safetensors format itself sets
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor; `begin` and `end` count bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile:
+    """A safetensors file held open and mapped read-only until it is collected."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                self.tensors = _read_header(path, file.read(_LENGTH_BYTES), file, size)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise CheckpointPathError(
+                f"file '{path}' does not exist; download the checkpoint again."
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"file '{path}' cannot be read: {error.strerror or error}.") from error
+        with warnings.catch_warnings():
+            # torch warns that writing to a read-only buffer is undefined; nothing here writes.
+            warnings.simplefilter("ignore", UserWarning)
+            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def info(self, name: str) -> TensorInfo:
+        """The header's entry; raises MissingTensorError."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise MissingTensorError(f"tensor '{name}' is not in '{self.path}'.") from None
+
+    def view(self, name: str) -> torch.Tensor:
+        """The tensor as a read-only view of the mapping (a copy only if the file does not align it)."""
+        info = self.info(name)
+        dtype = TORCH_DTYPES[info.dtype]
+        raw = self._bytes[info.begin : info.end]
+        if info.begin % dtype.itemsize:
+            raw = raw.clone()
+        return raw.view(dtype).view(info.shape)
+
+    def will_need(self, names: Iterable[str]) -> None:
+        """Ask the system to start reading these tensors."""
+        self._advise(names, mmap.MADV_WILLNEED)
+
+    def drop_pages(self, names: Iterable[str]) -> None:
+        """Give back the memory of these tensors' pages; a later access reads them from the file again."""
+        self._advise(names, mmap.MADV_DONTNEED)
+
+    def _advise(self, names: Iterable[str], advice: int) -> None:
+        for begin, end in _page_ranges((self.info(name) for name in names), len(self._map)):
+            self._map.madvise(advice, begin, end - begin)
+
+
+def _page_ranges(infos: Iterable[TensorInfo], file_size: int) -> list[tuple[int, int]]:
+    """Byte ranges covering the tensors, starting at page borders, neighbours merged."""
+    ranges: list[tuple[int, int]] = []
+    for info in sorted(infos, key=lambda info: info.begin):
+        begin = info.begin - info.begin % mmap.PAGESIZE
+        end = min(info.end, file_size)
+        if ranges and begin <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
+        elif end > begin:
+            ranges.append((begin, end))
+    return ranges
+
+
+def _read_header(path: str, length_bytes: bytes, file, size: int) -> dict[str, TensorInfo]:
+    if length_bytes == b"version ":
+        raise CheckpointError(
+            f"file '{path}' is a git-lfs pointer of {size} bytes, not weights; run 'git lfs pull'."
+        )
+    if len(length_bytes) < _LENGTH_BYTES:
+        raise CheckpointError(
+            f"file '{path}' is cut off: it has {size} bytes, less than a safetensors header."
+        )
+    (header_bytes,) = struct.unpack("<Q", length_bytes)
+    if header_bytes > _LONGEST_HEADER:
+        raise CheckpointError(
+            f"file '{path}' is no safetensors file: its first 8 bytes promise a header of {header_bytes} "
+            f"bytes, and the longest allowed is {_LONGEST_HEADER}."
+        )
+    data_begin = _LENGTH_BYTES + header_bytes
+    if data_begin > size:
+        raise CheckpointError(
+            f"file '{path}' is cut off: its header needs {data_begin} bytes and the file has {size}; "
+            "download it again."
+        )
+    try:
+        entries = json.loads(file.read(header_bytes))
+        entries.pop("__metadata__", None)
+        tensors = {name: _parse_entry(entry, data_begin) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"file '{path}' has a damaged safetensors header: {error}; download it again."
+        ) from error
+    for name, info in tensors.items():
+        _check_extent(path, name, info, size)
+    return tensors
+
+
+def _parse_entry(entry: dict, data_begin: int) -> TensorInfo:
+    begin, end = entry["data_offsets"]
+    shape = tuple(int(extent) for extent in entry["shape"])
+    return TensorInfo(str(entry["dtype"]), shape, data_begin + int(begin), data_begin + int(end))
+
+
+def _check_extent(path: str, name: str, info: TensorInfo, size: int) -> None:
+    if info.end > size:
+        raise CheckpointError(
+            f"file '{path}' is cut off: tensor '{name}' ends at byte {info.end} and the file has {size} "
+            "bytes; download it again."
+        )
+    if info.dtype not in TORCH_DTYPES:
+        return
+    expected = math.prod(info.shape) * TORCH_DTYPES[info.dtype].itemsize
+    if min(info.shape, default=0) < 0 or info.end - info.begin != expected:
+        raise CheckpointError(
+            f"file '{path}' has a damaged header: tensor '{name}' is {info.dtype} {list(info.shape)}, which "
+            f"is {expected} bytes, but its place in the file holds {info.end - info.begin}."
+        )

@@ -1,0 +1,158 @@
+"""Forward calls whose tensors are on an accelerator: host buffers, and the CPU's work enqueued on the stream.
+
+    stream:  copy in -> [callback: queue the task] -> the accelerator's own experts -> [callback: wait] ->
+    copy out
+
+Python never waits: the calls only enqueue, so they can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kt_kernel.buffers import BufferCache, BufferKey
+from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts
+from kt_kernel.errors import CallOrderError, InputError
+from kt_kernel.inputs import ACTIVATION_CODES, ID_CODES, check_inputs
+from kt_kernel.layer_config import LayerConfig
+
+
+class CudaRuntime:
+    """What the path needs of the accelerator's runtime; tests put another in its place."""
+
+    def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def current_stream(self, device: torch.device) -> int:
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def on_stream(self, stream: int, device: torch.device) -> AbstractContextManager:
+        if stream == self.current_stream(device):
+            return nullcontext()
+        return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device))
+
+
+@dataclass
+class _InFlight:
+    host_output: torch.Tensor
+    queued_behind: int
+
+
+class DevicePath:
+    """Calls of one loaded layer. `native`, its extension object, reads `mask` whenever it computes."""
+
+    def __init__(
+        self,
+        config: LayerConfig,
+        engine: Any,
+        chain: DeferralChain,
+        native: Any,
+        mask: torch.Tensor,
+        buffers: BufferCache,
+        runtime: CudaRuntime,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._chain = chain
+        self._native = native
+        self._mask = mask
+        self._buffers = buffers
+        self._runtime = runtime
+        self._in_flight: _InFlight | None = None
+
+    def forward(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, stream: int | None
+    ) -> torch.Tensor:
+        """`submit` and `sync` in one call."""
+        self.submit(hidden, ids, weights, stream)
+        return self.sync(hidden, stream)
+
+    def submit(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, stream: int | None
+    ) -> None:
+        """Enqueue the copies to the host and the task on `stream` (default: the current one)."""
+        if stream is None:
+            stream = self._runtime.current_stream(hidden.device)
+        with self._runtime.on_stream(stream, hidden.device):
+            self._submit(hidden, ids, weights, stream)
+
+    def _submit(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, stream: int) -> None:
+        config = self._config
+        hidden, ids, weights = check_inputs(config, hidden, ids, weights)
+        tokens = hidden.shape[0]
+        key = BufferKey(hidden.device, hidden.dtype, config.hidden_size, config.num_experts_per_tok, stream)
+        slot = self._buffers.ring(key, max(tokens, 1), self._runtime.page_locked).next_slot()
+        earlier = self._chain.take(config.layer_idx, hidden)
+        defers = config.max_deferred_experts_per_token > 0 and config.layer_idx < self._chain.last_layer_idx
+        if defers:
+            protected_k = config.num_experts_per_tok - config.max_deferred_experts_per_token
+            ids, deferred_ids = select_deferred_experts(ids, weights, protected_k, config.num_experts)
+            host_deferred_ids = _copied(deferred_ids, slot.deferred_ids)
+        host_hidden = _copied(hidden, slot.hidden)
+        host_ids = _copied(ids, slot.ids)
+        host_weights = _copied(weights, slot.weights)
+        host_output = slot.output[:tokens] if earlier is None else earlier.output
+        self._enqueue(stream, host_hidden, host_ids, host_weights, host_output, 0 if earlier is None else 1)
+        if defers:
+            later = slot.deferred_output[:tokens]
+            self._enqueue(stream, host_hidden, host_deferred_ids, host_weights, later, 0)
+            self._chain.pending = DeferredOutput(config.layer_idx, later, (slot, self._mask))
+        self._in_flight = _InFlight(host_output, 1 if defers else 0)
+
+    def sync(self, hidden: torch.Tensor, stream: int | None) -> torch.Tensor:
+        """Enqueue the wait and the copy back; returns a new tensor [tokens, H] like `hidden`, filled in
+        stream order.
+
+        Raises the error of an earlier call that failed on the CPU: a callback itself cannot raise.
+        """
+        call, self._in_flight = self._in_flight, None
+        if call is None:
+            raise CallOrderError(
+                f"layer {self._config.layer_idx}: sync_forward without a submit_forward before it."
+            )
+        if stream is None:
+            stream = self._runtime.current_stream(hidden.device)
+        self._engine.sync_on_stream(stream, call.queued_behind)
+        with self._runtime.on_stream(stream, hidden.device):
+            output = torch.empty(call.host_output.shape, dtype=hidden.dtype, device=hidden.device)
+            output.copy_(call.host_output, non_blocking=True)
+        try:
+            self._engine.raise_pending_error()
+        except ValueError as error:
+            self._chain.drop()
+            raise InputError(f"layer {self._config.layer_idx} or one before it: {error}") from None
+        return output
+
+    def _enqueue(
+        self,
+        stream: int,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        output: torch.Tensor,
+        add: int,
+    ) -> None:
+        tokens, top_k = ids.shape
+        code = ACTIVATION_CODES[hidden.dtype]
+        self._native.submit_on_stream(
+            stream,
+            tokens,
+            top_k,
+            hidden.data_ptr(),
+            code,
+            ids.data_ptr(),
+            ID_CODES[ids.dtype],
+            weights.data_ptr(),
+            output.data_ptr(),
+            code,
+            add,
+        )
+
+
+def _copied(source: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """Enqueue the copy of `source` into the head of a host buffer."""
+    return buffer[: source.shape[0]].copy_(source, non_blocking=True)

@@ -1,0 +1,66 @@
+"""The description of one MoE layer, checked once when the layer is made."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+
+from kt_kernel.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Sizes and limits of one layer, in the words of the public interface.
+
+    `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
+    the most tokens of one call. `max_deferred_experts_per_token`: see kt_kernel/deferral.py. A `swiglu_limit`
+    of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU. Raises ConfigurationError for values that
+    cannot work.
+    """
+
+    layer_idx: int
+    num_experts: int
+    num_experts_per_tok: int
+    hidden_size: int
+    moe_intermediate_size: int
+    chunked_prefill_size: int
+    max_deferred_experts_per_token: int = 0
+    swiglu_limit: float = 0.0
+    swiglu_alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._require_integers(0, "layer_idx", "max_deferred_experts_per_token")
+        self._require_integers(
+            1,
+            "num_experts",
+            "num_experts_per_tok",
+            "hidden_size",
+            "moe_intermediate_size",
+            "chunked_prefill_size",
+        )
+        top_k = self.num_experts_per_tok
+        if top_k > self.num_experts:
+            raise ConfigurationError(
+                f"num_experts_per_tok is {top_k}, more than num_experts ({self.num_experts})."
+            )
+        if self.max_deferred_experts_per_token > top_k:
+            raise ConfigurationError(
+                f"max_deferred_experts_per_token is {self.max_deferred_experts_per_token}, but a token has "
+                f"only {top_k} experts; use at most that."
+            )
+        for name in ("swiglu_limit", "swiglu_alpha"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigurationError(f"{name} is {value}, expected a finite number >= 0 (0 = off).")
+
+    def _require_integers(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            try:
+                number = operator.index(value)
+            except TypeError:
+                raise ConfigurationError(f"{name} is {value!r}, expected an integer >= {least}.") from None
+            if number < least:
+                raise ConfigurationError(f"{name} is {number}, expected an integer >= {least}.")
+            object.__setattr__(self, name, number)

@@ -1,0 +1,332 @@
+"""KTMoEWrapper: the routed experts of one MoE layer on the CPU, as serving software calls them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kt_kernel import kt_kernel_ext
+from kt_kernel.buffers import BUFFERS
+from kt_kernel.checkpoint.experts import ExpertMatrices, bf16_experts
+from kt_kernel.checkpoint.reader import open_checkpoint, release_checkpoints
+from kt_kernel.cpu_path import CpuPath
+from kt_kernel.deferral import chain_of_model, select_deferred_experts
+from kt_kernel.device_path import CudaRuntime, DevicePath
+from kt_kernel.engine import get_engine
+from kt_kernel.errors import (
+    CallOrderError,
+    CheckpointPathError,
+    ConfigurationError,
+    FeatureUnavailableError,
+    InputError,
+)
+from kt_kernel.layer_config import LayerConfig
+from kt_kernel.masks import resolve_gpu_experts_mask
+from kt_kernel.methods import announce_kernels, require_method
+from kt_kernel.weight_order import check_expert_tensors, logical_order
+
+# Options of the training mode, with the values that mean "not used".
+_TRAINING_DEFAULTS = {
+    "lora_rank": 16,
+    "lora_alpha": 32.0,
+    "lora_dropout": 0.0,
+    "max_cache_depth": 1,
+    "group_size": 128,
+    "zero_point": True,
+    "full_weight_grad": False,
+}
+
+
+class KTMoEWrapper:
+    """The experts of one layer. Those marked as living on the accelerator are loaded too, but skipped.
+
+    Where experts live can be said in two ways: `num_gpu_experts=n` (experts 0 to n-1), or `gpu_experts_mask`
+    (bool [E], also as the sixth positional argument, where an int is taken as n). The mask is copied; edits
+    in place of the attribute `gpu_experts_mask` take effect with the next call.
+
+    `cpuinfer_threads` threads are shared out over `threadpool_count` pools on `numa_nodes`.
+    `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
+    the most tokens of one call. Raises ConfigurationError or MethodError, both ValueErrors.
+    """
+
+    def __init__(
+        self,
+        layer_idx: int,
+        num_experts: int,
+        num_experts_per_tok: int,
+        hidden_size: int,
+        moe_intermediate_size: int,
+        gpu_experts_mask: torch.Tensor | int | None = None,
+        cpuinfer_threads: int | None = None,
+        threadpool_count: int | None = None,
+        weight_path: str | os.PathLike | None = None,
+        chunked_prefill_size: int | None = None,
+        cpu_save: bool = False,
+        max_deferred_experts_per_token: int | None = None,
+        method: str = "AMXINT4",
+        numa_nodes: Sequence[int] | None = None,
+        mode: str = "inference",
+        num_gpu_experts: int | None = None,
+        *,
+        swiglu_limit: float = 0.0,
+        swiglu_alpha: float = 0.0,
+        **training_options: Any,
+    ) -> None:
+        _require_inference(mode, training_options)
+        self.method = require_method(method).name
+        if cpu_save:
+            raise FeatureUnavailableError(
+                f"cpu_save is not available for method {method}: it has nothing to convert."
+            )
+        for name, value in (
+            ("cpuinfer_threads", cpuinfer_threads),
+            ("threadpool_count", threadpool_count),
+            ("chunked_prefill_size", chunked_prefill_size),
+        ):
+            if value is None:
+                raise ConfigurationError(f"{name} is not given, expected an integer >= 1.")
+        self._config = LayerConfig(
+            layer_idx=layer_idx,
+            num_experts=num_experts,
+            num_experts_per_tok=num_experts_per_tok,
+            hidden_size=hidden_size,
+            moe_intermediate_size=moe_intermediate_size,
+            chunked_prefill_size=chunked_prefill_size,
+            max_deferred_experts_per_token=max_deferred_experts_per_token or 0,
+            swiglu_limit=swiglu_limit,
+            swiglu_alpha=swiglu_alpha,
+        )
+        if isinstance(gpu_experts_mask, int):
+            gpu_experts_mask, num_gpu_experts = None, gpu_experts_mask
+        self._gpu_experts_mask = resolve_gpu_experts_mask(num_experts, gpu_experts_mask, num_gpu_experts)
+        self.weight_path = None if weight_path is None else os.fspath(weight_path)
+        self.cpu_infer = get_engine(cpuinfer_threads, threadpool_count, numa_nodes)
+        self.moe: kt_kernel_ext.MoeLayer | None = None
+        self._chain = chain_of_model(self.cpu_infer, hidden_size, self.weight_path)
+        self._chain.join(self, self._config.layer_idx)
+        self._cpu: CpuPath | None = None
+        self._device: DevicePath | None = None
+
+    # ---- what other code reads ---------------------------------------------------------------
+
+    @property
+    def layer_idx(self) -> int:
+        return self._config.layer_idx
+
+    @property
+    def num_experts(self) -> int:
+        return self._config.num_experts
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        return self._config.num_experts_per_tok
+
+    @property
+    def hidden_size(self) -> int:
+        return self._config.hidden_size
+
+    @property
+    def moe_intermediate_size(self) -> int:
+        return self._config.moe_intermediate_size
+
+    @property
+    def chunked_prefill_size(self) -> int:
+        return self._config.chunked_prefill_size
+
+    @property
+    def max_deferred_experts_per_token(self) -> int:
+        return self._config.max_deferred_experts_per_token
+
+    @property
+    def gpu_experts_mask(self) -> torch.Tensor:
+        """bool [E] on the CPU, True = the CPU skips the expert; the kernels read this very tensor."""
+        return self._gpu_experts_mask
+
+    @property
+    def num_gpu_experts(self) -> int:
+        """How many experts the mask puts on the accelerator now."""
+        return int(self._gpu_experts_mask.sum())
+
+    # ---- loading -----------------------------------------------------------------------------
+
+    def load_weights(self, physical_to_logical_map_cpu: torch.Tensor | None = None) -> None:
+        """Load this layer from `weight_path`; returns when it can be called.
+
+        `physical_to_logical_map_cpu`: integers [E], entry p = checkpoint id of the expert in slot p; None =
+        the same order. Raises CheckpointError (also for a missing path, file or tensor), naming the file.
+        """
+        order = logical_order(physical_to_logical_map_cpu, self.num_experts)
+        if self.weight_path is None:
+            raise CheckpointPathError(
+                f"layer {self.layer_idx}: weight_path is not given; name the checkpoint's directory."
+            )
+        with bf16_experts(
+            open_checkpoint(self.weight_path),
+            self.layer_idx,
+            num_experts=self.num_experts,
+            hidden=self.hidden_size,
+            intermediate=self.moe_intermediate_size,
+        ) as matrices:
+            self._load(matrices, order)
+
+    def load_weights_from_tensors(
+        self,
+        gate_proj: torch.Tensor,
+        up_proj: torch.Tensor,
+        down_proj: torch.Tensor,
+        physical_to_logical_map_cpu: torch.Tensor | None = None,
+    ) -> None:
+        """Load from bf16 CPU tensors by logical id: gate, up [E, I, H] and down [E, H, I]; none is kept."""
+        order = logical_order(physical_to_logical_map_cpu, self.num_experts)
+        matrices = ExpertMatrices(*check_expert_tensors(self._config, gate_proj, up_proj, down_proj))
+        self._load(matrices, order)
+
+    def _load(self, matrices: ExpertMatrices, order: list[int]) -> None:
+        config = self._config
+        native = kt_kernel_ext.MoeLayer(
+            self.cpu_infer,
+            method=self.method,
+            num_experts=config.num_experts,
+            top_k=config.num_experts_per_tok,
+            hidden=config.hidden_size,
+            intermediate=config.moe_intermediate_size,
+            max_tokens=config.chunked_prefill_size,
+            layer_idx=config.layer_idx,
+            swiglu_limit=config.swiglu_limit,
+            swiglu_alpha=config.swiglu_alpha,
+        )
+        native.set_expert_mask(self._gpu_experts_mask.data_ptr())
+        native.load_experts_bf16(
+            *(
+                [views[expert].data_ptr() for expert in order]
+                for views in (matrices.gate, matrices.up, matrices.down)
+            )
+        )
+        announce_kernels(self.method)
+        self.moe = native
+        shared = (config, self.cpu_infer, self._chain, native, self._gpu_experts_mask)
+        self._cpu = CpuPath(*shared)
+        self._device = DevicePath(*shared, BUFFERS, CudaRuntime())
+
+    # ---- calls -------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        cuda_stream: int | None = None,
+    ) -> torch.Tensor:
+        """The weighted sum of each token's CPU experts: a new tensor [tokens, H] like `hidden_states`.
+
+        `hidden_states` [..., H] bf16, f16 or f32; `topk_ids` [tokens, k] of any integer type, -1 = skip;
+        `topk_weights` [tokens, k]. All on the CPU, or all on an accelerator, whose raw stream handle is
+        `cuda_stream` (default: the current stream). Raises InputError, or CallOrderError before the weights
+        are loaded.
+        """
+        if self._cpu is None:
+            raise self._not_loaded()
+        if hidden_states.is_cpu:
+            return self._cpu.forward(hidden_states, topk_ids, topk_weights)
+        return self._on_device(hidden_states).forward(hidden_states, topk_ids, topk_weights, cuda_stream)
+
+    def submit_forward(
+        self,
+        hidden_states: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        cuda_stream: int | None = None,
+    ) -> None:
+        """Start `forward` and return; until `sync_forward`, `hidden_states` on the CPU must not change."""
+        if self._cpu is None:
+            raise self._not_loaded()
+        if hidden_states.is_cpu:
+            self._cpu.submit(hidden_states, topk_ids, topk_weights)
+        else:
+            self._on_device(hidden_states).submit(hidden_states, topk_ids, topk_weights, cuda_stream)
+
+    def sync_forward(self, hidden_states: torch.Tensor, cuda_stream: int | None = None) -> torch.Tensor:
+        """The result of `submit_forward`; an accelerator fills it in stream order, without waiting here."""
+        if self._cpu is None:
+            raise self._not_loaded()
+        if hidden_states.is_cpu:
+            return self._cpu.sync(hidden_states)
+        return self._on_device(hidden_states).sync(hidden_states, cuda_stream)
+
+    def select_deferred_experts(
+        self, expert_ids: torch.Tensor, expert_scores: torch.Tensor, protected_k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(immediate, deferred) ids, see `kt_kernel.deferral.select_deferred_experts`."""
+        return select_deferred_experts(expert_ids, expert_scores, protected_k, self.num_experts)
+
+    # ---- copying experts out -----------------------------------------------------------------
+
+    def submit_write_weight_scale_to_buffer(
+        self,
+        gpu_tp_count: int,
+        expert_id: int,
+        w13_weight_ptrs: Sequence[int],
+        w13_scale_ptrs: Sequence[int],
+        w2_weight_ptrs: Sequence[int],
+        w2_scale_ptrs: Sequence[int],
+    ) -> None:
+        """Write one expert in the checkpoint's layout. Raises FeatureUnavailableError in this build."""
+        raise FeatureUnavailableError(
+            f"method {self.method} cannot copy experts back out of its packed form in this build; "
+            "serve without layerwise prefill (no --kt-gpu-prefill-token-threshold)."
+        )
+
+    def sync_write_weight_scale_to_buffer(self) -> None:
+        """Wait until everything queued on the engine is done."""
+        self.cpu_infer.sync(0)
+
+    # ---- process-wide caches -----------------------------------------------------------------
+
+    @staticmethod
+    def set_capture_batch_sizes(capture_bs: Sequence[int]) -> None:
+        """Token counts of the graphs to be captured: each gets host buffers of its own."""
+        BUFFERS.set_capture_sizes(capture_bs)
+
+    @staticmethod
+    def get_capture_batch_sizes() -> list[int]:
+        """The token counts given to `set_capture_batch_sizes`."""
+        return BUFFERS.capture_sizes
+
+    @staticmethod
+    def clear_buffer_cache() -> None:
+        """Wait for the accelerator and free all host buffers; graphs captured before must not be replayed."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        BUFFERS.clear()
+
+    @staticmethod
+    def force_release_loader() -> None:
+        """Close the checkpoint files kept open between layers."""
+        release_checkpoints()
+
+    def _on_device(self, hidden_states: torch.Tensor) -> DevicePath:
+        if not hidden_states.is_cuda:
+            raise InputError(
+                f"layer {self.layer_idx}: hidden_states is on {hidden_states.device}, expected cpu or cuda."
+            )
+        return self._device
+
+    def _not_loaded(self) -> CallOrderError:
+        return CallOrderError(f"layer {self.layer_idx}: the weights are not loaded; call load_weights first.")
+
+
+def _require_inference(mode: str, training_options: dict[str, Any]) -> None:
+    if mode != "inference":
+        raise FeatureUnavailableError(
+            f"mode {mode!r} is not available, this build has 'inference'; leave mode out."
+        )
+    for name, value in training_options.items():
+        if name not in _TRAINING_DEFAULTS:
+            raise TypeError(f"KTMoEWrapper got an unexpected keyword argument '{name}'")
+        if value != _TRAINING_DEFAULTS[name]:
+            raise FeatureUnavailableError(
+                f"{name}={value!r} belongs to training, which this build does not have; leave it out."
+            )
