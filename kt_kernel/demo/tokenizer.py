@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kt_kernel.demo.gguf_source import PACKAGE, TESTED_VERSION, DemoError, SourceModel
+from kt_kernel.demo.gguf_source import REINSTALL_HINT, DemoError, SourceModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -29,7 +29,7 @@ def build_tokenizer(source: SourceModel) -> PreTrainedTokenizerFast:
 
     for key, expected in _EXPECTED.items():
         if (seen := source.metadata(key)) != expected:
-            raise DemoError(f"{key} is {seen!r}, expected {expected!r}: install {PACKAGE}=={TESTED_VERSION}")
+            raise DemoError(f"{key} is {seen!r}, expected {expected!r}: {REINSTALL_HINT}")
 
     tokens: list[str] = source.metadata("tokenizer.ggml.tokens")
     kinds: list[int] = source.metadata("tokenizer.ggml.token_type")

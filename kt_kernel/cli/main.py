@@ -1,0 +1,100 @@
+"""The typer application behind the `kt` command.
+
+Only typer is imported here: `kt --help` must not pay for torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kt_kernel.errors import KTError
+
+
+class SentenceGroup(TyperGroup):
+    """Shows a `KTError` as one sentence on standard error, with exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except KTError as error:
+            typer.echo(f"kt: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    name="kt",
+    cls=SentenceGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def kt() -> None:
+    """Serve mixture-of-experts models whose experts run on the CPU."""
+    logging.basicConfig(level=logging.INFO, format="kt: %(message)s", stream=sys.stderr)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="All other options go to the server: see python -m sglang.launch_server --help.",
+)
+def run(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL [SERVER OPTIONS]", help="'demo' or a checkpoint directory, then options."
+        ),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the server command and stop.")] = False,
+) -> None:
+    """Start an OpenAI-compatible server: kt run demo --port 31000."""
+    from kt_kernel.cli.run import dry_run_text, start_server
+
+    model, *server_options = arguments
+    if model.startswith("-"):
+        raise typer.BadParameter(f"the model comes first: kt run demo {model} ...", param_hint="MODEL")
+    if dry_run:
+        typer.echo(dry_run_text(model, server_options))
+    else:
+        start_server(model, server_options)
+
+
+@app.command()
+def chat(
+    host: Annotated[str, typer.Option("--host", "-H", help="Where the server listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", help="The server's port.")] = 30000,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model name; default: the one being served.")
+    ] = "",
+    system: Annotated[str, typer.Option("--system", "-s", help="System message.")] = "",
+    temperature: Annotated[float, typer.Option("--temperature", "-t", min=0.0)] = 0.7,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Length limit of an answer.")] = 2048,
+) -> None:
+    """Talk to a running server; /clear forgets the conversation, /quit ends it."""
+    from kt_kernel.cli.chat import ChatSettings, converse
+
+    converse(ChatSettings(host, port, model, system, temperature, max_tokens))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation, down to one real expert layer; exit status 1 if something is broken."""
+    from kt_kernel.cli.doctor import examine
+
+    raise typer.Exit(examine())
+
+
+@app.command()
+def version() -> None:
+    """Print the versions that matter in a bug report."""
+    from kt_kernel.cli.version import version_lines
+
+    typer.echo("\n".join(version_lines()))

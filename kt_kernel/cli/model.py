@@ -1,0 +1,85 @@
+"""What the MODEL of `kt run` turns out to be: the demo, or a checkpoint directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kt_kernel.cli.errors import CommandError
+
+DEMO = "demo"
+_EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint directory and the name under which the server offers it."""
+
+    path: Path
+    served_name: str
+    quantization: str | None
+    """The `quant_method` of the checkpoint's configuration; None for plain 16-bit weights."""
+
+
+def demo_model() -> Model:
+    """The demo checkpoint, built if need be.
+
+    Raises:
+        DemoError: it cannot be built.
+    """
+    from kt_kernel.demo import ensure_demo_checkpoint
+
+    return Model(ensure_demo_checkpoint(), DEMO, None)
+
+
+def planned_demo_model() -> Model:
+    """The demo checkpoint as `demo_model` would give it, without building it.
+
+    Raises:
+        DemoError: its source package is missing.
+    """
+    from kt_kernel.demo import demo_checkpoint_path
+    from kt_kernel.demo.gguf_source import find_source
+
+    return Model(demo_checkpoint_path(find_source()), DEMO, None)
+
+
+def local_model(name: str) -> Model:
+    """The checkpoint in directory `name`.
+
+    Raises:
+        CommandError: no such directory, no readable config.json in it, or no routed experts.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise CommandError(
+            f"There is no directory {name!r}: give '{DEMO}' or the directory of a downloaded checkpoint."
+        )
+    config = _read_config(path)
+    text_config = config.get("text_config", {})  # multimodal checkpoints nest the language model
+    if not any(config.get(key) or text_config.get(key) for key in _EXPERT_COUNT_KEYS):
+        raise CommandError(
+            f"{path}/config.json ({config.get('model_type', 'no model_type')}) names no routed experts "
+            f"(looked for {', '.join(_EXPERT_COUNT_KEYS)}): kt run serves mixture-of-experts models."
+        )
+    quantization = (config.get("quantization_config") or text_config.get("quantization_config") or {}).get(
+        "quant_method"
+    )
+    return Model(path.resolve(), path.resolve().name, quantization)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CommandError(
+            f"{path} holds no config.json: MODEL must be the directory of a Hugging Face checkpoint."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{file} cannot be read ({error}): download the checkpoint again.") from error
+    if not isinstance(config, dict):
+        raise CommandError(f"{file} holds a {type(config).__name__}, expected an object: download it again.")
+    return config

@@ -1,0 +1,107 @@
+"""`kt run`: one SGLang server command from a model, this machine and the user's options.
+
+Our choices come first on the command line and the user's options after them, so that the user's win
+wherever the server sees an option twice.  The server then replaces this process: signals, exit status
+and output are the server's own.  What the server can decide itself (KV cache, attention backend) and
+what it checks itself (the port, the --kt flags against each other) is left to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+
+from kt_kernel.cli.errors import CommandError
+from kt_kernel.cli.machine import Machine, native_extension, this_machine
+from kt_kernel.cli.model import DEMO, Model, demo_model, local_model, planned_demo_model
+
+log = logging.getLogger(__name__)
+
+METHOD = "BF16"
+_ALIASES = {"--model-path": ("--model",)}
+
+
+def dry_run_text(name: str, options: list[str]) -> str:
+    """The command `start_server` would run, quoted for a shell; nothing is built or started."""
+    model = planned_demo_model() if name == DEMO else local_model(name)
+    return shlex.join(server_command(model, this_machine(), options))
+
+
+def start_server(name: str, options: list[str]) -> None:
+    """Replace this process by the server.
+
+    Raises:
+        KTError: the model or its weights cannot be used.
+    """
+    model = demo_model() if name == DEMO else local_model(name)
+    machine = this_machine()
+    command = server_command(model, machine, options)
+    if machine.cpu_installation:
+        os.environ.setdefault("KT_SGLANG_CPU_SHIMS", "1")  # also where there is a GPU that must not be used
+    log.info(
+        "starting %s at http://%s:%s/v1 (ready when the server says so); Ctrl-C stops it",
+        model.served_name,
+        last_value(command, "--host"),
+        last_value(command, "--port"),
+    )
+    os.execv(command[0], command)
+
+
+def server_command(model: Model, machine: Machine, options: list[str]) -> list[str]:
+    """The full command: interpreter, SGLang's server module, our choices, the user's options.
+
+    Raises:
+        CommandError: the checkpoint's weights are of a kind no method of this build can compute with.
+    """
+    if not (_given(options, "--kt-method") or _given(options, "--kt-weight-path")):
+        _require_computable(model)
+    choices = {
+        "--model-path": [str(model.path)],
+        "--served-model-name": [model.served_name],
+        "--host": ["127.0.0.1"],
+        "--port": ["30000"],
+        "--kt-weight-path": [str(model.path)],
+        "--kt-method": [METHOD],
+        "--kt-cpuinfer": [str(machine.threads)],
+        "--kt-num-gpu-experts": ["0"],
+    }
+    if not (_given(options, "--kt-threadpool-count") or _given(options, "--kt-numa-nodes")):
+        nodes = machine.numa_nodes
+        choices["--kt-threadpool-count"] = [str(len(nodes))]
+        if nodes != list(range(len(nodes))):  # the server's own choice would be the nodes 0, 1, ...
+            choices["--kt-numa-nodes"] = [str(node) for node in nodes]
+    command = [sys.executable, "-m", "sglang.launch_server"]
+    for flag, values in choices.items():
+        if not _given(options, flag):
+            command += [flag, *values]
+    return command + options
+
+
+def last_value(options: list[str], flag: str) -> str | None:
+    """The value that argparse would take for `flag`: the last one given."""
+    value = None
+    for position, option in enumerate(options):
+        if _matches(option, flag):
+            _, equals, joined = option.partition("=")
+            value = joined if equals else next(iter(options[position + 1 :]), None)
+    return value
+
+
+def _require_computable(model: Model) -> None:
+    if model.quantization is not None:
+        raise CommandError(
+            f"{model.path} holds weights quantised with {model.quantization!r}; this build computes with "
+            f"{', '.join(native_extension().METHODS)}: use a bfloat16 checkpoint, or name expert weights in "
+            "another format with --kt-weight-path and --kt-method."
+        )
+
+
+def _given(options: list[str], flag: str) -> bool:
+    return any(_matches(option, flag) for option in options)
+
+
+def _matches(option: str, flag: str) -> bool:
+    names = (flag, *_ALIASES.get(flag, ()))
+    return any(option == name or option.startswith(name + "=") for name in names)
