@@ -6,6 +6,7 @@
 #include "core/device_stream.h"
 #include "core/topology.h"
 #include "kernels/dispatch.h"
+#include "limits/limits.h"
 #include "moe/layer.h"
 
 namespace py = pybind11;
@@ -122,6 +123,27 @@ py::dict topology() {
   return result;
 }
 
+py::dict limits(Engine& engine, size_t bytes, int repeats) {
+  kt::Limits measured;
+  {
+    py::gil_scoped_release release;
+    const auto lock = engine.exclusive();
+    measured = kt::measure_limits(engine.pools(), bytes, repeats);
+  }
+  py::dict result;
+  const auto add = [&result](const char* name, const kt::Limit& limit) {
+    py::dict d;
+    d["how"] = limit.how;
+    d["per_second"] = limit.per_second;
+    result[name] = d;
+  };
+  add("read", measured.read);
+  add("bf16_dot", measured.bf16_dot);
+  add("int8_dot", measured.int8_dot);
+  add("f32_fma", measured.f32_fma);
+  return result;
+}
+
 void bind_engine(py::module_& m) {
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](int threads, int subpools, const std::optional<std::vector<int>>& nodes) {
@@ -193,6 +215,7 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.def("cpu_features", &features);
   m.def("dispatch_table", &dispatch);
   m.def("topology", &topology);
+  m.def("measure_limits", &limits, py::arg("engine"), py::arg("bytes") = size_t{1} << 30, py::arg("repeats") = 5);
   m.def("device_runtime_present", &kt::device_runtime_present);
   m.attr("METHODS") = py::tuple(py::cast(kt::available_methods()));
   bind_engine(m);

@@ -8,14 +8,14 @@ namespace {
 
 // Blocking of the many-token GEMM. The activations of one block (tokens x k) stay in L2 while the panels of a piece
 // pass by; 512 KiB leaves room for the products and the panels in flight in the 1-2 MiB L2 of server cores.
-constexpr int kBlockTokens = 512;
-constexpr size_t kBlockBytes = size_t{512} << 10;
-constexpr int kMinBlockK = 512;
+constexpr int kBlockTokens = 256;
+constexpr size_t kBlockBytes = size_t{128} << 10;
+constexpr int kMinBlockK = 256;
 
 // A piece of gate/up is this many gate+up panel pairs: one for few tokens (256 KiB of BF16 at hidden 2048: fine
 // enough to share evenly), four for many (256 columns, so that gathering the activations costs little).
 constexpr int kManyTokens = 32;
-constexpr int kPairsForMany = 4;
+constexpr int kPairsForMany = 8;
 
 // A strip of hidden columns keeps one fp32 sum per token: at most this many bytes of sums for many tokens.
 constexpr size_t kSumBytes = size_t{1} << 20;

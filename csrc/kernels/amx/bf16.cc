@@ -89,7 +89,7 @@ inline __attribute__((always_inline)) void multiply(const Block& b) {
     }
     for (int line = 0; line < b.prefetch_lines; ++line) __builtin_prefetch(ahead + line * kLineBytes, 0, 2);
     w += kStepBytes;
-    ahead += kStepBytes;
+    ahead += b.prefetch_lines * kLineBytes;
   }
   _tile_stored(0, c_low, b.c_bytes);
   _tile_stored(1, c_low + kLineBytes, b.c_bytes);
@@ -115,7 +115,7 @@ void gemm(const kt::GemmArgs& g) {
       // One block: the weights stream past, fetch ahead in the stream. More: this panel stays near while the blocks
       // share out the fetching of the next panel.
       const int lines = (kStepLines + blocks - 1) / blocks;
-      const uint8_t* ahead = blocks == 1 ? panel + kAheadBytes : panel + g.panel_stride + i * lines * kLineBytes;
+      const uint8_t* ahead = blocks == 1 ? panel + kAheadBytes : panel + g.panel_stride + i * (g.k_count / kt::kPanelK) * lines * kLineBytes;
       const Block block = {panel,
                            ahead,
                            lines,

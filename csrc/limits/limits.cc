@@ -1,0 +1,95 @@
+#include "limits/limits.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <vector>
+
+#include "core/cpu_features.h"
+#include "core/memory.h"
+#include "limits/peaks.h"
+
+namespace kt {
+namespace {
+
+constexpr double kSecondsPerRun = 0.05;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// First row whose features are active; fastest first.
+struct Row {
+  FeatureSet needs;
+  const Peak* peak;
+};
+const Peak& choose(std::initializer_list<Row> rows) {
+  for (const Row& row : rows) {
+    if (cpu_features().active.includes(row.needs)) return *row.peak;
+  }
+  return *(rows.end() - 1)->peak;
+}
+
+// Seconds until the slowest thread has finished `work(worker)`, started together.
+template <class Work>
+double timed(ThreadPools& pools, Work work) {
+  double begin = 0;
+  auto job = [&](const Worker& worker) {
+    worker.barrier();
+    if (worker.index == 0) begin = now();
+    worker.barrier();
+    work(worker);
+  };
+  pools.run(job);
+  return now() - begin;
+}
+
+Limit measure_peak(ThreadPools& pools, const Peak& peak, int repeats) {
+  std::atomic<float> sink{0};
+  const auto seconds = [&](uint64_t rounds) {
+    return timed(pools, [&](const Worker&) { sink.store(peak.run(rounds), std::memory_order_relaxed); });
+  };
+  uint64_t rounds = 1000;
+  while (seconds(rounds) < kSecondsPerRun / 4) rounds *= 2;
+  rounds *= 4;
+  double best = 0;
+  for (int i = 0; i < repeats; ++i) {
+    best = std::max(best, peak.operations_per_round * rounds * pools.threads() / seconds(rounds));
+  }
+  return {peak.name, best};
+}
+
+Limit measure_read(ThreadPools& pools, size_t bytes, int repeats) {
+  constexpr size_t kGrain = 4096;
+  std::vector<Buffer> parts;
+  const size_t share = bytes / pools.threads() / kGrain * kGrain;
+  for (int i = 0; i < pools.threads(); ++i) parts.emplace_back(share + kGrain);
+  std::atomic<uint64_t> sink{0};
+  timed(pools, [&](const Worker& w) {  // first touch by the thread that reads
+    for (size_t b = 0; b < parts[w.index].size(); b += kGrain) parts[w.index].data()[b] = 1;
+  });
+  double best = 0;
+  for (int i = 0; i < repeats; ++i) {
+    const double seconds = timed(pools, [&](const Worker& w) {
+      sink.store(kReadAvx2(parts[w.index].data(), share), std::memory_order_relaxed);
+    });
+    best = std::max(best, static_cast<double>(share) * pools.threads() / seconds);
+  }
+  return {"sequential read", best};
+}
+
+}  // namespace
+
+Limits measure_limits(ThreadPools& pools, size_t bytes, int repeats) {
+  using F = Feature;
+  const Peak& f32 = choose({{{F::kAvx512f}, &kPeakF32Avx512}, {{}, &kPeakF32Avx2}});
+  const Peak& bf16 = choose({{{F::kAmxTile, F::kAmxBf16}, &kPeakBf16Amx}, {{F::kAvx512bf16}, &kPeakBf16Avx512}, {{}, &f32}});
+  const Peak& int8 = choose({{{F::kAmxTile, F::kAmxInt8}, &kPeakInt8Amx},
+                             {{F::kAvx512f, F::kAvx512vnni}, &kPeakInt8Avx512Vnni},
+                             {{F::kAvxVnni}, &kPeakInt8AvxVnni},
+                             {{}, &kPeakInt8Avx2}});
+  return {measure_read(pools, bytes, repeats), measure_peak(pools, bf16, repeats), measure_peak(pools, int8, repeats),
+          measure_peak(pools, f32, repeats)};
+}
+
+}  // namespace kt
