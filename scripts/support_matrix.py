@@ -1,0 +1,55 @@
+"""Writes the README's support matrix from the extension's dispatch table.
+
+    python scripts/support_matrix.py            rewrite the matrix in README.md
+    python scripts/support_matrix.py --check    change nothing; exit status 1 if the README is out of date
+
+The matrix holds what is true of the build (which kernel needs which CPU features), not what this machine
+chooses: `kt doctor` prints that.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN = "<!-- support matrix: written by scripts/support_matrix.py -->"
+END = "<!-- end of support matrix -->"
+
+
+def matrix(rows: list[dict]) -> str:
+    """The dispatch table's rows as a Markdown table, in the table's order (first match wins)."""
+    lines = ["| method | operation | kernel | CPU features it needs |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['method']} | {row['operation']} | `{row['kernel']}` | {' '.join(row['needs'])} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def with_matrix(readme: str, table: str) -> str:
+    """`readme` with the text between the markers replaced; raises ValueError if they are missing."""
+    before, found_begin, rest = readme.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not (found_begin and found_end):
+        raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r} around the matrix: put them back")
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
+def main() -> int:
+    """Exit status: 1 if --check found an outdated README."""
+    from kt_kernel import kt_kernel_ext
+
+    readme = README.read_text(encoding="utf-8")
+    current = with_matrix(readme, matrix(kt_kernel_ext.dispatch_table()))
+    if "--check" in sys.argv[1:]:
+        if readme != current:
+            print("The README's support matrix is out of date: run python scripts/support_matrix.py")
+            return 1
+        return 0
+    README.write_text(current, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""install.sh: what it decides, what it repeats and what it says when a step fails.
+
+The script only defines functions when sourced, so each test runs a few lines of bash against a copy in
+an empty directory; nothing here downloads or installs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GPU_LIST = 'echo "GPU 0: NVIDIA H200 (UUID: GPU-1)"'
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, repository: Path) -> Path:
+    """A directory with install.sh, a .venv whose log can be written, and an empty folder of fake commands."""
+    shutil.copy(repository / "install.sh", tmp_path)
+    (tmp_path / ".venv" / "kt-install").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    return tmp_path
+
+
+def fake(checkout: Path, name: str, script: str) -> None:
+    """Put a command before all others on the PATH of `bash`."""
+    file = checkout / "bin" / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
+def bash(checkout: Path, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("KT_")}
+    environment = outside | {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"} | variables
+    return subprocess.run(
+        ["bash", "-c", f"source ./install.sh\n{script}"],
+        cwd=checkout,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# ---- the machine -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "node", "kind"),
+    [
+        (GPU_LIST, "false", "cuda"),
+        ("echo 'No devices found.'", "false", "cpu"),
+        ("exit 9", "false", "cpu"),  # tools without a driver
+        ("exit 9", "true", "cuda"),  # a container with the device and without working tools
+    ],
+)
+def test_gpu_is_found_by_what_works(checkout, nvidia_smi, node, kind):
+    fake(checkout, "nvidia-smi", nvidia_smi)
+    done = bash(checkout, f"has_nvidia_node() {{ {node}; }}; choose_kind")
+    assert done.stdout.strip() == kind
+
+
+def test_environment_stays_of_the_kind_it_was_made(checkout):
+    fake(checkout, "nvidia-smi", GPU_LIST)
+    (checkout / ".venv" / "kt-install" / "kind").write_text("cpu\n")
+    assert bash(checkout, "choose_kind").stdout.strip() == "cpu"
+
+
+@pytest.mark.parametrize("option", ["cpu", "cuda"])
+def test_option_overrules_the_machine(checkout, option):
+    fake(checkout, "nvidia-smi", GPU_LIST if option == "cpu" else "exit 9")
+    done = bash(checkout, f'deps() {{ echo "kind=$KIND"; }}; main --{option} deps')
+    assert f"kind={option}" in done.stdout
+
+
+def test_python_that_is_too_old_is_not_used(checkout):
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        fake(checkout, name, "exit 1")
+    done = bash(checkout, "find_python")
+    assert done.returncode == 1
+    assert "set KT_PYTHON" in done.stderr
+
+
+def test_python_named_by_the_user_must_fit(checkout):
+    done = bash(checkout, "find_python", KT_PYTHON="/does/not/exist")
+    assert done.returncode == 1
+    assert "KT_PYTHON=/does/not/exist is not a Python of version 3.11 or newer" in done.stderr
+
+
+@pytest.mark.parametrize("manager", ["apt-get", "dnf", "pacman", "zypper"])
+def test_every_package_manager_has_every_name(checkout, manager):
+    needs = ("compiler", "pkg-config", "hwloc", "python", "qemu")
+    done = bash(checkout, f"for need in {' '.join(needs)}; do package_name {manager} $need; done")
+    assert len(done.stdout.split()) == len(needs)
+    assert "hwloc" in bash(checkout, f"install_command {manager} hwloc").stdout
+
+
+def test_without_root_it_says_what_to_run(checkout):
+    fake(checkout, "apt-get", "echo must not run >&2; exit 1")
+    done = bash(
+        checkout, "find_root() { return 1; }; package_manager() { echo apt-get; }; install_packages hwloc"
+    )
+    assert done.returncode == 1
+    assert "run as root: apt-get install -y libhwloc-dev" in done.stderr
+    assert "must not run" not in done.stderr
+
+
+def test_package_lists_are_fetched_when_an_install_needs_them(checkout):
+    fake(checkout, "apt-get", 'echo "$1"; [ "$1" = update ] && touch fresh; [ -e fresh ]')
+    done = bash(
+        checkout, "find_root() { ROOT=(env); }; package_manager() { echo apt-get; }; install_packages hwloc"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (checkout / ".venv/kt-install/log").read_text().split() == ["install", "update", "install"]
+
+
+# ---- steps -------------------------------------------------------------------------------------
+
+
+def test_finished_step_is_repeated_only_when_its_inputs_change(checkout):
+    done = bash(
+        checkout, "work() { echo x >>runs; }; once a k1 T A work; once a k1 T A work; once a k2 T A work"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "runs").read_text().split() == ["x", "x"]
+    assert done.stdout.count("T: done in") == 2
+
+
+def test_failed_step_shows_its_output_and_what_to_do_and_is_repeated(checkout):
+    script = "work() { echo the-reason; false; echo went-on; }; once a key Compiling 'install g++' work"
+    for _ in range(2):
+        done = bash(checkout, script)
+        assert done.returncode == 1
+        assert "the-reason" in done.stderr and "went-on" not in done.stderr
+        assert "Compiling failed (exit status 1" in done.stderr
+        assert "what to do: install g++" in done.stderr
+    assert not (checkout / ".venv/kt-install/a").exists()
+
+
+def test_step_that_fails_after_a_success_is_not_taken_for_done(checkout):
+    script = "once a old T A true; once a new T A false || true; once a old T A touch again"
+    bash(checkout, f"set +e; fail() {{ return 1; }}; {script}")
+    assert (checkout / "again").exists()
+
+
+def test_torch_alone_comes_from_the_index_of_its_own(checkout):
+    (checkout / "third_party/sglang-0.5.23-cpu").mkdir(parents=True)
+    script = 'pip_install() { echo "${PIP_INDEX_URL:-default} $*"; }; install_cpu_deps'
+    done = bash(checkout, script, KT_TORCH_INDEX_URL="torch-index", PIP_INDEX_URL="pip-index")
+    lines = done.stdout.splitlines()
+    assert "torch-index torch==2.13.0" in lines
+    assert [line for line in lines if line.startswith("torch-index")] == ["torch-index torch==2.13.0"]
+    assert all("--no-deps" in line for line in lines if "torch==" not in line)
+
+
+def test_build_before_deps_is_refused(checkout):
+    done = bash(checkout, "main --cpu build")
+    assert done.returncode == 1
+    assert "what to do: ./install.sh deps" in done.stderr
+
+
+def test_change_of_a_source_file_asks_for_a_build(checkout, repository):
+    for name in ("csrc", "kt_kernel", "third_party/sglang-0.5.23-cpu", "scripts"):
+        (checkout / name).mkdir(parents=True)
+    for name in ("pyproject.toml", "CMakeLists.txt", "scripts/build-requirements.lock", "csrc/a.cc"):
+        (checkout / name).write_text("1")
+    key = "source_files | xargs -0 sha256sum | hash_of"
+    before = bash(checkout, key).stdout
+    assert bash(checkout, key).stdout == before
+    (checkout / "csrc/a.cc").write_text("2")
+    assert bash(checkout, key).stdout != before
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+def test_server_options_reach_the_server(checkout):
+    (checkout / ".venv/bin").mkdir()
+    (checkout / ".venv/bin/kt").write_text('#!/bin/sh\necho "kt $*"\n')
+    (checkout / ".venv/bin/kt").chmod(0o755)
+    done = bash(checkout, "deps() { :; }; build() { :; }; main --cpu serve --port 31000 --cuda")
+    assert done.stdout.splitlines()[-1] == "kt run demo --port 31000 --cuda"
+
+
+def test_last_line_of_the_tests_is_pytests(checkout):
+    (checkout / ".venv/bin").mkdir()
+    (checkout / ".venv/bin/pytest").write_text('#!/bin/sh\necho "== $* passed =="; exit 3\n')
+    (checkout / ".venv/bin/pytest").chmod(0o755)
+    (checkout / "tests").mkdir()
+    (checkout / "tests/requirements.lock").write_text("")
+    fake(checkout, "qemu-x86_64", "")
+    script = "deps() { :; }; build() { :; }; pip_install() { :; }; main --cpu test -k one"
+    done = bash(checkout, script)
+    assert done.stdout.splitlines()[-1] == "== tests -k one passed =="
+    assert done.returncode == 3
+
+
+def test_unknown_command_shows_the_usage(checkout):
+    done = bash(checkout, "main --cpu frobnicate")
+    assert done.returncode == 1
+    assert "usage: ./install.sh" in done.stderr and "there is no command 'frobnicate'" in done.stderr
+
+
+def test_script_is_clean_for_bash_and_shellcheck(repository):
+    scripts = ["install.sh", ".ci/run", "scripts/format.sh"]
+    for script in scripts:
+        assert os.access(repository / script, os.X_OK), script
+        subprocess.run(["bash", "-n", script], cwd=repository, check=True)
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, *scripts], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

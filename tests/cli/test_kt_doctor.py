@@ -1,0 +1,86 @@
+"""`kt doctor` must pass on a sound installation and fail, by its exit status, on a broken one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from kt_kernel import KTMoEWrapper
+from kt_kernel.cli import checks, doctor, forward_check
+from kt_kernel.cli.checks import Finding, Status, run_check
+from kt_kernel.cli.main import app
+
+
+def test_this_installation_is_sound():
+    result = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "All checks passed." in result.output
+    for row in checks.native_extension().dispatch_table():
+        assert row["kernel"] in result.output and row["reason"] in result.output
+
+
+@pytest.mark.parametrize(("status", "expected"), [(Status.WARN, 0), (Status.FAIL, 1)])
+def test_exit_status_tells_broken_from_unusual(monkeypatch, capsys, status, expected):
+    monkeypatch.setattr(doctor, "CHECKS", {"thing": lambda: Finding(status, "seen", "do this")})
+    assert doctor.examine() == expected
+    assert "-> do this" in capsys.readouterr().out
+
+
+def test_check_that_crashes_is_a_failure():
+    def crash() -> Finding:
+        raise OSError("gone")
+
+    assert run_check(crash) == Finding(Status.FAIL, "OSError: gone", "run ./install.sh")
+
+
+def test_layer_that_drops_an_expert_is_caught(monkeypatch):
+    sound = KTMoEWrapper.forward
+
+    def drops_expert_zero(self, hidden, ids, weights, cuda_stream=None):
+        return sound(self, hidden, torch.where(ids == 0, -1, ids), weights, cuda_stream)
+
+    monkeypatch.setattr(KTMoEWrapper, "forward", drops_expert_zero)
+    assert run_check(checks.expert_layer).status is Status.FAIL
+
+
+def test_nan_is_not_accepted():
+    assert not forward_check.ForwardResult(1, float("nan")).accepted
+
+
+def test_missing_plugin_is_a_failure(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    assert run_check(checks.plugin_registered).status is Status.FAIL
+
+
+def test_server_without_our_flags_is_a_failure(monkeypatch):
+    done = subprocess.CompletedProcess([], 0, stdout="--kt-method", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
+    assert run_check(checks.server_flags).status is Status.FAIL
+
+
+def test_capped_cpu_is_a_warning():
+    environment = os.environ | {"KT_KERNEL_CPU_VARIANT": "avx2"}
+    code = (
+        "from kt_kernel.cli.checks import cpu_features; f = cpu_features(); print(f.status.value, f.advice)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("warn KT_KERNEL_CPU_VARIANT=avx2"), done.stderr
+
+
+def test_unknown_variant_is_a_failure_not_a_crash():
+    environment = os.environ | {"KT_KERNEL_CPU_VARIANT": "avx9"}
+    code = "from kt_kernel.cli.checks import *; f = run_check(cpu_features); print(f.status.value, f.seen)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("fail ") and "avx9" in done.stdout, done.stderr
+
+
+def test_version_names_every_component():
+    output = CliRunner().invoke(app, ["version"]).stdout
+    for component in ("kt-kernel 0", "cpu variant ", "torch ", "sglang 0.5.23", "transformers ", "python 3"):
+        assert component in output

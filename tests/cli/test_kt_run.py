@@ -1,0 +1,166 @@
+"""`kt run` must build the command that was meant, and refuse what cannot work before anything starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kt_kernel.cli import run
+from kt_kernel.cli.errors import CommandError
+from kt_kernel.cli.machine import Machine, this_machine
+from kt_kernel.cli.main import app
+from kt_kernel.cli.model import Model, local_model
+
+MODEL = Model(Path("/models/mixtral"), "mixtral", None)
+MACHINE = Machine(threads=6, numa_nodes=[0, 1], cpu_installation=True)
+MOE_CONFIG = {"model_type": "qwen3_moe", "num_experts": 128}
+
+
+def kt(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def values(command: list[str], flag: str) -> list[str]:
+    return [command[i + 1] for i, word in enumerate(command) if word == flag]
+
+
+def checkpoint(directory: Path, config: object) -> Path:
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_defaults_use_the_whole_machine():
+    command = run.server_command(MODEL, MACHINE, [])
+    assert command[:3] == [sys.executable, "-m", "sglang.launch_server"]
+    for flag, value in {
+        "--model-path": "/models/mixtral",
+        "--kt-weight-path": "/models/mixtral",
+        "--kt-method": "BF16",
+        "--kt-cpuinfer": "6",
+        "--kt-threadpool-count": "2",
+        "--kt-num-gpu-experts": "0",
+        "--host": "127.0.0.1",
+        "--port": "30000",
+    }.items():
+        assert values(command, flag) == [value], flag
+
+
+@pytest.mark.parametrize(
+    "options", [["--port", "31000"], ["--port=31000"], ["--host", "::1", "--port", "1", "--port", "31000"]]
+)
+def test_the_users_port_replaces_ours(options):
+    command = run.server_command(MODEL, MACHINE, options)
+    assert command[-len(options) :] == options
+    assert "30000" not in command
+    assert run.last_value(command, "--port") == "31000"
+
+
+def test_short_name_of_the_model_option_counts_as_given():
+    command = run.server_command(MODEL, MACHINE, ["--model", "/other"])
+    assert "--model-path" not in command
+
+
+def test_named_numa_nodes_are_not_contradicted():
+    command = run.server_command(MODEL, MACHINE, ["--kt-numa-nodes", "1"])
+    assert "--kt-threadpool-count" not in command
+
+
+def test_nodes_that_are_not_the_first_are_named():
+    command = run.server_command(MODEL, Machine(4, [2, 3], True), [])
+    at = command.index("--kt-numa-nodes")
+    assert command[at + 1 : at + 3] == ["2", "3"]
+    assert values(command, "--kt-threadpool-count") == ["2"]
+
+
+def test_unknown_options_reach_the_server_in_order(tmp_path):
+    model = checkpoint(tmp_path, MOE_CONFIG)
+    options = ["--kt-max-deferred-experts-per-token", "2", "--tp", "1", "--log-level=info", "-x"]
+    result = kt("run", str(model), *options, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert shlex.split(result.stdout)[-len(options) :] == options
+
+
+def test_dry_run_of_the_demo_builds_nothing(empty_cache):
+    result = kt("run", "demo", "--dry-run")
+    assert result.exit_code == 0, result.output
+    command = shlex.split(result.stdout)
+    assert values(command, "--served-model-name") == ["demo"]
+    assert values(command, "--kt-cpuinfer") == [str(this_machine().threads)]
+    assert not empty_cache.exists()
+
+
+def test_the_server_replaces_the_process(tmp_path, monkeypatch):
+    replaced = []
+    monkeypatch.setattr(os, "execv", lambda path, command: replaced.append((path, command)))
+    monkeypatch.setattr(run, "this_machine", lambda: MACHINE)
+    monkeypatch.delenv("KT_SGLANG_CPU_SHIMS", raising=False)
+    run.start_server(str(checkpoint(tmp_path, MOE_CONFIG)), ["--port", "31000"])
+    [(path, command)] = replaced
+    assert path == command[0] == sys.executable
+    assert os.environ.pop("KT_SGLANG_CPU_SHIMS") == "1"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "holds no config.json"),
+        ([1, 2], "holds a list, expected an object"),
+        ({"model_type": "llama"}, r"\(llama\) names no routed experts"),
+    ],
+)
+def test_directory_that_is_no_mixture_of_experts_is_refused(tmp_path, config, message):
+    if config is not None:
+        checkpoint(tmp_path, config)
+    with pytest.raises(CommandError, match=message):
+        local_model(str(tmp_path))
+
+
+def test_broken_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(CommandError, match=r"config\.json cannot be read"):
+        local_model(str(tmp_path))
+
+
+def test_missing_directory_is_one_sentence():
+    result = kt("run", "/does/not/exist")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("kt: There is no directory '/does/not/exist'")
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_quantised_weights_need_a_method_of_their_own(tmp_path, nested):
+    config = MOE_CONFIG | {"quantization_config": {"quant_method": "fp8"}}
+    model = local_model(str(checkpoint(tmp_path, {"text_config": config} if nested else config)))
+    with pytest.raises(CommandError, match="quantised with 'fp8'; this build computes with BF16"):
+        run.server_command(model, MACHINE, [])
+    assert run.server_command(model, MACHINE, ["--kt-weight-path", "/converted"])
+
+
+def test_option_before_the_model_is_not_taken_for_the_model():
+    result = kt("run", "--port", "31000", "demo", "--dry-run")
+    assert result.exit_code == 2
+    assert "the model comes first" in result.stderr
+
+
+def test_only_finished_commands_exist():
+    result = kt("--help")
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
+        "run",
+        "chat",
+        "doctor",
+        "version",
+    }
+    assert result.exit_code == 0
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, kt_kernel.cli.main; sys.exit('torch' in sys.modules or 'sglang' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
