@@ -48,6 +48,7 @@ def get_engine(
         engine = _engines.get(key)
         if engine is None:
             try:
+                kt_kernel_ext.cpu_features()  # an unknown KT_KERNEL_CPU_VARIANT stops here, before any load
                 engine = kt_kernel_ext.Engine(threads, subpools, nodes)
             except ValueError as error:
                 raise ConfigurationError(str(error)) from error

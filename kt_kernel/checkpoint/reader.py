@@ -164,7 +164,7 @@ def _read_index(index_path: str) -> dict[str, str]:
         with open(index_path, encoding="utf-8") as file:
             weight_map = json.load(file)["weight_map"]
         home_of = {name: os.path.join(directory, file_name) for name, file_name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(
             f"index file '{index_path}' is damaged (no readable 'weight_map': {error}); download it again."
         ) from error

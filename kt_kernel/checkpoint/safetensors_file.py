@@ -142,12 +142,12 @@ def _read_header(path: str, length_bytes: bytes, file, size: int) -> dict[str, T
         entries = json.loads(file.read(header_bytes))
         entries.pop("__metadata__", None)
         tensors = {name: _parse_entry(entry, data_begin) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"file '{path}' has a damaged safetensors header: {error}; download it again."
         ) from error
     for name, info in tensors.items():
-        _check_extent(path, name, info, size)
+        _check_extent(path, name, info, data_begin, size)
     return tensors
 
 
@@ -157,7 +157,12 @@ def _parse_entry(entry: dict, data_begin: int) -> TensorInfo:
     return TensorInfo(str(entry["dtype"]), shape, data_begin + int(begin), data_begin + int(end))
 
 
-def _check_extent(path: str, name: str, info: TensorInfo, size: int) -> None:
+def _check_extent(path: str, name: str, info: TensorInfo, data_begin: int, size: int) -> None:
+    if not data_begin <= info.begin <= info.end:
+        raise CheckpointError(
+            f"file '{path}' has a damaged header: tensor '{name}' would lie from byte {info.begin} to "
+            f"{info.end}, and the data begin at {data_begin}; download it again."
+        )
     if info.end > size:
         raise CheckpointError(
             f"file '{path}' is cut off: tensor '{name}' ends at byte {info.end} and the file has {size} "
