@@ -1,0 +1,22 @@
+"""The plug-in for stock SGLang 0.5.23: its routed experts run in our CPU kernels.
+
+SGLang finds it through the entry-point group `sglang.srt.plugins`; nothing in SGLang is edited. One server
+passes through these files in this order:
+
+    plugin.py            register(): SGLang calls it in every process it starts
+    hooks.py             what is hooked into SGLang and why; checks that every hook took effect
+    flags.py             the --kt-* flags: one table, and the checks of the flags against each other
+    cli.py               the flags on SGLang's command line; errors found before anything is started
+    engine_arguments.py  the same flags as arguments of `sglang.Engine`
+    startup.py           our step in SGLang's configuration: from flags and model to settings
+    settings.py          KTSettings: the flags with every default filled in
+    layers.py            which layers of the model have experts
+    cpu_defaults.py      defaults for machines without a GPU
+    layer_hooks.py       where SGLang's MoE layer asks for its settings and its method
+    moe_method.py        one MoE layer: device experts in SGLang's own kernels, CPU experts in ours
+    startup_failure.py   one sentence instead of a stack trace when a layer cannot be loaded
+    cpu_fixes.py         repairs of SGLang's CPU path, hooked only on machines without a GPU
+    cpu_idle.py          an idle server on a CPU leaves the CPU alone
+
+Without --kt-weight-path the plug-in changes nothing but what cpu_fixes.py and cpu_idle.py say.
+"""

@@ -1,0 +1,71 @@
+"""Defaults for machines without a GPU. Only what the user left open is filled in, and each choice is
+logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+logger = logging.getLogger(__name__)
+
+# SGLang takes most of the free memory for its KV cache, as is right on a GPU: 15 GB for a model of 30 MB on
+# a machine with 24 GB. On a CPU that memory is the experts' and the page cache's.
+MOST_KV_BYTES = 4 << 30
+MOST_KV_SHARE = 1 / 8
+# Tokens beyond a few full contexts only help when as many long requests run at once.
+MOST_CONTEXTS = 4
+LEAST_TOKENS = 2048
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def choose(options: Any, model: Any) -> dict[str, Any]:
+    """The ServerArgs fields to set. `options`: SGLang's options so far; `model`: its ModelConfig."""
+    chosen: dict[str, Any] = {}
+    if not options.sleep_on_idle:
+        # Without it the scheduler polls for requests with 100 % of a core.
+        chosen["sleep_on_idle"] = True
+    if options.max_total_tokens is None:
+        per_token = kv_bytes_per_token(model, options.tp_size)
+        tokens = most_cached_tokens(per_token, model.context_len, usable_memory())
+        chosen["max_total_tokens"] = tokens
+        logger.info(
+            "--max-total-tokens is not given: %d tokens of KV cache (%.2f GB); give it to change that",
+            tokens,
+            tokens * per_token / 1e9,
+        )
+    return chosen
+
+
+def most_cached_tokens(bytes_per_token: int, context_len: int, memory: int) -> int:
+    """How many tokens the KV cache holds: limited by memory (bytes) and by the model's context, never below
+    a minimum.
+    """
+    budget = min(MOST_KV_BYTES, int(memory * MOST_KV_SHARE))
+    return max(LEAST_TOKENS, min(budget // bytes_per_token, MOST_CONTEXTS * context_len))
+
+
+def kv_bytes_per_token(model: Any, tp_size: int) -> int:
+    """Bytes of KV cache of one token in all layers on one rank, in the model's dtype."""
+    from sglang.srt.configs.model_config import AttentionArch
+
+    if model.attention_arch == AttentionArch.MLA:
+        values = model.kv_lora_rank + model.qk_rope_head_dim
+    else:
+        values = 2 * model.get_num_kv_heads(tp_size) * model.head_dim
+    element = torch.empty((), dtype=model.dtype).element_size()
+    return values * element * model.num_hidden_layers
+
+
+def usable_memory() -> int:
+    """Bytes free on the machine, or allowed by the control group if that is less."""
+    available = psutil.virtual_memory().available
+    try:
+        return min(available, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return available

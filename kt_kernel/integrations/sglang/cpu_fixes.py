@@ -1,0 +1,86 @@
+"""Repairs of SGLang 0.5.23's path for machines without a GPU. Each is hooked in hooks.py, with the reason
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+def moe_forward_skipping(
+    original: Callable, layer: torch.nn.Module, x: torch.Tensor, topk_output: Any, moe_runner_config: Any
+) -> torch.Tensor:
+    """Around `moe_forward_native`: x [tokens, hidden] through the experts of ids >= 0; ids of -1 add nothing.
+
+    Written for plain SwiGLU experts, the only ones our layers wrap; without a negative id stock code runs.
+    """
+    weights, ids, _ = topk_output
+    if bool((ids >= 0).all()):
+        return original(layer, x, topk_output, moe_runner_config)
+    output = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in ids[ids >= 0].unique().tolist():
+        token, choice = (ids == expert).nonzero(as_tuple=True)
+        gate, up = F.linear(x[token], layer.w13_weight[expert]).chunk(2, dim=-1)
+        down = F.linear(F.silu(gate) * up, layer.w2_weight[expert])
+        output.index_add_(0, token, down.float() * weights[token, choice, None].float())
+    return output.to(x.dtype)
+
+
+def attention_handler(original: Callable, registry: type, backend_name: str) -> Callable:
+    """Around `AttentionBackendRegistry.get_handler`: latent attention in its absorbed form for torch_native.
+
+    Stock code lets a backend without a handler use Triton's, which computes a fresh prompt's attention from
+    full keys and values; torch_native ignores those and reads the latent cache.
+    """
+    if backend_name == "torch_native" and backend_name not in registry._handlers:
+        from sglang.srt.models.deepseek_common.attention_backend_handler import _dispatch_mla_subtype
+
+        return _dispatch_mla_subtype
+    return original(registry, backend_name)
+
+
+def rope(
+    original: Callable,
+    head_size: int,
+    rotary_dim: int,
+    max_position: int,
+    base: int,
+    is_neox_style: bool = True,  # noqa: FBT001, FBT002 - the signature is SGLang's
+    rope_scaling: dict | None = None,
+    dtype: torch.dtype | None = None,
+    partial_rotary_factor: float = 1.0,
+    device: str | None = None,
+) -> Any:
+    """Around `get_rope_wrapper`: unscaled positions are the plain `get_rope`'s, on a CPU too."""
+    arguments = (
+        head_size,
+        rotary_dim,
+        max_position,
+        base,
+        is_neox_style,
+        rope_scaling,
+        dtype,
+        partial_rotary_factor,
+    )
+    if device == "cpu" and rope_scaling is None:
+        from sglang.srt.layers.rotary_embedding.factory import get_rope
+
+        return get_rope(*arguments)
+    return original(*arguments, device)
+
+
+def add_gated_shared_expert(
+    hidden_states: torch.Tensor,
+    gate_weight: torch.Tensor,
+    shared_output: torch.Tensor,
+    final_hidden_states: torch.Tensor,
+) -> None:
+    """final_hidden_states [tokens, hidden] += sigmoid(hidden_states @ gate_weight) * shared_output, in
+    float32.
+    """
+    gate = torch.sigmoid(hidden_states.float() @ gate_weight.float()).unsqueeze(-1)
+    final_hidden_states.add_((gate * shared_output.float()).to(final_hidden_states.dtype))

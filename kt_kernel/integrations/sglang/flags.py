@@ -1,0 +1,208 @@
+"""The --kt-* flags: one table, their values as a dataclass, and the checks that need nothing but the flags.
+
+SGLang 0.5.23 itself has six of them (`own=None` in the table); the others are added to its command line. A
+flag whose behaviour is not built yet is refused with "not available yet", never ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.hybrid.placement import STRATEGIES
+
+NOT_AVAILABLE_STRATEGIES = ("frequency",)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One row: the attribute of KTFlags, the option, and how argparse is to read it (None: SGLang declares
+    it).
+    """
+
+    field: str
+    option: str
+    own: Mapping[str, Any] | None = None
+
+    @property
+    def destination(self) -> str:
+        """The name on argparse's namespace, on SGLang's ServerArgs and among the arguments of
+        `sglang.Engine`.
+        """
+        return self.option.removeprefix("--").replace("-", "_")
+
+
+FLAGS = (
+    Flag("weight_path", "--kt-weight-path"),
+    Flag("method", "--kt-method"),
+    Flag("cpuinfer", "--kt-cpuinfer"),
+    Flag("threadpool_count", "--kt-threadpool-count"),
+    Flag("num_gpu_experts", "--kt-num-gpu-experts"),
+    Flag("max_deferred_experts_per_token", "--kt-max-deferred-experts-per-token"),
+    Flag(
+        "numa_nodes",
+        "--kt-numa-nodes",
+        {"type": int, "nargs": "+", "help": "NUMA node of each thread pool (default: the nodes 0, 1, ...)."},
+    ),
+    Flag(
+        "gpu_experts_ratio",
+        "--kt-gpu-experts-ratio",
+        {
+            "type": float,
+            "help": "Share of all experts that live on the device, 0 to 1; overrides --kt-num-gpu-experts.",
+        },
+    ),
+    Flag(
+        "expert_placement_strategy",
+        "--kt-expert-placement-strategy",
+        {
+            "choices": [*STRATEGIES, *NOT_AVAILABLE_STRATEGIES],
+            "default": "uniform",
+            "help": "Which experts live on the device.",
+        },
+    ),
+    Flag(
+        "gpu_prefill_token_threshold",
+        "--kt-gpu-prefill-token-threshold",
+        {"type": int, "help": "Prompts of at least this many tokens run wholly on the device (0: never)."},
+    ),
+    Flag(
+        "enable_dynamic_expert_update",
+        "--kt-enable-dynamic-expert-update",
+        {"action": "store_true", "help": "Move often used experts to the device while serving."},
+    ),
+    Flag(
+        "record_gpu_expert_distribution",
+        "--record-kt-gpu-expert-distribution",
+        {"action": "store_true", "help": "Record which experts were on the device at each forward pass."},
+    ),
+    Flag("lora_path", "--kt-lora-path", {"help": "Deprecated name of --kt-expert-lora-path."}),
+    Flag("expert_lora_path", "--kt-expert-lora-path", {"help": "Adapter (LoRA) for the experts on the CPU."}),
+)
+
+
+@dataclass(frozen=True)
+class KTFlags:
+    """The values given. None = not given."""
+
+    weight_path: str | None = None
+    method: str = "AMXINT4"
+    cpuinfer: int | None = None
+    threadpool_count: int | None = None
+    num_gpu_experts: int | None = None
+    max_deferred_experts_per_token: int | None = None
+    numa_nodes: tuple[int, ...] | None = None
+    gpu_experts_ratio: float | None = None
+    expert_placement_strategy: str = "uniform"
+    gpu_prefill_token_threshold: int | None = None
+    enable_dynamic_expert_update: bool = False
+    record_gpu_expert_distribution: bool = False
+    lora_path: str | None = None
+    expert_lora_path: str | None = None
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> KTFlags:
+        """From a namespace's dict, or keyword arguments, by the destinations of the table; the rest is
+        ignored.
+        """
+        given = {flag.field: values.get(flag.destination) for flag in FLAGS}
+        if given["numa_nodes"] is not None:
+            given["numa_nodes"] = tuple(given["numa_nodes"])
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    def given(self) -> list[str]:
+        """The options whose values are not the defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [flag.option for flag in FLAGS if getattr(self, flag.field) != defaults[flag.field]]
+
+
+# (when, what): asked for, understood, and not built yet.
+_LATER: tuple[tuple[Callable[[KTFlags], bool], str], ...] = (
+    (
+        lambda f: f.enable_dynamic_expert_update,
+        "--kt-enable-dynamic-expert-update (moving experts while serving)",
+    ),
+    (
+        lambda f: (f.gpu_prefill_token_threshold or 0) > 0,
+        "--kt-gpu-prefill-token-threshold above 0 (long prompts wholly on the device)",
+    ),
+    (
+        lambda f: f.expert_placement_strategy in NOT_AVAILABLE_STRATEGIES,
+        "--kt-expert-placement-strategy frequency (placement from recorded statistics)",
+    ),
+    (
+        lambda f: f.record_gpu_expert_distribution,
+        "--record-kt-gpu-expert-distribution (recording where experts were)",
+    ),
+    (
+        lambda f: f.lora_path is not None or f.expert_lora_path is not None,
+        "--kt-expert-lora-path (adapters for CPU experts)",
+    ),
+)
+
+
+def check_flags(flags: KTFlags) -> None:
+    """Check the flags for themselves and against each other; raises a KTError with one sentence."""
+    if flags.weight_path is None:
+        _refuse_flags_without_effect(flags)
+        return
+    if None not in (flags.lora_path, flags.expert_lora_path) and flags.lora_path != flags.expert_lora_path:
+        raise ConfigurationError(
+            f"--kt-lora-path is {flags.lora_path} and --kt-expert-lora-path is {flags.expert_lora_path}; "
+            "they mean the same, give only the second."
+        )
+    for asked_for, what in _LATER:
+        if asked_for(flags):
+            raise FeatureUnavailableError(f"not available yet: {what}; leave it out.")
+    if not os.path.exists(flags.weight_path):
+        raise CheckpointPathError(
+            f"--kt-weight-path {flags.weight_path} does not exist; name the directory with the experts' "
+            "weights "
+            "(for --kt-method BF16 the model itself)."
+        )
+    _check_numbers(flags)
+    _check_threads(flags)
+
+
+def _refuse_flags_without_effect(flags: KTFlags) -> None:
+    given = flags.given()
+    if given:
+        raise ConfigurationError(
+            f"{given[0]} is given without --kt-weight-path, so no expert would run on the CPU; add "
+            "--kt-weight-path "
+            f"with the directory of the experts' weights, or leave {given[0]} out."
+        )
+
+
+def _check_numbers(flags: KTFlags) -> None:
+    for name, option, least in (
+        ("cpuinfer", "--kt-cpuinfer", 1),
+        ("threadpool_count", "--kt-threadpool-count", 1),
+        ("num_gpu_experts", "--kt-num-gpu-experts", 0),
+        ("max_deferred_experts_per_token", "--kt-max-deferred-experts-per-token", 0),
+        ("gpu_prefill_token_threshold", "--kt-gpu-prefill-token-threshold", 0),
+    ):
+        value = getattr(flags, name)
+        if value is not None and value < least:
+            raise ConfigurationError(f"{option} is {value}, expected at least {least}.")
+    ratio = flags.gpu_experts_ratio
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise ConfigurationError(f"--kt-gpu-experts-ratio is {ratio}, expected a number from 0 to 1.")
+
+
+def _check_threads(flags: KTFlags) -> None:
+    threads, pools, nodes = flags.cpuinfer, flags.threadpool_count, flags.numa_nodes
+    if nodes is not None and pools is not None and len(nodes) != pools:
+        raise ConfigurationError(
+            f"--kt-numa-nodes names {len(nodes)} nodes ({' '.join(map(str, nodes))}), but "
+            "--kt-threadpool-count is "
+            f"{pools}; name one node for each pool."
+        )
+    if threads is not None and pools is not None and pools > threads:
+        raise ConfigurationError(
+            f"--kt-threadpool-count is {pools}, more than the {threads} threads of --kt-cpuinfer; "
+            "every pool needs a thread."
+        )

@@ -1,0 +1,34 @@
+"""The entry point of group `sglang.srt.plugins`: SGLang calls `register` in every process it starts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Register the hooks. SGLang swallows what a plug-in raises, so a failure that matters leaves as
+    SystemExit.
+    """
+    try:
+        _register()
+    except Exception as error:
+        sentence = f"the SGLang plug-in of kt-kernel cannot start: {type(error).__name__}: {error}"
+        if any(argument.startswith(("--kt-", "--record-kt-")) for argument in sys.argv):
+            raise SystemExit(f"error: {sentence}") from error
+        logger.warning("%s (no --kt flag is given, so SGLang goes on without it)", sentence)
+
+
+def _register() -> None:
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+    from sglang.srt.utils import is_cpu
+
+    from kt_kernel.integrations.sglang import engine_arguments, hooks, startup
+
+    hooks.register(hooks.EVERYWHERE)
+    if is_cpu():
+        hooks.register(hooks.CPU_ONLY)
+    register_resolution_hook(startup.PIPELINE_STEP)(startup.configure)
+    engine_arguments.install()

@@ -1,0 +1,127 @@
+"""The flags with every default filled in: what the layers of one server are made from."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from kt_kernel import kt_kernel_ext
+from kt_kernel.errors import ConfigurationError
+from kt_kernel.hybrid.placement import device_expert_masks
+from kt_kernel.integrations.sglang.flags import KTFlags
+from kt_kernel.integrations.sglang.layers import ExpertLayout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KTSettings:
+    """`device_experts`: how many experts of the whole model live on the device; `max_tokens`: the most of
+    one call.
+    """
+
+    weight_path: str
+    method: str
+    threads: int
+    pools: int
+    numa_nodes: tuple[int, ...] | None
+    layout: ExpertLayout
+    strategy: str
+    device_experts: int
+    max_deferred: int
+    max_tokens: int
+
+    def device_mask(self, layer_idx: int, num_experts: int) -> torch.Tensor:
+        """bool [num_experts], True = on the device. Raises ConfigurationError if the layer is not as
+        announced.
+        """
+        if self.device_experts == 0:
+            return torch.zeros(num_experts, dtype=torch.bool)
+        if layer_idx not in self.layout.moe_layers or num_experts != self.layout.num_experts:
+            raise ConfigurationError(
+                f"layer {layer_idx} has {num_experts} experts, but the model's config.json announces "
+                f"{self.layout.num_experts} in the layers {list(self.layout.moe_layers)}; serve it with "
+                "--kt-num-gpu-experts 0."
+            )
+        return _all_masks(self)[layer_idx]
+
+
+@lru_cache(maxsize=2)
+def _all_masks(settings: KTSettings) -> torch.Tensor:
+    layout = settings.layout
+    return device_expert_masks(
+        settings.strategy, layout.num_layers, layout.moe_layers, layout.num_experts, settings.device_experts
+    )
+
+
+def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSettings:
+    """Fill the defaults from the machine and the model; raises ConfigurationError where they do not fit."""
+    pools, nodes = _pools(flags)
+    threads = flags.cpuinfer or _default_threads(pools)
+    if pools > threads:
+        raise ConfigurationError(
+            f"{pools} thread pools need as many threads, but there are {threads}; set "
+            "--kt-threadpool-count lower or "
+            "--kt-cpuinfer higher."
+        )
+    return KTSettings(
+        weight_path=flags.weight_path,
+        method=flags.method,
+        threads=threads,
+        pools=pools,
+        numa_nodes=nodes,
+        layout=layout,
+        strategy=flags.expert_placement_strategy,
+        device_experts=_device_experts(flags, layout),
+        max_deferred=flags.max_deferred_experts_per_token or 0,
+        max_tokens=max_tokens,
+    )
+
+
+def _pools(flags: KTFlags) -> tuple[int, tuple[int, ...] | None]:
+    """One pool per NUMA node unless the flags say otherwise; and the pools' nodes, None = the first ones."""
+    present = [node["node"] for node in _topology()["numa_nodes"] if node["cores"]]
+    nodes = flags.numa_nodes
+    if nodes is None:
+        if flags.threadpool_count is not None:
+            return flags.threadpool_count, None
+        nodes = tuple(present)
+    absent = [node for node in nodes if node not in present]
+    if absent:
+        raise ConfigurationError(
+            f"--kt-numa-nodes names node {absent[0]}, but this process may use the nodes {present}; "
+            "choose from these."
+        )
+    return len(nodes), nodes
+
+
+def _default_threads(pools: int) -> int:
+    cores = max(1, int(_topology()["physical_cores"]))
+    logger.info("--kt-cpuinfer is not given: %d threads, one per physical core", max(cores, pools))
+    return max(cores, pools)
+
+
+def _topology() -> dict[str, Any]:
+    return kt_kernel_ext.topology()
+
+
+def _device_experts(flags: KTFlags, layout: ExpertLayout) -> int:
+    """Experts of the whole model on the device. Neither flag given means none: all stay on the CPU."""
+    if flags.gpu_experts_ratio is not None:
+        if flags.num_gpu_experts is not None:
+            logger.warning("--kt-gpu-experts-ratio overrides --kt-num-gpu-experts %d", flags.num_gpu_experts)
+        return int(layout.num_experts * len(layout.moe_layers) * flags.gpu_experts_ratio)
+    if flags.num_gpu_experts is None:
+        logger.info("--kt-num-gpu-experts is not given: all experts run on the CPU")
+        return 0
+    if flags.num_gpu_experts > layout.num_experts:
+        raise ConfigurationError(
+            f"--kt-num-gpu-experts is {flags.num_gpu_experts}, but a layer of this model has "
+            f"{layout.num_experts} "
+            "experts; use a number from 0 to that."
+        )
+    return flags.num_gpu_experts * len(layout.moe_layers)

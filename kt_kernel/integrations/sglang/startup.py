@@ -1,0 +1,115 @@
+"""The plug-in's step in SGLang's configuration: from flags to settings, checked against the model and other
+options.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
+from kt_kernel.integrations.sglang import cpu_defaults, hooks
+from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
+from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.layers import expert_layout
+from kt_kernel.integrations.sglang.settings import make_settings
+from kt_kernel.methods import require_method
+
+logger = logging.getLogger(__name__)
+
+# The step of SGLang's pipeline we follow: the device, the model's configuration and the chunk size are
+# known after it.
+PIPELINE_STEP = "handle_gpu_memory_settings"
+SOURCE = "kt-kernel"
+
+# SGLang's own upper bound on running requests when none is given (`resolve_max_num_reqs`).
+_DEFAULT_RUNNING_REQUESTS = 4096
+
+
+def configure(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """SGLang's step, then ours. Runs once, in the launching process, for servers and for `sglang.Engine`."""
+    previous(server_args)
+    try:
+        _configure(server_args)
+    except KTError as error:
+        if getattr(server_args, COMMAND_LINE_ATTRIBUTE, False):
+            raise SystemExit(f"error: {error}") from None
+        raise
+
+
+def _configure(server_args: Any) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
+
+    options = resolving_view(server_args)
+    flags = getattr(server_args, FLAGS_ATTRIBUTE, None)
+    if flags is None:
+        values = {flag.destination: getattr(options, flag.destination, None) for flag in FLAGS}
+        flags = KTFlags.read(values)
+    if flags.weight_path is None:
+        return
+    hooks.verify()
+    check_flags(flags)
+    require_method(flags.method)
+    _check_other_options(options)
+    model = model_config_of(server_args)
+    settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
+    declare_resolution(
+        server_args,
+        SOURCE,
+        kt_cpuinfer=settings.threads,
+        kt_threadpool_count=settings.pools,
+        kt_num_gpu_experts=flags.num_gpu_experts or 0,
+        # A fused shared expert is an additional routed expert to the layer, but not to the checkpoint.
+        disable_shared_experts_fusion=True,
+    )
+    if options.device == "cpu":
+        declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
+    setattr(server_args, SETTINGS_ATTRIBUTE, settings)
+    logger.info(
+        "kt-kernel: method %s from %s, %d threads in %d pools, %d of %d experts on the device, at most %d "
+        "tokens a call",
+        settings.method,
+        settings.weight_path,
+        settings.threads,
+        settings.pools,
+        settings.device_experts,
+        settings.layout.num_experts * len(settings.layout.moe_layers),
+        settings.max_tokens,
+    )
+
+
+def _check_other_options(options: Any) -> None:
+    """SGLang options that would make the CPU experts compute something else, or nothing."""
+    if (options.chunked_prefill_size or 0) <= 0:
+        raise ConfigurationError(
+            f"--chunked-prefill-size is {options.chunked_prefill_size}, but the CPU experts size their "
+            "buffers by it; "
+            "give a positive number such as 4096."
+        )
+    for option, is_set in (
+        (f"--ep-size {options.ep_size}", options.ep_size > 1),
+        ("--enable-eplb", options.enable_eplb),
+        (
+            f"--ep-num-redundant-experts {options.ep_num_redundant_experts}",
+            options.ep_num_redundant_experts > 0,
+        ),
+        (f"--init-expert-location {options.init_expert_location}", options.init_expert_location != "trivial"),
+        (f"--moe-a2a-backend {options.moe_a2a_backend}", options.moe_a2a_backend not in (None, "none")),
+        ("--enable-two-batch-overlap", options.enable_two_batch_overlap),
+        ("--enable-lora", bool(options.enable_lora)),
+    ):
+        if is_set:
+            raise FeatureUnavailableError(
+                f"not available yet: {option} together with --kt-weight-path; leave it out."
+            )
+
+
+def _most_tokens_of_a_call(options: Any) -> int:
+    """Prefill is cut into chunks; a decode step has one token per running request, several when
+    speculating.
+    """
+    running = options.max_running_requests or _DEFAULT_RUNNING_REQUESTS
+    per_request = options.speculative_num_draft_tokens or 1
+    return max(options.chunked_prefill_size, running * per_request)
