@@ -39,7 +39,9 @@ app = typer.Typer(
 @app.callback()
 def kt() -> None:
     """Serve mixture-of-experts models whose experts run on the CPU."""
-    logging.basicConfig(level=logging.INFO, format="kt: %(message)s", stream=sys.stderr)
+    # Our own progress only: HTTP clients and torch log too much at this level.
+    logging.basicConfig(level=logging.WARNING, format="kt: %(message)s", stream=sys.stderr)
+    logging.getLogger("kt_kernel").setLevel(logging.INFO)
 
 
 @app.command(
