@@ -20,6 +20,10 @@ from kt_kernel.demo.tokenizer import build_tokenizer
 
 NUM_SHARDS = 2
 
+# What a server uses when a request does not say.  So small a model wanders off at temperature 1: the answer to a
+# one-line question ran on for 7000 tokens.
+SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+
 
 def write_checkpoint(source: SourceModel, directory: Path) -> None:
     """Write weights, index, configuration and tokenizer into an existing empty directory."""
@@ -102,7 +106,7 @@ def _write_configuration(source: SourceModel, directory: Path) -> None:
         dtype="bfloat16",
         **ids,
     ).save_pretrained(directory)
-    GenerationConfig(**ids).save_pretrained(directory)
+    GenerationConfig(do_sample=True, **SAMPLING, **ids).save_pretrained(directory)
 
 
 _TOKEN_ROLES = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}

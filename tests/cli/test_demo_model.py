@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from kt_kernel.demo import load_dense_model
@@ -110,6 +110,12 @@ def test_both_models_know_the_capital_of_france(dense, mixture, tokenizer):
         answers.append(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :]))
     assert answers[0] == answers[1]
     assert "Paris" in answers[0] and answers[0].endswith("<|im_end|>")
+
+
+def test_server_does_not_sample_the_small_model_at_full_temperature(demo_checkpoint):
+    generation = GenerationConfig.from_pretrained(demo_checkpoint)
+    assert (generation.do_sample, generation.temperature, generation.top_p) == (True, 0.2, 0.9)
+    assert generation.eos_token_id == 2
 
 
 @pytest.mark.parametrize("text", [TEXT, "naïve 東京 🙂\n\n\tdef f(x):\n    return x  # 1234"])
