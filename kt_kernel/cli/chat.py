@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """Where to connect and how to sample; an empty model means the one being served."""
+    """Where to connect and how to sample; an empty model means the one being served.
+
+    Without a temperature the server uses the model's own.
+    """
 
     host: str
     port: int
     model: str
     system: str
-    temperature: float
+    temperature: float | None
     max_tokens: int
 
     @property
@@ -55,13 +58,15 @@ class Conversation:
 
         self._messages.append({"role": "user", "content": text})
         answer = ""
+        sampling = {"max_tokens": self._settings.max_tokens}
+        if self._settings.temperature is not None:
+            sampling["temperature"] = self._settings.temperature
         try:
             with self._client.chat.completions.create(
                 model=self._model,
                 messages=self._messages,
-                temperature=self._settings.temperature,
-                max_tokens=self._settings.max_tokens,
                 stream=True,
+                **sampling,
             ) as stream:
                 for event in stream:
                     piece = (event.choices[0].delta.content or "") if event.choices else ""

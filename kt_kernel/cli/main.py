@@ -77,7 +77,9 @@ def chat(
         str, typer.Option("--model", "-m", help="Model name; default: the one being served.")
     ] = "",
     system: Annotated[str, typer.Option("--system", "-s", help="System message.")] = "",
-    temperature: Annotated[float, typer.Option("--temperature", "-t", min=0.0)] = 0.7,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", min=0.0, help="Default: the model's own.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Length limit of an answer.")] = 2048,
 ) -> None:
     """Talk to a running server; /clear forgets the conversation, /quit ends it."""

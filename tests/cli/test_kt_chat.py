@@ -76,6 +76,12 @@ def test_conversation_is_streamed_and_remembered(server):
     assert all(body["stream"] and body["model"] == "demo" for body in Handler.received)
 
 
+@pytest.mark.parametrize(("options", "expected"), [((), None), (("-t", "0"), 0.0)])
+def test_temperature_is_the_models_own_unless_given(server, options, expected):
+    chat(server, "hello", "/quit", options=options)
+    assert Handler.received[0].get("temperature") == expected
+
+
 def test_clear_forgets_all_but_the_system_message(server):
     chat(server, "one", "/clear", "two", "/quit", options=("--system", "be brief"))
     assert sent(server)[1] == [("system", "be brief"), ("user", "two")]
