@@ -1,5 +1,6 @@
 """The import finder that offers the stand-ins, to SGLang only."""
 
+import importlib
 import importlib.machinery
 import sys
 
@@ -24,12 +25,9 @@ def _importing_package():
 
 
 def _let_torch_conclude_that_triton_is_absent():
-    """Have torch ask, and remember, before the stand-in is in `sys.modules`: its inductor would take it for
-    real.
-    """
-    torch_triton = sys.modules.get("torch.utils._triton")
-    if torch_triton is not None:
-        torch_triton.has_triton_package()
+    """Have torch ask, and remember, before the stand-in is in `sys.modules`; it would take it for real."""
+    if "torch" in sys.modules:
+        importlib.import_module("torch.utils._triton").has_triton_package()
 
 
 class StandInFinder:

@@ -1,0 +1,122 @@
+"""Starts a real server with the plain command, and makes sure that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import requests
+
+START_SECONDS = 180  # 12 s on two free cores; the limit only ends a hang
+STOP_SECONDS = 30
+
+# The plain command must work without any of these.
+_UNSET = ("SGLANG_", "KT_", "TORCHDYNAMO_", "CUDA_")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without anything that configures SGLang or us."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_UNSET)}
+
+
+def kt_options(weights: Path, device_experts: int = 0) -> list[str]:
+    options = {
+        "--kt-weight-path": weights,
+        "--kt-method": "BF16",
+        "--kt-cpuinfer": 2,
+        "--kt-threadpool-count": 1,
+        "--kt-num-gpu-experts": device_experts,
+    }
+    return [str(word) for option in options.items() for word in option]
+
+
+class Server:
+    """One server process in a process group of its own, as a shell would start it."""
+
+    def __init__(self, model: Path, log: Path, options: list[str]) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        command = ["-m", "sglang.launch_server", "--model", str(model), "--port", str(self.port), *options]
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=clean_environment(),
+                start_new_session=True,
+            )
+
+    def wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"the server ended while starting:\n{self.log_tail()}"
+            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+                if requests.get(f"{self.url}/health", timeout=5).ok:
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"the server was not healthy after {START_SECONDS} s:\n{self.log_tail()}")
+
+    def post(self, path: str, **body: object) -> dict:
+        """POST a JSON body and return the JSON answer; any HTTP error fails the test."""
+        answer = requests.post(self.url + path, json=body, timeout=300)
+        assert answer.ok, f"{answer.status_code} {answer.text}\n{self.log_tail()}"
+        return answer.json()
+
+    def processes(self) -> list[int]:
+        """The ids of all processes of the group, zombies excepted."""
+        members = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(group) == self.process.pid and state != "Z":
+                    members.append(int(entry.name))
+        return members
+
+    def interrupt(self) -> None:
+        """What Ctrl-C in a terminal does: SIGINT to every process of the group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def is_listening(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def log_tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def serving(model: Path, log: Path, *options: str) -> Iterator[Server]:
+    """A healthy server for the duration of the block."""
+    server = Server(model, log, list(options))
+    try:
+        server.wait_until_healthy()
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,184 @@
+"""Tiny random checkpoints of every model family we serve, made with transformers; no download.
+
+Each family keeps what makes it special for an MoE runtime: Qwen3 and Mixtral the two naming schemes of the
+expert tensors, Qwen2 a gated shared expert and unnormalised routing weights, GLM4 and DeepSeek-V3 a dense
+first layer, shared experts, a routed scaling factor and biased expert selection, DeepSeek-V3 also latent
+attention with yarn.
+"""
+
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+VOCABULARY = 512
+SEED = 0
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# A context of 2048 is far beyond every prompt here, so 4 layers of 256 decide the run time, not the
+# positions.
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+
+_YARN = {
+    "rope_type": "yarn",
+    "type": "yarn",
+    "factor": 2.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "original_max_position_embeddings": 1024,
+    "rope_theta": 10000.0,
+}
+
+# family -> (model class, configuration class, what differs from _COMMON)
+FAMILIES = {
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 64,
+            "intermediate_size": 512,
+            "moe_intermediate_size": 128,
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {"intermediate_size": 128, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        {
+            "intermediate_size": 512,
+            "moe_intermediate_size": 128,
+            "shared_expert_intermediate_size": 256,
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
+    ),
+    "glm4_moe": (
+        "Glm4MoeForCausalLM",
+        "Glm4MoeConfig",
+        {
+            "head_dim": 64,
+            "intermediate_size": 512,
+            "moe_intermediate_size": 128,
+            "n_routed_experts": 16,
+            "num_experts_per_tok": 4,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.5,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            "num_key_value_heads": 8,
+            "intermediate_size": 512,
+            "moe_intermediate_size": 128,
+            "n_routed_experts": 16,
+            "num_experts_per_tok": 4,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 96,
+            "kv_lora_rank": 64,
+            "qk_rope_head_dim": 32,
+            "qk_nope_head_dim": 64,
+            "v_head_dim": 64,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": True,
+            "moe_layer_freq": 1,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
+            "rope_scaling": _YARN,
+        },
+    ),
+}
+
+
+def build(family: str, path: Path) -> Path:
+    """Write a bfloat16 checkpoint with tokenizer and chat template to `path`; the same bytes every time."""
+    class_name, config_name, special = FAMILIES[family]
+    torch.manual_seed(SEED)
+    config = getattr(transformers, config_name)(**{**_COMMON, **special})
+    model = getattr(transformers, class_name)(config).to(torch.bfloat16)
+    _randomise(model)
+    tokenizer = _byte_tokenizer()
+    for holder in (model.config, model.generation_config):
+        holder.bos_token_id = tokenizer.bos_token_id
+        holder.eos_token_id = tokenizer.eos_token_id
+        holder.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+# Projections that decide where attention looks. At 0.08 attention is so sharp that rounding the experts'
+# activations to bf16 moves Mixtral's log-probabilities by 0.035 on average, at 0.04 by 0.012: a test model
+# must be no more chaotic than a trained one.
+_WHERE_TO_LOOK = ("q_proj", "k_proj", "q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj")
+
+
+@torch.no_grad()
+def _randomise(model: torch.nn.Module) -> None:
+    """Weights that make every expert matter, and logits as spread as a trained model's (deviation near 3)."""
+    for name, parameter in model.named_parameters():
+        if "embed_tokens" in name:
+            parameter.normal_(0, 0.5)
+        elif "lm_head" in name:
+            parameter.normal_(0, 0.2)
+        elif name.endswith("e_score_correction_bias"):
+            parameter.normal_(0, 0.01)
+        elif parameter.dim() >= 2:
+            parameter.normal_(0, 0.04 if any(part in name for part in _WHERE_TO_LOOK) else 0.08)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0, 0.01)
+
+
+def _byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One token per byte plus the four special tokens the chat template needs."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
