@@ -112,7 +112,9 @@ py::dict topology() {
   for (const kt::NumaNode& node : t.nodes) {
     py::dict d;
     d["node"] = node.os_index;
-    d["cores"] = node.cores;
+    std::vector<int> first_threads;
+    for (const std::vector<int>& core : node.cores) first_threads.push_back(core.front());
+    d["cores"] = first_threads;
     d["memory_bytes"] = node.memory_bytes;
     nodes.append(d);
   }

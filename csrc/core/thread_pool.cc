@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <stdexcept>
 
@@ -64,35 +65,77 @@ ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology) {
                         " NUMA node(s): several pools share a node");
   }
 
-  // Cores are handed out per node in order; a pool that finds none left stays unbound inside the whole machine.
-  std::vector<size_t> next_core(node_count, 0);
-  std::vector<int> core_of_worker;
-  int unbound = 0;
   for (int p = 0; p < config.subpools; ++p) {
-    const NumaNode* node = topology.find(numa_nodes_[p]);
-    size_t& next = next_core[node - topology.nodes.data()];
     for (int i = 0; i < threads_per_subpool_[p]; ++i) {
       workers_.push_back(Worker{this, static_cast<int>(workers_.size()), p, i});
-      const bool free_core = next < node->cores.size();
-      core_of_worker.push_back(free_core ? node->cores[next++] : -1);
-      unbound += free_core ? 0 : 1;
     }
   }
-  if (unbound > 0) {
-    warnings_.push_back(text(unbound) + " of " + text(config.threads) +
-                        " CPU threads found no free physical core on their NUMA node and run unbound; "
-                        "more threads than cores slows every layer down");
-  }
+  place_workers(topology);
   if (topology.cpu_quota > 0 && config.threads > topology.cpu_quota + 0.5) {
     warnings_.push_back(text(config.threads) + " CPU threads but the cgroup grants only " +
                         std::to_string(topology.cpu_quota) + " CPUs");
   }
   // Spinning threads that share a core keep each other from working: then sleep at once.
-  spin_rounds_ = unbound > 0 ? 0 : kSpinRounds;
-
+  spin_rounds_ = bound_ ? kSpinRounds : 0;
   for (int i = 1; i < threads(); ++i) {
-    threads_.emplace_back([this, i, core = core_of_worker[i]] { worker_loop(i, core); });
+    threads_.emplace_back([this, i] { worker_loop(i); });
+    if (bound_) bind(i, threads_.back().native_handle());
   }
+}
+
+void ThreadPools::place_workers(const Topology& topology) {
+  std::vector<size_t> first_core;  // of each node, in our numbering
+  for (const NumaNode& node : topology.nodes) {
+    first_core.push_back(cpus_of_core_.size());
+    for (const std::vector<int>& cpus : node.cores) {
+      for (int cpu : cpus) {
+        core_of_cpu_.resize(std::max<size_t>(core_of_cpu_.size(), cpu + 1), -1);
+        core_of_cpu_[cpu] = static_cast<int>(cpus_of_core_.size());
+      }
+      cpus_of_core_.push_back(cpus);
+    }
+  }
+  worker_of_core_.assign(cpus_of_core_.size(), -1);
+
+  std::vector<size_t> used(topology.nodes.size(), 0);
+  for (const Worker& worker : workers_) {
+    const size_t node = topology.find(numa_nodes_[worker.subpool]) - topology.nodes.data();
+    const size_t core = first_core[node] + used[node]++;
+    core_of_worker_.push_back(static_cast<int>(core));
+    if (used[node] <= topology.nodes[node].cores.size()) worker_of_core_[core] = worker.index;
+  }
+  bound_ = true;
+  for (size_t n = 0; n < used.size(); ++n) {
+    const size_t cores = topology.nodes[n].cores.size();
+    if (used[n] <= cores) continue;
+    bound_ = false;
+    warnings_.push_back(std::to_string(used[n]) + " CPU threads on NUMA node " + text(topology.nodes[n].os_index) +
+                        ", which has " + std::to_string(cores) +
+                        " physical core(s) for this process; more threads than cores slow every layer down");
+  }
+}
+
+// A refused binding (a sandbox) costs speed, not correctness.
+void ThreadPools::bind(int worker, pthread_t thread) const {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (int cpu : cpus_of_core_[core_of_worker_[worker]]) CPU_SET(cpu, &set);
+  (void)pthread_setaffinity_np(thread, sizeof(set), &set);
+}
+
+// The scheduler puts the caller where it likes. If a worker is bound to that core, the two would take turns while
+// another core idles: swap the worker to the core kept for the caller. (2 cores of a Xeon 6, 2026-11-21, calls 10 ms
+// apart: 4.7 ms a token in half of the calls instead of 2.4 ms, with bound and with free workers alike.)
+void ThreadPools::leave_callers_core() {
+  const int cpu = sched_getcpu();
+  if (!bound_ || cpu < 0 || cpu >= static_cast<int>(core_of_cpu_.size()) || core_of_cpu_[cpu] < 0) return;
+  const int core = core_of_cpu_[cpu];
+  const int worker = worker_of_core_[core];
+  if (worker <= 0) return;
+  std::swap(core_of_worker_[0], core_of_worker_[worker]);
+  worker_of_core_[core] = 0;
+  worker_of_core_[core_of_worker_[worker]] = worker;
+  bind(worker, threads_[worker - 1].native_handle());
 }
 
 ThreadPools::~ThreadPools() {
@@ -106,6 +149,7 @@ void ThreadPools::run_erased(void* context, Entry entry) {
   context_ = context;
   entry_ = entry;
   if (threads() > 1) {
+    leave_callers_core();
     job_epoch_.fetch_add(1);
     if (sleepers_.load() > 0) futex_wake_all(job_epoch_);
   }
@@ -113,16 +157,9 @@ void ThreadPools::run_erased(void* context, Entry entry) {
   barrier();  // everybody is done with `context` when this returns
 }
 
-void ThreadPools::worker_loop(int index, int core) {
+void ThreadPools::worker_loop(int index) {
   const std::string name = "kt-worker-" + text(index);
   pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
-  if (core >= 0) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    // A refused binding (a sandbox) costs speed, not correctness.
-    (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
-  }
   uint32_t seen = 0;
   while (true) {
     wait_while_equal(job_epoch_, seen);

@@ -7,6 +7,8 @@
 // `run` is not reentrant and not thread safe: the owner (Engine) serialises calls.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -61,7 +63,10 @@ class ThreadPools {
   using Entry = void (*)(void* context, const Worker& worker);
 
   void run_erased(void* context, Entry entry);
-  void worker_loop(int index, int core);
+  void worker_loop(int index);
+  void place_workers(const Topology& topology);
+  void bind(int worker, pthread_t thread) const;
+  void leave_callers_core();
   void barrier();
   void wait_while_equal(std::atomic<uint32_t>& word, uint32_t value) const;
 
@@ -70,6 +75,14 @@ class ThreadPools {
   std::vector<int> numa_nodes_;
   std::vector<std::string> warnings_;
   int spin_rounds_ = 0;
+
+  // Where workers run, unless there are more of them than cores: one core each. The calling thread is worker 0 and
+  // nobody's to bind: `core_of_worker_[0]` is the core kept free for it.
+  bool bound_ = false;
+  std::vector<std::vector<int>> cpus_of_core_;
+  std::vector<int> core_of_cpu_;     // -1 = not ours
+  std::vector<int> core_of_worker_;
+  std::vector<int> worker_of_core_;  // -1 = none
 
   alignas(64) std::atomic<uint32_t> job_epoch_{0};
   alignas(64) std::atomic<uint32_t> arrived_{0};

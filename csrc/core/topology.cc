@@ -71,7 +71,11 @@ Topology read_topology() {
     node.memory_bytes = numa->attr->numanode.local_memory;
     hwloc_obj_t core = nullptr;
     while ((core = hwloc_get_next_obj_inside_cpuset_by_type(topology, numa->cpuset, core_type, core)) != nullptr) {
-      node.cores.push_back(hwloc_bitmap_first(core->cpuset));
+      std::vector<int> threads;
+      for (int cpu = hwloc_bitmap_first(core->cpuset); cpu >= 0; cpu = hwloc_bitmap_next(core->cpuset, cpu)) {
+        threads.push_back(cpu);
+      }
+      node.cores.push_back(std::move(threads));
     }
     if (!node.cores.empty()) result.nodes.push_back(std::move(node));  // memory-only nodes (CXL, HBM) run nothing
   }

@@ -9,7 +9,7 @@ namespace kt {
 
 struct NumaNode {
   int os_index = 0;
-  std::vector<int> cores;  // OS index of the first allowed hardware thread of each allowed physical core
+  std::vector<std::vector<int>> cores;  // allowed physical cores, each as the OS indices of its hardware threads
   uint64_t memory_bytes = 0;
 };
 
