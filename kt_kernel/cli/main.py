@@ -58,7 +58,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the server command and stop.")] = False,
 ) -> None:
     """Start an OpenAI-compatible server: kt run demo --port 31000."""
-    from kt_kernel.cli.run import dry_run_text, start_server
+    from kt_kernel.cli.run import dry_run_text, serve
 
     model, *server_options = arguments
     if model.startswith("-"):
@@ -66,7 +66,7 @@ def run(
     if dry_run:
         typer.echo(dry_run_text(model, server_options))
     else:
-        start_server(model, server_options)
+        raise typer.Exit(serve(model, server_options))
 
 
 @app.command()

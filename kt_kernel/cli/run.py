@@ -1,9 +1,8 @@
 """`kt run`: one SGLang server command from a model, this machine and the user's options.
 
 Our choices come first on the command line and the user's options after them, so that the user's win
-wherever the server sees an option twice.  The server then replaces this process: signals, exit status
-and output are the server's own.  What the server can decide itself (KV cache, attention backend) and
-what it checks itself (the port, the --kt flags against each other) is left to it.
+wherever the server sees an option twice.  What the server can decide itself (KV cache, attention backend)
+and what it checks itself (the port, the --kt flags against each other) is left to it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import sys
 from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.machine import Machine, native_extension, this_machine
 from kt_kernel.cli.model import DEMO, Model, demo_model, local_model, planned_demo_model
+from kt_kernel.cli.supervise import run_until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,13 @@ _ALIASES = {"--model-path": ("--model",)}
 
 
 def dry_run_text(name: str, options: list[str]) -> str:
-    """The command `start_server` would run, quoted for a shell; nothing is built or started."""
+    """The command `serve` would run, quoted for a shell; nothing is built or started."""
     model = planned_demo_model() if name == DEMO else local_model(name)
     return shlex.join(server_command(model, this_machine(), options))
 
 
-def start_server(name: str, options: list[str]) -> None:
-    """Replace this process by the server.
+def serve(name: str, options: list[str]) -> int:
+    """Run the server until it ends or this process is told to stop; returns the exit status.
 
     Raises:
         KTError: the model or its weights cannot be used.
@@ -38,15 +38,16 @@ def start_server(name: str, options: list[str]) -> None:
     model = demo_model() if name == DEMO else local_model(name)
     machine = this_machine()
     command = server_command(model, machine, options)
+    environment = dict(os.environ)
     if machine.cpu_installation:
-        os.environ.setdefault("KT_SGLANG_CPU_SHIMS", "1")  # also where there is a GPU that must not be used
+        environment.setdefault("KT_SGLANG_CPU_SHIMS", "1")  # also where there is a GPU that must not be used
     log.info(
         "starting %s at http://%s:%s/v1 (ready when the server says so); Ctrl-C stops it",
         model.served_name,
         last_value(command, "--host"),
         last_value(command, "--port"),
     )
-    os.execv(command[0], command)
+    return run_until_stopped(command, environment)
 
 
 def server_command(model: Model, machine: Machine, options: list[str]) -> list[str]:

@@ -20,8 +20,8 @@ from kt_kernel.demo.tokenizer import build_tokenizer
 
 NUM_SHARDS = 2
 
-# What a server uses when a request does not say.  So small a model wanders off at temperature 1: it answered a
-# one-line question with 7000 tokens.
+# What a server uses when a request does not say.  So small a model wanders off at temperature 1: a
+# one-line question got an answer of 7000 tokens.
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -96,15 +95,16 @@ def test_dry_run_of_the_demo_builds_nothing(empty_cache):
     assert not empty_cache.exists()
 
 
-def test_the_server_replaces_the_process(tmp_path, monkeypatch):
-    replaced = []
-    monkeypatch.setattr(os, "execv", lambda path, command: replaced.append((path, command)))
+def test_exit_status_is_the_servers(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(run, "run_until_stopped", lambda *arguments: started.append(arguments) or 3)
     monkeypatch.setattr(run, "this_machine", lambda: MACHINE)
     monkeypatch.delenv("KT_SGLANG_CPU_SHIMS", raising=False)
-    run.start_server(str(checkpoint(tmp_path, MOE_CONFIG)), ["--port", "31000"])
-    [(path, command)] = replaced
-    assert path == command[0] == sys.executable
-    assert os.environ.pop("KT_SGLANG_CPU_SHIMS") == "1"
+    result = kt("run", str(checkpoint(tmp_path, MOE_CONFIG)), "--port", "31000")
+    assert result.exit_code == 3
+    [(command, environment)] = started
+    assert values(command, "--port") == ["31000"]
+    assert environment["KT_SGLANG_CPU_SHIMS"] == "1"
 
 
 @pytest.mark.parametrize(
