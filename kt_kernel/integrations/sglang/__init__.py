@@ -15,6 +15,7 @@ passes through these files in this order:
     layer_hooks.py       where SGLang's MoE layer asks for its settings and its method
     moe_method.py        one MoE layer: device experts in SGLang's own kernels, CPU experts in ours
     startup_failure.py   one sentence instead of a stack trace when a layer cannot be loaded
+    interrupt.py         Ctrl-C without stack traces
     cpu_fixes.py         repairs of SGLang's CPU path, hooked only on machines without a GPU
     cpu_idle.py          an idle server on a CPU leaves the CPU alone
 

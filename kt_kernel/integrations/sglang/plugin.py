@@ -16,19 +16,26 @@ def register() -> None:
         _register()
     except Exception as error:
         sentence = f"the SGLang plug-in of kt-kernel cannot start: {type(error).__name__}: {error}"
-        if any(argument.startswith(("--kt-", "--record-kt-")) for argument in sys.argv):
+        if _kt_is_asked_for():
             raise SystemExit(f"error: {sentence}") from error
         logger.warning("%s (no --kt flag is given, so SGLang goes on without it)", sentence)
+
+
+def _kt_is_asked_for() -> bool:
+    """By this server's command line; the processes that multiprocessing starts have it, too."""
+    return any(argument.startswith(("--kt-", "--record-kt-")) for argument in sys.argv)
 
 
 def _register() -> None:
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.utils import is_cpu
 
-    from kt_kernel.integrations.sglang import engine_arguments, hooks, startup
+    from kt_kernel.integrations.sglang import engine_arguments, hooks, interrupt, startup
 
     hooks.register(hooks.EVERYWHERE)
     if is_cpu():
         hooks.register(hooks.CPU_ONLY)
     register_resolution_hook(startup.PIPELINE_STEP)(startup.configure)
     engine_arguments.install()
+    if _kt_is_asked_for():
+        interrupt.stop_quietly()

@@ -1,0 +1,128 @@
+"""What a user can get wrong on the command line: one sentence, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from server import Server, clean_environment, free_port, kt_options
+
+ACCEPTED = {
+    "experts on the device": ["--kt-num-gpu-experts", "4"],
+    "no expert count": ["--kt-cpuinfer", "2"],
+    "share of the experts": ["--kt-gpu-experts-ratio", "0.5", "--kt-expert-placement-strategy", "random"],
+    "front-loading": ["--kt-gpu-experts-ratio", "0.3", "--kt-expert-placement-strategy", "front-loading"],
+    "deferral": ["--kt-max-deferred-experts-per-token", "2"],
+    "numa nodes": ["--kt-threadpool-count", "1", "--kt-numa-nodes", "0"],
+    "no prefill on the device": ["--kt-gpu-prefill-token-threshold", "0"],
+}
+
+REFUSED = {
+    "unknown method": (["--kt-method", "int4"], "method 'int4' is unknown"),
+    "zero threads": (["--kt-cpuinfer", "0"], "--kt-cpuinfer is 0, expected at least 1"),
+    "absent node": (["--kt-numa-nodes", "63"], "--kt-numa-nodes names node 63"),
+    "too many experts": (["--kt-num-gpu-experts", "17"], "a layer of this model has 16 experts"),
+    "no chunks": (["--chunked-prefill-size", "-1"], "--chunked-prefill-size is -1"),
+    "dynamic update": (
+        ["--kt-enable-dynamic-expert-update"],
+        "not available yet: --kt-enable-dynamic-expert-update",
+    ),
+    "device prefill": (["--kt-gpu-prefill-token-threshold", "400"], "not available yet: --kt-gpu-prefill"),
+    "statistics": (
+        ["--kt-expert-placement-strategy", "frequency"],
+        "not available yet: --kt-expert-placement",
+    ),
+    "recording": (["--record-kt-gpu-expert-distribution"], "not available yet: --record-kt-gpu"),
+    "adapter": (["--kt-expert-lora-path", "adapter"], "not available yet: --kt-expert-lora-path"),
+    "redundant experts": (
+        ["--ep-num-redundant-experts", "2"],
+        "not available yet: --ep-num-redundant-experts 2",
+    ),
+}
+
+
+def configure(*servers: list[str]) -> list[str]:
+    """What comes of each argument list: "accepted", or the message the process would end with."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("configure_servers.py"))],
+        input=json.dumps(servers),
+        env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(servers), done.stderr[-2000:]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint) -> Path:
+    return tiny_checkpoint("qwen3_moe")
+
+
+def test_flags_are_accepted_or_refused_with_a_sentence(model):
+    common = [
+        "--model",
+        str(model),
+        "--port",
+        str(free_port()),
+        "--kt-weight-path",
+        str(model),
+        "--kt-method",
+        "BF16",
+    ]
+    cases = {**{name: (options, "accepted") for name, options in ACCEPTED.items()}, **REFUSED}
+    outcomes = configure(*(common + options for options, _ in cases.values()))
+    for (name, (_, expected)), outcome in zip(cases.items(), outcomes, strict=True):
+        assert expected in outcome, f"{name}: {outcome}"
+        assert outcome == "accepted" or outcome.startswith("error: "), f"{name}: {outcome}"
+        assert "\n" not in outcome, name
+
+
+def test_paths_and_ports_are_looked_at_first(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    port = str(free_port())
+    weights = ["--kt-weight-path", str(model), "--kt-method", "BF16"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        outcomes = configure(
+            ["--model", str(tmp_path / "empty"), "--port", port, *weights],
+            ["--model", str(tmp_path / "nothing"), "--port", port, *weights],
+            ["--model", str(model), "--port", port, "--kt-weight-path", str(tmp_path / "nothing")],
+            ["--model", str(model), "--port", str(taken.getsockname()[1]), *weights],
+            ["--model", str(model), "--port", port, "--kt-num-gpu-experts", "4"],
+            ["--model", str(model), "--port", port],
+        )
+    for outcome, part in zip(
+        outcomes,
+        (
+            "has no config.json",
+            "does not exist",
+            "--kt-weight-path",
+            "cannot listen",
+            "without --kt-weight-path",
+            "accepted",
+        ),
+        strict=True,
+    ):
+        assert part in outcome
+
+
+def test_weights_that_do_not_fit_end_the_server_with_a_sentence(model, tiny_checkpoint, tmp_path):
+    """Found while loading, in a child process: Mixtral's experts under a Qwen3 model."""
+    server = Server(model, tmp_path / "log", kt_options(tiny_checkpoint("mixtral")))
+    try:
+        assert server.process.wait(120) != 0
+        assert server.processes() == []
+        errors = [line for line in server.log_text().splitlines() if "error: " in line]
+        assert len(errors) == 1, server.log_tail()
+        assert "num_experts is 16" in errors[0] and "holds 8 experts" in errors[0]
+        assert "Traceback" not in server.log_text()
+    finally:
+        server.stop()
