@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kt_kernel.cli.machine import native_extension, this_machine
+from kt_kernel.cli.machine import native_extension, server_environment, this_machine
 from kt_kernel.cli.version import installed_version
 from kt_kernel.errors import KTError
 
@@ -123,7 +123,12 @@ def server_flags() -> Finding:
     command = [sys.executable, "-m", "sglang.launch_server", "--help"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SERVER_HELP_SECONDS, check=False
+            command,
+            env=server_environment(),
+            capture_output=True,
+            text=True,
+            timeout=SERVER_HELP_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Finding(Status.FAIL, f"no answer in {SERVER_HELP_SECONDS:.0f} s", f"try: {' '.join(command)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 
 from kt_kernel.cli.errors import CommandError
@@ -12,12 +13,10 @@ _CPU_SHIMS = "kt_sglang_cpu_shims"  # third_party/: installed exactly where SGLa
 
 @dataclass(frozen=True)
 class Machine:
-    """Compute threads to use, NUMA nodes that have cores for us, and which SGLang is installed."""
+    """Compute threads to use, and the NUMA nodes that have cores for us."""
 
     threads: int
     numa_nodes: list[int]
-    cpu_installation: bool
-    """SGLang was installed without its GPU stack (`./install.sh` found no GPU, or was told --cpu)."""
 
 
 def this_machine() -> Machine:
@@ -33,7 +32,18 @@ def this_machine() -> Machine:
     if topology["cpu_quota"] is not None:
         threads = min(threads, max(1, int(topology["cpu_quota"])))
     nodes = [node["node"] for node in topology["numa_nodes"] if node["cores"]]
-    return Machine(threads, nodes, importlib.util.find_spec(_CPU_SHIMS) is not None)
+    return Machine(threads, nodes)
+
+
+def server_environment() -> dict[str, str]:
+    """The environment for SGLang's commands.
+
+    Where it was installed without its GPU stack, it is told so: a GPU may be there all the same (--cpu).
+    """
+    environment = dict(os.environ)
+    if importlib.util.find_spec(_CPU_SHIMS) is not None:
+        environment.setdefault("KT_SGLANG_CPU_SHIMS", "1")
+    return environment
 
 
 def native_extension():

@@ -8,12 +8,11 @@ and what it checks itself (the port, the --kt flags against each other) is left 
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 
 from kt_kernel.cli.errors import CommandError
-from kt_kernel.cli.machine import Machine, native_extension, this_machine
+from kt_kernel.cli.machine import Machine, native_extension, server_environment, this_machine
 from kt_kernel.cli.model import DEMO, Model, demo_model, local_model, planned_demo_model
 from kt_kernel.cli.supervise import run_until_stopped
 
@@ -36,18 +35,14 @@ def serve(name: str, options: list[str]) -> int:
         KTError: the model or its weights cannot be used.
     """
     model = demo_model() if name == DEMO else local_model(name)
-    machine = this_machine()
-    command = server_command(model, machine, options)
-    environment = dict(os.environ)
-    if machine.cpu_installation:
-        environment.setdefault("KT_SGLANG_CPU_SHIMS", "1")  # also where there is a GPU that must not be used
+    command = server_command(model, this_machine(), options)
     log.info(
         "starting %s at http://%s:%s/v1 (ready when the server says so); Ctrl-C stops it",
         model.served_name,
         last_value(command, "--host"),
         last_value(command, "--port"),
     )
-    return run_until_stopped(command, environment)
+    return run_until_stopped(command, server_environment())
 
 
 def server_command(model: Model, machine: Machine, options: list[str]) -> list[str]:
@@ -68,6 +63,8 @@ def server_command(model: Model, machine: Machine, options: list[str]) -> list[s
         "--kt-cpuinfer": [str(machine.threads)],
         "--kt-num-gpu-experts": ["0"],
     }
+    if model.dtype is not None:
+        choices["--dtype"] = [model.dtype]
     if not (_given(options, "--kt-threadpool-count") or _given(options, "--kt-numa-nodes")):
         nodes = machine.numa_nodes
         choices["--kt-threadpool-count"] = [str(len(nodes))]

@@ -22,7 +22,7 @@ from kt_kernel.demo.gguf_source import DemoError, SourceFile, SourceModel, find_
 
 log = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 2  # raise whenever the files written by checkpoint.py change
+LAYOUT_VERSION = 3  # raise whenever the files written by checkpoint.py change
 _MANIFEST = "kt_demo_files.json"
 _SPARE_BYTES = 32 << 20  # tokenizer, configuration and the file system's own needs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -13,12 +14,12 @@ from typer.testing import CliRunner
 
 from kt_kernel.cli import run
 from kt_kernel.cli.errors import CommandError
-from kt_kernel.cli.machine import Machine, this_machine
+from kt_kernel.cli.machine import Machine, server_environment, this_machine
 from kt_kernel.cli.main import app
 from kt_kernel.cli.model import Model, local_model
 
-MODEL = Model(Path("/models/mixtral"), "mixtral", None)
-MACHINE = Machine(threads=6, numa_nodes=[0, 1], cpu_installation=True)
+MODEL = Model(Path("/models/mixtral"), "mixtral", quantization=None, dtype=None)
+MACHINE = Machine(threads=6, numa_nodes=[0, 1])
 MOE_CONFIG = {"model_type": "qwen3_moe", "num_experts": 128}
 
 
@@ -38,6 +39,7 @@ def checkpoint(directory: Path, config: object) -> Path:
 def test_defaults_use_the_whole_machine():
     command = run.server_command(MODEL, MACHINE, [])
     assert command[:3] == [sys.executable, "-m", "sglang.launch_server"]
+    assert "--dtype" not in command
     for flag, value in {
         "--model-path": "/models/mixtral",
         "--kt-weight-path": "/models/mixtral",
@@ -72,7 +74,7 @@ def test_named_numa_nodes_are_not_contradicted():
 
 
 def test_nodes_that_are_not_the_first_are_named():
-    command = run.server_command(MODEL, Machine(4, [2, 3], True), [])
+    command = run.server_command(MODEL, Machine(4, [2, 3]), [])
     at = command.index("--kt-numa-nodes")
     assert command[at + 1 : at + 3] == ["2", "3"]
     assert values(command, "--kt-threadpool-count") == ["2"]
@@ -91,6 +93,7 @@ def test_dry_run_of_the_demo_builds_nothing(empty_cache):
     assert result.exit_code == 0, result.output
     command = shlex.split(result.stdout)
     assert values(command, "--served-model-name") == ["demo"]
+    assert values(command, "--dtype") == ["float32"]
     assert values(command, "--kt-cpuinfer") == [str(this_machine().threads)]
     assert not empty_cache.exists()
 
@@ -99,12 +102,18 @@ def test_exit_status_is_the_servers(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(run, "run_until_stopped", lambda *arguments: started.append(arguments) or 3)
     monkeypatch.setattr(run, "this_machine", lambda: MACHINE)
-    monkeypatch.delenv("KT_SGLANG_CPU_SHIMS", raising=False)
     result = kt("run", str(checkpoint(tmp_path, MOE_CONFIG)), "--port", "31000")
     assert result.exit_code == 3
     [(command, environment)] = started
     assert values(command, "--port") == ["31000"]
-    assert environment["KT_SGLANG_CPU_SHIMS"] == "1"
+    assert environment == server_environment()
+
+
+@pytest.mark.parametrize(("installed", "switch"), [(True, "1"), (False, None)])
+def test_cpu_installation_stays_on_the_cpu_beside_a_gpu(monkeypatch, installed, switch):
+    monkeypatch.delenv("KT_SGLANG_CPU_SHIMS", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert server_environment().get("KT_SGLANG_CPU_SHIMS") == switch
 
 
 @pytest.mark.parametrize(
