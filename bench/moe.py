@@ -1,9 +1,10 @@
 """Speed of one MoE layer as a share of this machine's own limits, beside plain torch in the same run.
 
-Every call uses other tokens and other experts; the weights of a layer are larger than the caches, so they come
-from memory. Ours and torch alternate, and the median of each is printed, so that a machine whose speed drifts
-changes both. Columns: read = bytes of the distinct experts used per second / measured read bandwidth; peak =
-arithmetic per second / measured bf16 peak; roof = the time the slower of the two limits alone would take / time.
+Every call uses other tokens and other experts; the weights of a layer are larger than the caches, so they
+come from memory. Ours and torch alternate, and the median of each is printed, so that a machine whose speed
+drifts changes both. Columns: read = bytes of the distinct experts used per second / measured read bandwidth;
+peak = arithmetic per second / measured bf16 peak; roof = the time that the slower of the two limits alone
+would take / time.
 
     python bench/moe.py                          # shapes S and L on all cores
     python bench/moe.py --shape S --tokens 1,16 --threads 1 --json
@@ -95,14 +96,17 @@ def measure_row(
 def table_line(row: dict) -> str:
     return (
         f"{row['method']:>6} {row['shape']} {row['tokens']:>5} tokens {row['ms']:>9.2f} ms"
-        f"  read {row['share_of_read']:>4.0%}  peak {row['share_of_peak']:>4.0%}  roof {row['share_of_roof']:>4.0%}"
+        f"  read {row['share_of_read']:>4.0%}  peak {row['share_of_peak']:>4.0%}"
+        f"  roof {row['share_of_roof']:>4.0%}"
         f"  torch {row['torch_ms']:>9.2f} ms = {row['torch_ms'] / row['ms']:.2f}x"
     )
 
 
 def main() -> None:
     cores = kt_kernel_ext.topology()["physical_cores"]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", choices=sorted(BYTES_PER_WEIGHT), default="BF16")
     parser.add_argument("--shape", choices=sorted(SHAPES), action="append", help="default: all")
     parser.add_argument("--tokens", default=DEFAULT_TOKENS)
@@ -116,7 +120,9 @@ def main() -> None:
         shape = SHAPES[name]
         limits = machine_limits.measure(arguments.threads)  # anew per shape: the machine's speed drifts
         if not arguments.json:
-            print(f"variant {__cpu_variant__}; {machine_limits.describe(arguments.threads, limits)}", flush=True)
+            print(
+                f"variant {__cpu_variant__}; {machine_limits.describe(arguments.threads, limits)}", flush=True
+            )
         experts = random_experts(shape)
         layer = build_layer(arguments.method, shape, experts, arguments.threads, max(tokens))
         for count in tokens:

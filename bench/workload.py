@@ -28,7 +28,7 @@ class Shape:
 
 SHAPES = {
     "S": Shape("S", hidden=2048, intermediate=768, experts=128, top_k=8),  # Qwen3-30B-A3B
-    "L": Shape("L", hidden=7168, intermediate=2048, experts=16, top_k=8),  # DeepSeek-V3, 16 of its 256 experts
+    "L": Shape("L", hidden=7168, intermediate=2048, experts=16, top_k=8),  # DeepSeek-V3, 16 of 256 experts
 }
 
 

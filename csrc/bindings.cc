@@ -26,8 +26,8 @@ std::vector<const uint16_t*> pointers(const std::vector<uintptr_t>& addresses) {
 template <class Enum>
 Enum checked_enum(int value, int count, const char* name) {
   if (value < 0 || value >= count) {
-    throw std::invalid_argument(std::string(name) + " code " + std::to_string(value) + " is unknown; codes go from 0 to " +
-                                std::to_string(count - 1));
+    throw std::invalid_argument(std::string(name) + " code " + std::to_string(value) +
+                                " is unknown; codes go from 0 to " + std::to_string(count - 1));
   }
   return static_cast<Enum>(value);
 }
@@ -64,8 +64,8 @@ void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle s
   const kt::ForwardArgs args = forward_args(ints...);
   layer->check(args);
   py::gil_scoped_release release;
-  kt::launch_host_task(
-      stream, [layer, args] { layer->engine().queue().submit([layer, args] { layer->forward(args); }); });
+  kt::launch_host_task(stream,
+                       [layer, args] { layer->engine().queue().submit([layer, args] { layer->forward(args); }); });
 }
 
 py::dict features() {
@@ -96,7 +96,8 @@ py::list dispatch() {
     if (!possible) {
       std::string text;
       for (const std::string& name : missing.names()) text += (text.empty() ? "" : ", ") + name;
-      d["reason"] = f.detected.includes(row.needs) ? "capped by KT_KERNEL_CPU_VARIANT=" + f.cap : "this CPU lacks " + text;
+      d["reason"] =
+          f.detected.includes(row.needs) ? "capped by KT_KERNEL_CPU_VARIANT=" + f.cap : "this CPU lacks " + text;
     } else {
       d["reason"] = first ? "the first row whose features this CPU has" : "a row above it is faster";
       served.emplace_back(row.method);
@@ -158,8 +159,9 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("threads_per_subpool", [](Engine& e) { return e.pools().threads_per_subpool(); })
       .def_property_readonly("warnings", [](Engine& e) { return e.pools().warnings(); })
       .def_property_readonly("pending", [](Engine& e) { return e.queue().pending(); })
-      .def("sync", [](Engine& e, int allowed) { e.queue().sync(allowed); }, py::arg("allowed_pending") = 0,
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "sync", [](Engine& e, int allowed) { e.queue().sync(allowed); }, py::arg("allowed_pending") = 0,
+          py::call_guard<py::gil_scoped_release>())
       .def("raise_pending_error", [](Engine& e) { e.queue().raise_pending_error(); })
       .def(
           "sync_on_stream",
@@ -172,11 +174,12 @@ void bind_engine(py::module_& m) {
 void bind_layer(py::module_& m) {
   using A = uintptr_t;
   py::class_<MoeLayer, std::shared_ptr<MoeLayer>>(m, "MoeLayer")
-      .def(py::init([](std::shared_ptr<Engine> engine, const std::string& method, int num_experts, int top_k, int hidden,
-                       int intermediate, int max_tokens, int layer_idx, float limit, float alpha) {
+      .def(py::init([](std::shared_ptr<Engine> engine, const std::string& method, int num_experts, int top_k,
+                       int hidden, int intermediate, int max_tokens, int layer_idx, float limit, float alpha) {
              return std::make_shared<MoeLayer>(
-                 std::move(engine), kt::LayerConfig{method, {num_experts, hidden, intermediate}, top_k, max_tokens,
-                                                    layer_idx, limit, alpha});
+                 std::move(engine),
+                 kt::LayerConfig{
+                     method, {num_experts, hidden, intermediate}, top_k, max_tokens, layer_idx, limit, alpha});
            }),
            py::arg("engine"), py::kw_only(), py::arg("method"), py::arg("num_experts"), py::arg("top_k"),
            py::arg("hidden"), py::arg("intermediate"), py::arg("max_tokens"), py::arg("layer_idx") = 0,

@@ -21,8 +21,7 @@ constexpr FeatureSet kAvx512Set =
     kAvx2Set | FeatureSet{Feature::kAvx512f, Feature::kAvx512bw, Feature::kAvx512vl, Feature::kAvx512dq};
 constexpr FeatureSet kAvx512Vnni = kAvx512Set | FeatureSet{Feature::kAvx512vnni};
 constexpr FeatureSet kAvx512Bf16 = kAvx512Vnni | FeatureSet{Feature::kAvx512bf16};
-constexpr FeatureSet kAmx =
-    kAvx512Bf16 | FeatureSet{Feature::kAmxTile, Feature::kAmxBf16, Feature::kAmxInt8};
+constexpr FeatureSet kAmx = kAvx512Bf16 | FeatureSet{Feature::kAmxTile, Feature::kAmxBf16, Feature::kAmxInt8};
 
 // A variant is a named point in the space of feature sets: `needs` makes a CPU count as this variant, and `allows`
 // is what remains of a bigger CPU that is capped to it (VBMI goes with BF16: both came with Ice Lake/Zen 4 servers).

@@ -24,8 +24,8 @@ Runtime lookup(void* library, const std::string& prefix) {
   Runtime runtime;
   runtime.launch_host_func =
       reinterpret_cast<decltype(runtime.launch_host_func)>(dlsym(library, (prefix + "LaunchHostFunc").c_str()));
-  runtime.stream_is_capturing = reinterpret_cast<decltype(runtime.stream_is_capturing)>(
-      dlsym(library, (prefix + "StreamIsCapturing").c_str()));
+  runtime.stream_is_capturing =
+      reinterpret_cast<decltype(runtime.stream_is_capturing)>(dlsym(library, (prefix + "StreamIsCapturing").c_str()));
   return runtime;
 }
 
@@ -35,8 +35,8 @@ Runtime find_runtime() {
     const char* prefix;
   };
   constexpr Candidate kCandidates[] = {
-      {nullptr, "cuda"},           {"libcudart.so.13", "cuda"}, {"libcudart.so.12", "cuda"},
-      {"libcudart.so.11.0", "cuda"}, {nullptr, "hip"},          {"libamdhip64.so", "hip"},
+      {nullptr, "cuda"}, {"libcudart.so.13", "cuda"}, {"libcudart.so.12", "cuda"}, {"libcudart.so.11.0", "cuda"},
+      {nullptr, "hip"},  {"libamdhip64.so", "hip"},
   };
   for (const Candidate& c : kCandidates) {
     // RTLD_NOLOAD: only a library that torch uses is of use; loading a second runtime would have other streams.

@@ -32,10 +32,11 @@ Buffer::Buffer(size_t bytes, int numa_node) {
   if (bytes == 0) return;
   // Huge pages need 2 MiB alignment: take one page more and give the ends back.
   const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* raw = mmap(nullptr, rounded + kHugePage, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* raw =
+      mmap(nullptr, rounded + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (raw == MAP_FAILED) {
-    throw std::runtime_error("could not reserve " + std::to_string(bytes) + " bytes of memory: " + std::strerror(errno));
+    throw std::runtime_error("could not reserve " + std::to_string(bytes) +
+                             " bytes of memory: " + std::strerror(errno));
   }
   const uintptr_t begin = reinterpret_cast<uintptr_t>(raw);
   const uintptr_t aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;

@@ -39,8 +39,8 @@ void validate(const PoolConfig& config, const Topology& topology) {
   }
   if (config.numa_nodes.empty()) return;
   if (static_cast<int>(config.numa_nodes.size()) != config.subpools) {
-    throw std::invalid_argument("numa_nodes names " + text(static_cast<int>(config.numa_nodes.size())) +
-                                " nodes for " + text(config.subpools) + " thread pools; give one node per pool");
+    throw std::invalid_argument("numa_nodes names " + text(static_cast<int>(config.numa_nodes.size())) + " nodes for " +
+                                text(config.subpools) + " thread pools; give one node per pool");
   }
   for (int node : config.numa_nodes) {
     if (topology.find(node) != nullptr) continue;

@@ -80,7 +80,7 @@ class ThreadPools {
   // nobody's to bind: `core_of_worker_[0]` is the core kept free for it.
   bool bound_ = false;
   std::vector<std::vector<int>> cpus_of_core_;
-  std::vector<int> core_of_cpu_;     // -1 = not ours
+  std::vector<int> core_of_cpu_;  // -1 = not ours
   std::vector<int> core_of_worker_;
   std::vector<int> worker_of_core_;  // -1 = none
 

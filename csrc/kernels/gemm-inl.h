@@ -7,7 +7,8 @@
 //   weights(const uint8_t*)                          kLanes output rows x one pair of k, as stored in the panel
 //   dot(Vec acc, Weights, const Element* pair)       acc + w[k] * a[k] + w[k+1] * a[k+1], in that order
 //   kTileTokens, kTileVecs                           register tile for many tokens
-//   kWideTokens                                      up to here, whole panel rows beside few tokens
+//   kPairTokens                                      up to here, two panels at once (more chains of additions)
+//   kWideTokens                                      up to here, a whole panel at once (whole cache lines)
 
 template <class Ops>
 struct PanelGemm {
@@ -79,14 +80,19 @@ struct PanelGemm {
   static void run(const kt::GemmArgs& g) {
     const Element* a = static_cast<const Element*>(g.a);
     int p = 0;
-    // Few tokens: memory decides. Two panels at once double the accumulator chains that hide the FMA latency.
-    if (g.tokens <= Ops::kWideTokens) {
+    if (g.tokens <= Ops::kPairTokens) {
       for (; p + 2 <= g.panel_count; p += 2) {
-        tail<Ops::kWideTokens, 2, kVecs>(g, g.panels + p * g.panel_stride, a, g.c + p * kt::kPanelRows, 0, g.tokens);
+        tail<Ops::kPairTokens, 2, kVecs>(g, g.panels + p * g.panel_stride, a, g.c + p * kt::kPanelRows, 0, g.tokens);
       }
     }
     for (; p < g.panel_count; ++p) {
-      many_tokens(g, g.panels + p * g.panel_stride, g.c + p * kt::kPanelRows);
+      const uint8_t* panel = g.panels + p * g.panel_stride;
+      float* c = g.c + p * kt::kPanelRows;
+      if (g.tokens <= Ops::kWideTokens) {
+        tail<Ops::kWideTokens, 1, kVecs>(g, panel, a, c, 0, g.tokens);
+      } else {
+        many_tokens(g, panel, c);
+      }
     }
   }
 };

@@ -32,8 +32,8 @@ struct GemmArgs {
   const void* a;    // rows of the kernel's activation type, 64-byte aligned
   size_t a_stride;  // elements, a multiple of kPanelK
   int tokens;
-  int k_count;  // multiple of kPanelK
-  float* c;     // 64-byte aligned
+  int k_count;      // multiple of kPanelK
+  float* c;         // 64-byte aligned
   size_t c_stride;  // elements, a multiple of kPanelRows
   Store store;
 };

@@ -14,9 +14,7 @@ namespace {
 
 constexpr double kSecondsPerRun = 0.05;
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // First row whose features are active; fastest first.
 struct Row {
@@ -83,7 +81,8 @@ Limit measure_read(ThreadPools& pools, size_t bytes, int repeats) {
 Limits measure_limits(ThreadPools& pools, size_t bytes, int repeats) {
   using F = Feature;
   const Peak& f32 = choose({{{F::kAvx512f}, &kPeakF32Avx512}, {{}, &kPeakF32Avx2}});
-  const Peak& bf16 = choose({{{F::kAmxTile, F::kAmxBf16}, &kPeakBf16Amx}, {{F::kAvx512bf16}, &kPeakBf16Avx512}, {{}, &f32}});
+  const Peak& bf16 =
+      choose({{{F::kAmxTile, F::kAmxBf16}, &kPeakBf16Amx}, {{F::kAvx512bf16}, &kPeakBf16Avx512}, {{}, &f32}});
   const Peak& int8 = choose({{{F::kAmxTile, F::kAmxInt8}, &kPeakInt8Amx},
                              {{F::kAvx512f, F::kAvx512vnni}, &kPeakInt8Avx512Vnni},
                              {{F::kAvxVnni}, &kPeakInt8AvxVnni},

@@ -9,8 +9,8 @@
 namespace kt {
 
 struct Limit {
-  std::string how;   // the instructions used
-  double per_second; // bytes or operations
+  std::string how;    // the instructions used
+  double per_second;  // bytes or operations
 };
 
 struct Limits {

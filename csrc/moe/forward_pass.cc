@@ -6,14 +6,16 @@
 namespace kt {
 namespace {
 
-// Blocking of the many-token GEMM. The activations of one block (tokens x k) stay in L2 while the panels of a piece
-// pass by; 512 KiB leaves room for the products and the panels in flight in the 1-2 MiB L2 of server cores.
-constexpr int kBlockTokens = 256;
-constexpr size_t kBlockBytes = size_t{128} << 10;
+// Blocking of the many-token GEMM: the activations of one block (tokens x k) stay in L2 while the panels of a piece
+// pass by, with room left for the products. Xeon 6 (AMX, 2 MiB L2), 2 threads, 2026-11-21, 1024 tokens, shapes S / L of
+// bench/: 256 KiB 66 / 306 ms, 128 KiB and 256 tokens 71 / 313 ms, 512 KiB 66 / 365 ms.
+constexpr int kBlockTokens = 512;
+constexpr size_t kBlockBytes = size_t{256} << 10;
 constexpr int kMinBlockK = 256;
 
 // A piece of gate/up is this many gate+up panel pairs: one for few tokens (256 KiB of BF16 at hidden 2048: fine
-// enough to share evenly), four for many (256 columns, so that gathering the activations costs little).
+// enough to share evenly), more for many, so that gathering the activations costs little (S / L as above: eight pairs
+// 73 / 344 ms, four 76 / 342 ms, sixteen 74 / 370 ms, before the block sizes were chosen).
 constexpr int kManyTokens = 32;
 constexpr int kPairsForMany = 8;
 

@@ -26,8 +26,8 @@ struct ActiveExpert {
 // tokens run together, so that each token's weighted sum always adds in the same order.
 class Routing {
  public:
-  // ids of -1 and experts with device_mask[id] != 0 are skipped (`device_mask` may be null). Throws std::invalid_argument
-  // for ids outside [-1, num_experts); the object is then empty.
+  // ids of -1 and experts with device_mask[id] != 0 are skipped (`device_mask` may be null). Throws
+  // std::invalid_argument for ids outside [-1, num_experts); the object is then empty.
   void group(const RoutingInput& input, int num_experts, const uint8_t* device_mask);
 
   const std::vector<ActiveExpert>& experts() const { return experts_; }

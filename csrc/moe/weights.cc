@@ -62,8 +62,8 @@ void Bf16Weights::load(const std::vector<const uint16_t*>& gate, const std::vect
         }
       }
       for (int p = share.down.begin; p < share.down.end; ++p) {
-        bf16::pack_panel(down[expert], shape_.hidden, shape_.intermediate, p * kPanelRows,
-                         shape_.intermediate_padded(), out);
+        bf16::pack_panel(down[expert], shape_.hidden, shape_.intermediate, p * kPanelRows, shape_.intermediate_padded(),
+                         out);
         out += down_stride();
       }
     }

@@ -7,10 +7,11 @@ namespace {
 #include "kernels/avx2/ops-inl.h"
 
 struct Ops : Avx2 {
-  // 6 tokens x 16 rows = 12 accumulators of the 16 registers; 3 tokens x 32 rows read whole lines when memory decides.
+  // 6 tokens x 16 rows = 12 accumulators of the 16 registers; for up to 3 tokens x 32 rows, also 12.
   static constexpr int kTileTokens = 6;
   static constexpr int kTileVecs = 2;
-  static constexpr int kWideTokens = 1;
+  static constexpr int kPairTokens = 1;
+  static constexpr int kWideTokens = 3;
 
   static inline Weights weights(const uint8_t* p) {
     const __m256i pairs = _mm256_load_si256(reinterpret_cast<const __m256i*>(p));

@@ -10,6 +10,7 @@ struct Ops : Avx512 {
   // 12 tokens x 32 rows = 24 accumulators, 4 registers of widened weights; activations are broadcast from memory.
   static constexpr int kTileTokens = 12;
   static constexpr int kTileVecs = 2;
+  static constexpr int kPairTokens = 4;
   static constexpr int kWideTokens = 4;
 
   static inline Weights weights(const uint8_t* p) {

@@ -4,8 +4,11 @@
 #include "kernels/bf16_sets.h"
 
 namespace {
+// In this order: each builds on the ones before.
 #include "kernels/avx512/ops-inl.h"
+
 #include "kernels/avx512/dot_bf16-inl.h"
+
 #include "kernels/gemm-inl.h"
 #include "kernels/rows-inl.h"
 }  // namespace

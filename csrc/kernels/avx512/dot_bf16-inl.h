@@ -7,6 +7,7 @@ struct Avx512DotBf16 : Avx512 {
   // for a decode (Zen 5, 2026-11-21: 95-98 % of the VDPBF16PS peak for both).
   static constexpr int kTileTokens = 12;
   static constexpr int kTileVecs = 2;
+  static constexpr int kPairTokens = 4;
   static constexpr int kWideTokens = 4;
 
   static inline Weights weights(const uint8_t* p) { return _mm512_load_si512(p); }
