@@ -115,13 +115,13 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self.gpu_method.process_weights_after_loading(layer)
         if self.wrapper is None:
             return
+        if self.wrapper.moe is not None:
+            raise CallOrderError(
+                f"layer {self.layer_idx}: the weights of CPU experts cannot be replaced while serving; "
+                "restart "
+                "the server with the new --kt-weight-path."
+            )
         with reported():
-            if self.wrapper.moe is not None:
-                raise CallOrderError(
-                    f"layer {self.layer_idx}: the weights of CPU experts cannot be replaced while "
-                    "serving; restart the "
-                    "server with the new --kt-weight-path."
-                )
             self.wrapper.load_weights(None)
 
     # ---- the forward pass --------------------------------------------------------------------
