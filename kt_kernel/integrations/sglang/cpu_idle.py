@@ -1,8 +1,8 @@
 """An idle server on a CPU must leave the CPU alone: stock SGLang 0.5.23 takes a whole core.
 
-Measured on 2026-11-21 (Xeon with AMX, a tiny model, shares of one core over 20 s, all processes): 100 % as
-it comes; 1.1 % with --sleep-on-idle; 1.0 % when the scheduler also wakes every 10 s instead of every
-second; 0.2 % when the process groups also share one polling thread.
+Measured on 2026-11-21 (Xeon with AMX, a tiny model, shares of one core over 20 to 30 s, all processes): 100 %
+as it comes; 1.1 % with --sleep-on-idle, which cpu_defaults.py turns on; 0.5 % when the process groups also share
+one polling thread. Waking the scheduler every 10 s instead of every second would gain less than 0.1 %.
 """
 
 from __future__ import annotations
