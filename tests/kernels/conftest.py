@@ -1,0 +1,29 @@
+"""Kernel tests: what could go wrong inside the native extension, one file per risk; start with harness.py.
+
+    test_exact_on_integers                   a wrong element
+    test_error_is_small                      lost accuracy
+    test_result_depends_on_the_token_alone   batch, threads, pools or history change bits
+    test_stray_reads_and_writes              memory beside the buffers
+    test_special_values                      NaN, Inf, denormals, zeros
+    test_swiglu                              activation and its variants
+    test_queue, test_idle_threads            order, errors, threads, lifetimes
+    test_bad_arguments                       everything a caller can get wrong
+    test_device_stream                       host functions on a (fake) device stream
+    test_instruction_leaks                   machine code that does not belong in its file
+    test_every_cpu_variant, test_old_cpus    the first six again as lesser CPUs, capped or emulated
+
+What could not run on this machine, and why, is listed at the end of the test run.
+"""
+
+from __future__ import annotations
+
+
+def pytest_terminal_summary(terminalreporter):
+    reasons = {
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    }
+    not_run = sorted(reason for reason in reasons if reason.startswith("NOT RUN"))
+    if not_run:
+        terminalreporter.section("kernels this machine could not test", yellow=True)
+        for reason in not_run:
+            terminalreporter.line(reason)

@@ -1,0 +1,118 @@
+"""Risk: only the kernels of the developer's CPU are tested.
+
+KT_KERNEL_CPU_VARIANT is read once per process, so each variant that this CPU can stand in for gets a process
+that runs the arithmetic tests again; the tests of this process have covered the CPU's own variant. Variants
+that this CPU lacks features for are listed as not run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from harness import ext
+from isolation import python
+
+AVX2 = {"avx2", "fma", "f16c"}
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+AVX512_VNNI = AVX512 | {"avx512_vnni"}
+AVX512_BF16 = AVX512_VNNI | {"avx512_bf16"}
+AMX = AVX512_BF16 | {"amx_tile", "amx_bf16", "amx_int8"}
+
+# variant -> (features it needs, BF16 kernels it must choose)
+VARIANTS = {
+    "avx2": (AVX2, "bf16.avx2"),
+    "avx_vnni": (AVX2 | {"avx_vnni"}, "bf16.avx2"),
+    "avx512": (AVX512, "bf16.avx512"),
+    "avx512_vnni": (AVX512_VNNI, "bf16.avx512"),
+    "avx512_bf16": (AVX512_BF16, "bf16.avx512_bf16"),
+    "amx": (AMX, "bf16.amx"),
+}
+# A variant may keep these although it does not need them.
+TOLERATED = {"avx512_bf16": {"avx512_vbmi", "avx_vnni"}, "amx": {"avx512_vbmi", "avx_vnni"}}
+
+# The files whose outcome depends on the instruction set.
+ARITHMETIC = [
+    "test_exact_on_integers.py",
+    "test_error_is_small.py",
+    "test_result_depends_on_the_token_alone.py",
+    "test_stray_reads_and_writes.py",
+    "test_special_values.py",
+    "test_swiglu.py",
+]
+DETECTED = set(ext.cpu_features()["detected"])
+
+
+def lacking(variant: str) -> set[str]:
+    return VARIANTS[variant][0] - DETECTED
+
+
+def variants(names) -> list:
+    """Parameters: variants this CPU lacks something for are skipped with the reason."""
+    return [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                bool(lacking(name)),
+                reason=f"NOT RUN: variant {name}: this CPU lacks {', '.join(sorted(lacking(name)))}",
+            ),
+        )
+        for name in names
+    ]
+
+
+def representatives() -> list[str]:
+    """The lowest variant of each kernel set, without the one that this process itself runs."""
+    own = next(row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen")
+    lowest: dict[str, str] = {}
+    for name, (_, kernel) in VARIANTS.items():
+        lowest.setdefault(kernel, name)
+    return [name for kernel, name in lowest.items() if kernel != own]
+
+
+SHOW = """
+import json
+from harness import ext
+chosen = [row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen"]
+print(json.dumps(ext.cpu_features() | {"chosen": chosen}))
+"""
+
+
+@pytest.mark.parametrize("variant", variants(VARIANTS))
+def test_cap_is_obeyed_and_chooses_its_kernels(variant):
+    needs, kernel = VARIANTS[variant]
+    done = python("-c", SHOW, KT_KERNEL_CPU_VARIANT=variant)
+    assert done.returncode == 0, done.stdout
+    features = json.loads(done.stdout)
+    assert features["variant"] == features["cap"] == variant
+    assert set(features["detected"]) == DETECTED
+    assert needs <= set(features["active"]) <= needs | TOLERATED.get(variant, set())
+    assert features["chosen"] == [kernel]
+
+
+def test_variant_above_this_cpu_names_what_is_missing():
+    too_much = [name for name in VARIANTS if lacking(name)]
+    if not too_much:
+        pytest.skip("this CPU has every variant; test_old_cpus.py asks for too much under an emulator")
+    done = python("-c", SHOW, KT_KERNEL_CPU_VARIANT=too_much[-1])
+    assert done.returncode != 0
+    assert f"KT_KERNEL_CPU_VARIANT is '{too_much[-1]}' but this CPU lacks" in done.stdout
+
+
+@pytest.mark.parametrize("variant", variants(representatives()))
+def test_arithmetic_of(variant):
+    """All of ARITHMETIC, in a process capped to the variant."""
+    done = run_arithmetic(KT_KERNEL_CPU_VARIANT=variant)
+    assert done.returncode == 0, f"with KT_KERNEL_CPU_VARIANT={variant}:\n{done.stdout}"
+    assert passed(done.stdout) > 150
+
+
+def run_arithmetic(*options: str, **environment: str):
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *options, *ARITHMETIC]
+    return python(*command, timeout=600, **environment)
+
+
+def passed(report: str) -> int:
+    found = re.search(r"(\d+) passed", report)
+    return int(found[1]) if found else 0

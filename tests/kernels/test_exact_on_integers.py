@@ -1,0 +1,158 @@
+"""Risk: a wrong element that an error norm cannot see: a lost product, a swapped column, a row written twice.
+
+integers.py says why the expected values are exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import (
+    BF16,
+    F16,
+    F32,
+    SHAPES,
+    TOKEN_COUNTS,
+    arguments,
+    build_layer,
+    encode,
+    ext,
+    from_bf16,
+    load,
+    reference,
+    run,
+    same_bits,
+)
+from integers import MAX_UP, integer_call, integer_experts
+
+ENGINE = ext.Engine(2)
+
+
+def experts_for(hidden: int, intermediate: int) -> int:
+    return 2 if hidden * intermediate > 1 << 20 else 5
+
+
+def assert_equal(output: np.ndarray, expected: np.ndarray) -> None:
+    wrong = np.argwhere(output != expected)
+    assert wrong.size == 0, (
+        f"{len(wrong)} of {output.size} elements are wrong, the first at [token, column] = {wrong[0]}: "
+        f"{output[tuple(wrong[0])]} instead of {expected[tuple(wrong[0])]}"
+    )
+
+
+@pytest.mark.parametrize(("hidden", "intermediate"), SHAPES)
+def test_every_element_is_exact_for_every_token_count(hidden, intermediate):
+    experts = integer_experts(
+        hidden * 8191 + intermediate, experts_for(hidden, intermediate), hidden, intermediate
+    )
+    call = integer_call(1, experts, max(TOKEN_COUNTS), top_k=2)
+    expected = reference(experts, call)
+    layer = build_layer(ENGINE, experts)
+    for tokens in TOKEN_COUNTS:
+        assert_equal(run(layer, call.rows(slice(tokens))), expected[:tokens].astype(np.float32))
+
+
+def test_the_data_exercise_the_kernels():
+    """The premises of integers.py hold, and the outputs are not mostly zeros."""
+    for hidden, intermediate in SHAPES[:4]:
+        experts = integer_experts(7, 5, hidden, intermediate)
+        call = integer_call(1, experts, 256, top_k=2)
+        expected = reference(experts, call)
+        assert np.array_equal(expected, np.round(expected * 2) / 2)
+        assert np.count_nonzero(expected) > 0.7 * expected.size
+        ups = from_bf16(call.hidden) @ from_bf16(experts.up[0]).T
+        assert 10 < np.abs(ups).max() <= MAX_UP
+
+
+SKEWS = {
+    "all tokens to one expert": lambda rng, tokens: np.full((tokens, 3), 4),
+    "only the last expert, once": lambda rng, tokens: np.array([[5, -1, -1]] * tokens),
+    "one lonely pair": lambda rng, tokens: np.where(np.arange(tokens * 3).reshape(-1, 3) == tokens, 2, -1),
+    "experts empty between busy ones": lambda rng, tokens: rng.choice([0, 5], (tokens, 3)),
+    "the same expert twice in a token": lambda rng, tokens: np.repeat(
+        rng.integers(0, 6, (tokens, 1)), 3, axis=1
+    ),
+    "one token each, one expert crowded": lambda rng, tokens: np.repeat(
+        np.where(np.arange(tokens) < 6, np.arange(tokens), 3)[:, None], 3, axis=1
+    ),
+    "nothing to do": lambda rng, tokens: np.full((tokens, 3), -1),
+}
+
+
+@pytest.mark.parametrize("ids_dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("skew", SKEWS)
+def test_skewed_routing_loses_and_doubles_nothing(skew, ids_dtype):
+    experts = integer_experts(3, 6, 96, 160)
+    layer = build_layer(ENGINE, experts, top_k=3)
+    for tokens in [t for t in TOKEN_COUNTS if t > 0]:
+        call = integer_call(tokens, experts, tokens, top_k=3)
+        call.ids = np.ascontiguousarray(SKEWS[skew](np.random.default_rng(tokens), tokens), dtype=ids_dtype)
+        assert_equal(run(layer, call), reference(experts, call).astype(np.float32))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 6, 8])
+def test_number_of_experts_per_token(top_k):
+    experts = integer_experts(4, 8, 64, 96)
+    layer = build_layer(ENGINE, experts, top_k=top_k)
+    call = integer_call(top_k, experts, 33, top_k)
+    assert_equal(run(layer, call), reference(experts, call).astype(np.float32))
+
+
+@pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("hidden_dtype", [BF16, F16, F32])
+@pytest.mark.parametrize(("hidden", "intermediate"), [(64, 96), (33, 70), (7, 3)])
+def test_each_dtype_in_and_out_rounds_once(hidden, intermediate, hidden_dtype, output_dtype):
+    experts = integer_experts(5, 4, hidden, intermediate)
+    layer = build_layer(ENGINE, experts)
+    call = integer_call(2, experts, 17, top_k=2)
+    typed = call.with_hidden((call.hidden != 0).astype(np.float32), hidden_dtype)
+    expected = reference(experts, call).astype(np.float32)
+    assert_equal(run(layer, typed, output_dtype), encode(expected, output_dtype))
+
+
+@pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
+def test_accumulate_adds_to_what_the_output_holds(output_dtype):
+    experts = integer_experts(6, 4, 72, 40)
+    layer = build_layer(ENGINE, experts)
+    for tokens in (1, 5, 33):
+        call = integer_call(3, experts, tokens, top_k=2)
+        before = np.random.default_rng(tokens).integers(-50, 50, call.hidden.shape).astype(np.float32)
+        output = encode(before, output_dtype)
+        layer.forward(*arguments(call, output, output_dtype, accumulate=1))
+        expected = (before + reference(experts, call)).astype(np.float32)
+        assert_equal(output, encode(expected, output_dtype))
+
+
+def test_accumulating_nothing_leaves_the_output_alone():
+    experts = integer_experts(6, 4, 72, 40)
+    layer = build_layer(ENGINE, experts)
+    call = integer_call(3, experts, 9, top_k=2)
+    call.ids[:] = -1
+    before = np.random.default_rng(0).standard_normal(call.hidden.shape, dtype=np.float32)
+    output = before.copy()
+    layer.forward(*arguments(call, output, F32, accumulate=1))
+    assert same_bits(output, before)
+
+
+def test_experts_on_the_device_are_left_out_and_the_mask_is_read_live():
+    experts = integer_experts(8, 6, 64, 64)
+    layer = build_layer(ENGINE, experts)
+    call = integer_call(4, experts, 33, top_k=2)
+    mask = np.array([0, 1, 0, 0, 1, 0], np.uint8)
+    layer.set_expert_mask(mask.ctypes.data)
+    assert_equal(run(layer, call), reference(experts, call, on_device={1, 4}).astype(np.float32))
+    mask[:] = [1, 0, 0, 0, 0, 1]
+    assert_equal(run(layer, call), reference(experts, call, on_device={0, 5}).astype(np.float32))
+    mask[:] = 1
+    assert_equal(run(layer, call), np.zeros(call.hidden.shape, np.float32))
+    layer.set_expert_mask(0)
+    assert_equal(run(layer, call), reference(experts, call).astype(np.float32))
+
+
+def test_loading_again_replaces_the_weights():
+    first, second = integer_experts(9, 4, 100, 60), integer_experts(10, 4, 100, 60)
+    layer = build_layer(ENGINE, first)
+    call = integer_call(5, first, 16, top_k=2)
+    assert_equal(run(layer, call), reference(first, call).astype(np.float32))
+    load(layer, second)
+    assert_equal(run(layer, call), reference(second, call).astype(np.float32))

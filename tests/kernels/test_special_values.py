@@ -1,0 +1,165 @@
+"""Risk: NaN, Inf, denormals and zeros spread to other tokens, vanish, or turn into ordinary wrong numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import (
+    BF16,
+    F16,
+    F32,
+    Call,
+    Experts,
+    build_layer,
+    decode,
+    ext,
+    from_bf16,
+    random_call,
+    random_experts,
+    reference,
+    run,
+    same_bits,
+    to_bf16,
+)
+
+ENGINE = ext.Engine(2)
+TOKENS, VICTIM = 40, 13
+
+
+def make(hidden: int = 72, intermediate: int = 40) -> tuple[Experts, Call]:
+    experts = random_experts(1, 4, hidden, intermediate)
+    call = random_call(1, experts, TOKENS, top_k=2)
+    call.ids[VICTIM] = [1, 3]
+    return experts, call
+
+
+def assert_only_victim_changed(output: np.ndarray, clean: np.ndarray) -> None:
+    others = np.arange(TOKENS) != VICTIM
+    assert same_bits(output[others], clean[others])
+
+
+@pytest.mark.parametrize("hidden_dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("place", [0, 37, 71])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_bad_hidden_value_reaches_every_output_of_its_token_and_no_other(value, place, hidden_dtype):
+    experts, call = make()
+    layer = build_layer(ENGINE, experts)
+    values = decode(call.hidden, BF16)
+    clean = run(layer, call.with_hidden(values, hidden_dtype))
+    values[VICTIM, place] = value
+    output = run(layer, call.with_hidden(values, hidden_dtype))
+    assert_only_victim_changed(output, clean)
+    assert not np.isfinite(output[VICTIM]).any()
+
+
+@pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
+def test_nan_is_nan_in_every_output_dtype(output_dtype):
+    """Also NaNs whose set bits are all below the ones a truncated bf16 keeps: they must not become Inf."""
+    experts, call = make()
+    layer = build_layer(ENGINE, experts)
+    values = decode(call.hidden, BF16)
+    values.view(np.uint32)[VICTIM, 5] = 0x7F800001
+    output = decode(run(layer, call.with_hidden(values, F32), output_dtype), output_dtype)
+    assert np.isnan(output[VICTIM]).all()
+    assert np.isfinite(np.delete(output, VICTIM, axis=0)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bad_routing_weight_stays_with_its_token(value):
+    experts, call = make()
+    layer = build_layer(ENGINE, experts)
+    clean = run(layer, call)
+    call.weights[VICTIM, 0] = value
+    output = run(layer, call)
+    assert_only_victim_changed(output, clean)
+    assert not np.isfinite(output[VICTIM]).any()
+
+
+def test_nan_of_a_skipped_token_is_not_computed():
+    experts, call = make()
+    call.ids[VICTIM] = -1
+    values = decode(call.hidden, BF16)
+    values[VICTIM] = np.nan
+    call.weights[VICTIM] = np.nan
+    output = run(build_layer(ENGINE, experts), call.with_hidden(values, BF16))
+    assert np.isfinite(output).all()
+    assert not output[VICTIM].any()
+
+
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_nan_in_an_experts_weights_reaches_only_tokens_that_chose_it(part):
+    experts, call = make()
+    clean = run(build_layer(ENGINE, experts), call)
+    getattr(experts, part)[3, 7, 11] = to_bf16(np.float32(np.nan))
+    output = run(build_layer(ENGINE, experts), call)
+    chosen = (call.ids == 3).any(axis=1)
+    assert same_bits(output[~chosen], clean[~chosen])
+    assert np.isnan(output[chosen]).any(axis=1).all()
+    if part == "down":  # row 7 of down makes column 7 of the output, and nothing else
+        assert same_bits(np.delete(output, 7, axis=1), np.delete(clean, 7, axis=1))
+
+
+def test_zero_routing_weight_adds_zero():
+    experts, call = make()
+    layer = build_layer(ENGINE, experts)
+    skipped = call.rows(slice(TOKENS))
+    skipped.ids[:, 1] = -1
+    call.weights[:, 1] = 0
+    assert np.array_equal(run(layer, call), run(layer, skipped))
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zero_hidden_states_give_zeros(zero):
+    experts, call = make()
+    output = run(build_layer(ENGINE, experts), call.with_hidden(np.full((TOKENS, 72), zero, np.float32)))
+    assert not output.any()
+
+
+@pytest.mark.parametrize("hidden_dtype", [BF16, F32])
+def test_denormal_hidden_states_count_as_themselves_or_as_zero(hidden_dtype):
+    """VDPBF16PS and AMX read denormals as zero, FMA does not; ordinary values beside them must not suffer."""
+    experts, call = make()
+    layer = build_layer(ENGINE, experts)
+    denormals = np.random.default_rng(1).uniform(-1e-38, 1e-38, (TOKENS, 72)).astype(np.float32)
+    tiny = run(layer, call.with_hidden(denormals, hidden_dtype))
+    assert np.abs(tiny).max() <= 1e-37
+    values = decode(call.hidden, BF16)
+    mixed = np.where(np.arange(72) % 3 == 0, denormals, values)
+    zeroed = np.where(np.arange(72) % 3 == 0, np.float32(0), values)
+    assert np.array_equal(
+        run(layer, call.with_hidden(mixed, hidden_dtype)), run(layer, call.with_hidden(zeroed, hidden_dtype))
+    )
+
+
+def test_denormal_f16_hidden_states_are_ordinary_bf16_numbers():
+    experts, call = make()
+    values = np.random.default_rng(2).uniform(-6e-5, 6e-5, (TOKENS, 72)).astype(np.float16)
+    small = call.with_hidden(values, F16)
+    output, expected = run(build_layer(ENGINE, experts), small), reference(experts, small)
+    assert np.abs(output - expected).max() <= 0.02 * np.abs(expected).max()
+
+
+def test_f16_output_overflows_to_infinity_with_the_right_sign():
+    experts, call = make()
+    call.weights *= 1e7
+    layer = build_layer(ENGINE, experts)
+    with np.errstate(over="ignore"):
+        expected = run(layer, call, F32).astype(np.float16)
+    assert np.isinf(expected).any()
+    assert same_bits(run(layer, call, F16), expected)
+
+
+def test_the_largest_finite_values_do_not_become_nan():
+    """gate and up of 2^127 and -2^127: silu is the gate itself or zero; down of 2^-127 brings it back."""
+    big, small = np.float32(2.0**60), np.float32(2.0**-60)
+    gate = to_bf16(np.full((1, 32, 32), big))
+    gate[0, 1::2] = to_bf16(-big)
+    experts = Experts(
+        gate, to_bf16(np.full((1, 32, 32), small)), to_bf16(np.full((1, 32, 32), np.float32(1)))
+    )
+    call = Call(
+        to_bf16(np.eye(4, 32, dtype=np.float32)), np.zeros((4, 1), np.int64), np.ones((4, 1), np.float32)
+    )
+    output = run(build_layer(ENGINE, experts, top_k=1), call)
+    assert np.array_equal(output, np.full((4, 32), 16, np.float32))
+    assert from_bf16(gate).min() == -big

@@ -1,0 +1,131 @@
+"""Risk: a kernel reads or writes beside its buffers. Each stands against a page that may not be touched.
+
+The walks run in processes of their own: a stray access kills them, and the last line printed names the case.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from guarded_memory import SIDES, GuardedArray
+from harness import (
+    BF16,
+    F16,
+    F32,
+    SMALL_SWEEP,
+    Call,
+    arguments,
+    build_layer,
+    decode,
+    ext,
+    make_layer,
+    poisoned,
+    random_call,
+    random_experts,
+    run,
+    same_bits,
+)
+from isolation import isolated
+
+# (hidden, intermediate): whole panels; nothing whole; odd K (a pair with one column); a single number; long
+# rows.
+SHAPES = [(64, 64), (33, 70), (31, 65), (72, 40), (1, 1), (15, 3), (2050, 34)]
+TOKENS = (1, 3, 16, 17, 33, 70)
+if SMALL_SWEEP:
+    SHAPES, TOKENS = [(64, 64), (33, 70), (1, 1)], (1, 3, 17)
+
+
+def guarded_call(call: Call, side: str) -> tuple[Call, list[GuardedArray]]:
+    """The same call with read-only buffers against guard pages."""
+    buffers = [GuardedArray(a, side).read_only() for a in (call.hidden, call.ids, call.weights)]
+    return Call(*(b.array for b in buffers), call.hidden_dtype), buffers
+
+
+def check_forward(layer, call: Call, side: str, output_dtype: int) -> None:
+    """Same bits as in ordinary memory, every element of the poisoned output written, nothing beside it."""
+    expected = run(layer, call, output_dtype)
+    tight, inputs = guarded_call(call, side)
+    output = GuardedArray(poisoned(call.hidden.shape, output_dtype), side)
+    layer.forward(*arguments(tight, output.array, output_dtype))
+    assert same_bits(output.array.copy(), expected)
+    assert np.isfinite(decode(output.array, output_dtype)).all()
+    layer.forward(*arguments(tight, output.array, output_dtype, accumulate=1))
+    assert all(buffer.canary_is_intact() for buffer in (*inputs, output))
+    for buffer in (*inputs, output):
+        buffer.close()
+
+
+def walk_calls(side: str) -> None:
+    engine = ext.Engine(2)
+    for hidden, intermediate in SHAPES:
+        experts = random_experts(hidden, 3, hidden, intermediate)
+        layer = build_layer(engine, experts)
+        for tokens in TOKENS:
+            call = random_call(tokens, experts, tokens, top_k=2)
+            values = decode(call.hidden, BF16)
+            for hidden_dtype, output_dtype, ids_dtype in (
+                (BF16, BF16, np.int64),
+                (F16, F16, np.int32),
+                (F32, F32, np.int64),
+                (BF16, F32, np.int32),
+            ):
+                print(
+                    f"{side=} {hidden=} {intermediate=} {tokens=} {hidden_dtype=} {output_dtype=}", flush=True
+                )
+                typed = call.with_hidden(values, hidden_dtype)
+                typed.ids = call.ids.astype(ids_dtype)
+                check_forward(layer, typed, side, output_dtype)
+
+
+def walk_loading(side: str) -> None:
+    """Expert matrices against guard pages while they are packed, unmapped afterwards."""
+    for threads, subpools in ((2, 1), (3, 3)):
+        engine = ext.Engine(threads, subpools)
+        for hidden, intermediate in SHAPES:
+            print(f"{side=} {hidden=} {intermediate=} {subpools=}", flush=True)
+            experts = random_experts(hidden, 3, hidden, intermediate)
+            call = random_call(1, experts, 5, top_k=2)
+            layer = make_layer(engine, experts)
+            matrices = [
+                [GuardedArray(matrix, side).read_only() for matrix in part]
+                for part in (experts.gate, experts.up, experts.down)
+            ]
+            layer.load_experts_bf16(*([m.array.ctypes.data for m in part] for part in matrices))
+            assert all(m.canary_is_intact() for part in matrices for m in part)
+            for matrix in [m for part in matrices for m in part]:
+                matrix.close()
+            assert same_bits(run(layer, call), run(build_layer(engine, experts), call))
+
+
+def walk_masks(side: str) -> None:
+    engine = ext.Engine(2)
+    for count in (1, 3, 8, 64):
+        experts = random_experts(count, count, 40, 24)
+        layer = build_layer(engine, experts)
+        mask = GuardedArray((np.arange(count) % 2).astype(np.uint8), side).read_only()
+        layer.set_expert_mask(mask.array.ctypes.data)
+        run(layer, random_call(1, experts, 9, top_k=1))
+        assert mask.canary_is_intact()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("walk", [walk_calls, walk_loading, walk_masks])
+def test_nothing_beside_the_buffers_is_touched(walk, side):
+    isolated("test_stray_reads_and_writes", walk.__name__, side, timeout=120)
+
+
+def overrun(side: str) -> None:
+    buffer = GuardedArray(np.zeros(8, np.float32), side)
+    address = buffer.array.ctypes.data + (32 if side == "after" else -4)
+    experts = random_experts(1, 1, 1, 1)
+    call = Call(np.zeros((1, 1), np.uint16), np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32))
+    arguments_with_stray_output = list(arguments(call, buffer.array, F32))
+    arguments_with_stray_output[7] = address
+    build_layer(ext.Engine(1), experts).forward(*arguments_with_stray_output)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_guard_pages_guard(side):
+    """Negative control: a kernel that is told to write one element beside the buffer dies."""
+    with pytest.raises(AssertionError, match="Segmentation fault"):
+        isolated("test_stray_reads_and_writes", "overrun", side)
