@@ -1,8 +1,9 @@
 """An idle server on a CPU must leave the CPU alone: stock SGLang 0.5.23 takes a whole core.
 
-Measured on 2026-11-21 (Xeon with AMX, a tiny model, shares of one core over 20 to 30 s, all processes): 100 %
-as it comes; 1.1 % with --sleep-on-idle, which cpu_defaults.py turns on; 0.5 % when the process groups also share
-one polling thread. Waking the scheduler every 10 s instead of every second would gain less than 0.1 %.
+Measured on 2026-11-21 (Xeon with AMX, a tiny model, shares of one core over 20 to 30 s, all processes): 100
+% as it comes; 1.1 % with --sleep-on-idle, which cpu_defaults.py turns on; 0.5 % when the process groups
+also share one polling thread. Waking the scheduler every 10 s instead of every second would gain less than
+0.1 %.
 """
 
 from __future__ import annotations
