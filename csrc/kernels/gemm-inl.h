@@ -17,7 +17,8 @@ struct PanelGemm {
   static constexpr int kVecs = kt::kPanelRows / Ops::kLanes;    // vectors across a panel
   static constexpr size_t kVecBytes = size_t{4} * Ops::kLanes;  // bytes of one vector of pairs
   static constexpr size_t kPairBytes = kVecBytes * kVecs;       // bytes of one pair of k across a panel
-  // Distance of the software prefetch. Xeon 6 (Granite Rapids), 2 threads, 2026-11-21: see doc/kernels.md.
+  // Distance of the software prefetch, half a page: far enough for one core to keep 90 % of its share of the memory
+  // bandwidth (bench/moe.py, Xeon 6, 2 threads, 2026-11-21); the hardware prefetchers do the rest.
   static constexpr size_t kPrefetchBytes = 2048;
 
   // kTokens x (kPanels * kUsedVecs) vectors in registers, all of K. With kUsedVecs < kVecs the tile covers a part of
