@@ -166,6 +166,7 @@ void bind_engine(py::module_& m) {
       .def(
           "sync_on_stream",
           [](const std::shared_ptr<Engine>& e, kt::StreamHandle stream, int allowed) {
+            if (allowed < 0) throw std::invalid_argument("allowed_pending is negative; expected 0 or more");
             kt::launch_host_task(stream, [e, allowed] { e->queue().wait(allowed); });
           },
           py::arg("stream"), py::arg("allowed_pending") = 0, py::call_guard<py::gil_scoped_release>());

@@ -2,35 +2,62 @@
 
 #include <pthread.h>
 
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace kt {
 
+struct TaskQueue::State {
+  std::mutex mutex;
+  std::condition_variable work_arrived;
+  std::condition_variable task_finished;
+  std::deque<Task> tasks;
+  int unfinished = 0;
+  bool stopping = false;
+  std::exception_ptr error;
+};
+
+TaskQueue::TaskQueue() : state_(std::make_shared<State>()) {}
+
 TaskQueue::~TaskQueue() {
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stopping_ = true;
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->stopping = true;
   }
-  work_arrived_.notify_all();
-  if (consumer_.joinable()) consumer_.join();
+  state_->work_arrived.notify_all();
+  if (!consumer_.joinable()) return;
+  if (consumer_.get_id() == std::this_thread::get_id()) {
+    consumer_.detach();
+  } else {
+    consumer_.join();
+  }
 }
 
 void TaskQueue::submit(Task task) {
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!consumer_.joinable()) consumer_ = std::thread([this] { consume(); });
-    tasks_.push_back(std::move(task));
-    ++unfinished_;
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    if (!consumer_.joinable()) consumer_ = std::thread([state = state_] { consume(state); });
+    state_->tasks.push_back(std::move(task));
+    ++state_->unfinished;
   }
-  work_arrived_.notify_one();
+  state_->work_arrived.notify_one();
 }
 
 void TaskQueue::wait(int allowed_pending) noexcept {
-  std::unique_lock<std::mutex> lock(mutex_);
-  task_finished_.wait(lock, [&] { return unfinished_ <= allowed_pending; });
+  std::unique_lock<std::mutex> lock(state_->mutex);
+  state_->task_finished.wait(lock, [&] { return state_->unfinished <= allowed_pending; });
 }
 
 void TaskQueue::sync(int allowed_pending) {
+  if (allowed_pending < 0) {
+    throw std::invalid_argument("sync may leave " + std::to_string(allowed_pending) +
+                                " tasks pending; expected 0 or more");
+  }
   wait(allowed_pending);
   raise_pending_error();
 }
@@ -38,25 +65,25 @@ void TaskQueue::sync(int allowed_pending) {
 void TaskQueue::raise_pending_error() {
   std::exception_ptr error;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    error = std::exchange(error_, nullptr);
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    error = std::exchange(state_->error, nullptr);
   }
   if (error) std::rethrow_exception(error);
 }
 
 int TaskQueue::pending() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return unfinished_;
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->unfinished;
 }
 
-void TaskQueue::consume() {
+void TaskQueue::consume(const std::shared_ptr<State>& state) {
   pthread_setname_np(pthread_self(), "kt-queue");
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(state->mutex);
   while (true) {
-    work_arrived_.wait(lock, [&] { return stopping_ || !tasks_.empty(); });
-    if (tasks_.empty()) return;
-    Task task = std::move(tasks_.front());
-    tasks_.pop_front();
+    state->work_arrived.wait(lock, [&] { return state->stopping || !state->tasks.empty(); });
+    if (state->tasks.empty()) return;
+    Task task = std::move(state->tasks.front());
+    state->tasks.pop_front();
     lock.unlock();
     std::exception_ptr error;
     try {
@@ -66,9 +93,9 @@ void TaskQueue::consume() {
     }
     task = nullptr;  // what the task owns goes before anybody is told it has finished
     lock.lock();
-    if (error && !error_) error_ = error;
-    --unfinished_;
-    task_finished_.notify_all();
+    if (error && !state->error) state->error = error;
+    --state->unfinished;
+    state->task_finished.notify_all();
   }
 }
 

@@ -2,11 +2,8 @@
 // queue: the first error is kept and thrown by the next `sync` (or `raise_pending_error`), once.
 #pragma once
 
-#include <condition_variable>
-#include <deque>
-#include <exception>
 #include <functional>
-#include <mutex>
+#include <memory>
 #include <thread>
 
 namespace kt {
@@ -15,7 +12,7 @@ class TaskQueue {
  public:
   using Task = std::function<void()>;
 
-  TaskQueue() = default;
+  TaskQueue();
   ~TaskQueue();  // finishes what was submitted
   TaskQueue(const TaskQueue&) = delete;
   TaskQueue& operator=(const TaskQueue&) = delete;
@@ -29,15 +26,12 @@ class TaskQueue {
   int pending() const;
 
  private:
-  void consume();
+  struct State;
+  static void consume(const std::shared_ptr<State>& state);
 
-  mutable std::mutex mutex_;
-  std::condition_variable work_arrived_;
-  std::condition_variable task_finished_;
-  std::deque<Task> tasks_;
-  int unfinished_ = 0;
-  bool stopping_ = false;
-  std::exception_ptr error_;
+  // Shared with the consumer: a task may own the last reference to the owner of this queue, and then the queue is
+  // destroyed by its own consumer thread.
+  std::shared_ptr<State> state_;
   std::thread consumer_;
 };
 

@@ -11,8 +11,9 @@ struct Rows {
   using Vec = typename Ops::Vec;
   static constexpr int kLanes = Ops::kLanes;
 
-  // exp(x) for x in [-87, 87], NaN for NaN: x = n*ln2 + r, |r| <= ln2/2, Taylor polynomial of degree 7 for exp(r)
-  // (truncation error |r|^8/8! < 6e-9, below half an ulp), ln2 split in two fp32 parts (Cody and Waite, 1980).
+  // exp(x) for |x| <= 140, NaN for NaN: x = n*ln2 + r, |r| <= ln2/2, Taylor polynomial of degree 7 for exp(r)
+  // (truncation error |r|^8/8! < 6e-9, below half an ulp), ln2 split in two fp32 parts (Cody and Waite, 1980). 2^n goes
+  // in as two factors, so that results beyond the range of fp32 become infinity and zero by themselves.
   static inline __attribute__((always_inline)) Vec exp(Vec x) {
     const Vec n = Ops::round_even(Ops::mul(x, Ops::set(1.44269504088896341f)));
     Vec r = Ops::fma(n, Ops::set(-0.693145751953125f), x);
@@ -25,13 +26,14 @@ struct Rows {
     y = Ops::fma(y, r, Ops::set(0.5f));
     y = Ops::fma(y, r, Ops::set(1.0f));
     y = Ops::fma(y, r, Ops::set(1.0f));
-    return Ops::mul(y, Ops::pow2(n));
+    const Vec half = Ops::round_even(Ops::mul(n, Ops::set(0.5f)));
+    return Ops::mul(Ops::mul(y, Ops::pow2(half)), Ops::pow2(Ops::sub(n, half)));
   }
 
-  // x / (1 + exp(-s*x)). The clip keeps 2^n finite; beyond it the quotient is x or a zero to within fp32 anyway.
+  // x / (1 + exp(-s*x)). The clip keeps 2^n representable; exp is infinite or zero long before.
   static inline __attribute__((always_inline)) Vec times_sigmoid(Vec x, Vec s) {
     Vec t = Ops::mul(x, Ops::sub(Ops::zero(), s));
-    t = Ops::max(Ops::set(-87.0f), Ops::min(Ops::set(87.0f), t));
+    t = Ops::max(Ops::set(-140.0f), Ops::min(Ops::set(140.0f), t));
     return Ops::div(x, Ops::add(Ops::set(1.0f), exp(t)));
   }
 

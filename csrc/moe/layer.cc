@@ -1,5 +1,6 @@
 #include "moe/layer.h"
 
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -11,6 +12,21 @@ namespace {
 void require_positive(int value, const char* name) {
   if (value < 1) {
     throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
+  }
+}
+
+void require_swiglu_constant(float value, const char* name) {
+  if (!(value >= 0) || std::isinf(value)) {
+    throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
+                                "; it must be a positive number, or 0 for none");
+  }
+}
+
+void require_matrices(const std::vector<const uint16_t*>& matrices, const char* name) {
+  for (size_t e = 0; e < matrices.size(); ++e) {
+    if (matrices[e] != nullptr) continue;
+    throw std::invalid_argument(std::string(name) + " matrix of expert " + std::to_string(e) +
+                                " is a null pointer; expected the address of a row-major bf16 matrix");
   }
 }
 
@@ -29,6 +45,8 @@ MoeLayer::MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config)
   require_positive(config.shape.intermediate, "intermediate");
   require_positive(config.top_k, "top_k");
   require_positive(config.max_tokens, "max_tokens");
+  require_swiglu_constant(config.swiglu_limit, "swiglu_limit");
+  require_swiglu_constant(config.swiglu_alpha, "swiglu_alpha");
 }
 
 void MoeLayer::load_bf16(const std::vector<const uint16_t*>& gate, const std::vector<const uint16_t*>& up,
@@ -39,6 +57,9 @@ void MoeLayer::load_bf16(const std::vector<const uint16_t*>& gate, const std::ve
                                 " up and " + std::to_string(down.size()) + " down matrices for " +
                                 std::to_string(experts) + " experts; give one of each per expert");
   }
+  require_matrices(gate, "gate");
+  require_matrices(up, "up");
+  require_matrices(down, "down");
   const auto lock = engine_->exclusive();
   auto weights = std::make_unique<Bf16Weights>(config_.shape, engine_->pools());
   weights->load(gate, up, down);
