@@ -18,15 +18,14 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 15  # SGLang first finishes the running requests; an idle server ends in 2 to 5 s
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
 def run_until_stopped(command: list[str], environment: dict[str, str]) -> int:
     """Run the server; returns its exit status, or 0 if it ended because this process was asked to stop.
 
-    SIGINT, SIGTERM and SIGHUP ask, unless they are ignored (nohup).  A second one, or `GRACE_SECONDS` after
-    the first, kills what is left.  If this process is killed itself, the server is told to end.
+    SIGINT, SIGTERM and SIGHUP ask.  A second one, or `GRACE_SECONDS` after the first, kills what is left.  If
+    this process is killed itself, the server is told to end.
     """
     libc = ctypes.CDLL(None)
 
@@ -46,10 +45,11 @@ def run_until_stopped(command: list[str], environment: dict[str, str]) -> int:
         server.terminate()
         signal.alarm(GRACE_SECONDS)
 
-    for number in _STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    signal.signal(signal.SIGALRM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        # Also where SIGINT was ignored, as it is in the background jobs of scripts: one can still send it.
+        signal.signal(number, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: to outlive the terminal
+        signal.signal(signal.SIGHUP, stop)
     status = server.wait()
     signal.alarm(0)
     _kill_session(server.pid)  # children that outlived the main process

@@ -44,7 +44,14 @@ sys.exit(supervise.run_until_stopped([sys.executable, "-c", sys.argv[1]], dict(o
 class Supervised:
     """A supervisor in a process group of its own, with the stand-in server below it."""
 
-    def __init__(self, directory: Path, on_term: str, takes_its_child: str, grace: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        on_term: str = "finish",
+        takes_its_child: str = "True",
+        grace: int = 600,
+        ignored: tuple[signal.Signals, ...] = (),
+    ) -> None:
         server = SERVER.format(on_term=on_term, takes_its_child=takes_its_child)
         self._output = directory / "output"
         with self._output.open("w") as output:
@@ -53,6 +60,7 @@ class Supervised:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
+                preexec_fn=lambda: set_dispositions(ignored),
             )
         wait_until(lambda: len(self.output.split()) >= 2)
         self.pids = [int(word) for word in self.output.split()[:2]]
@@ -67,6 +75,12 @@ class Supervised:
 
     def all_gone(self) -> bool:
         return not any(is_alive(pid) for pid in self.pids)
+
+
+def set_dispositions(ignored: tuple[signal.Signals, ...]) -> None:
+    """Whatever this test run itself was started with (nohup, a script's background job)."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
 
 def is_alive(pid: int) -> bool:
@@ -89,8 +103,8 @@ def supervised(tmp_path):
     """A factory; whatever it started is gone after the test."""
     started: list[Supervised] = []
 
-    def start(on_term: str = "finish", takes_its_child: str = "True", grace: int = 600) -> Supervised:
-        started.append(Supervised(tmp_path, on_term, takes_its_child, grace))
+    def start(**options) -> Supervised:
+        started.append(Supervised(tmp_path, **options))
         return started[-1]
 
     yield start
@@ -116,6 +130,22 @@ def test_service_managers_and_closed_terminals_stop_it_too(supervised, number):
     server.process.send_signal(number)
     assert server.process.wait(PATIENCE_SECONDS) == 0
     assert server.all_gone()
+
+
+def test_background_job_of_a_script_can_be_interrupted(supervised):
+    server = supervised(ignored=(signal.SIGINT,))
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(PATIENCE_SECONDS) == 0
+    assert server.all_gone()
+
+
+def test_nohup_survives_the_terminal(supervised):
+    server = supervised(ignored=(signal.SIGHUP,))
+    server.process.send_signal(signal.SIGHUP)
+    server.press_ctrl_c()  # handled after the hang-up, which must have had no effect
+    assert server.process.wait(PATIENCE_SECONDS) == 0
+    assert server.output.count("stopping") == 1
+    assert "finishing" in server.output
 
 
 def test_children_that_outlive_the_server_are_killed(supervised):
