@@ -52,6 +52,14 @@ void forward(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
 }
 
 template <class... Ints>
+void forward_reference(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
+  const kt::ForwardArgs args = forward_args(ints...);
+  py::gil_scoped_release release;
+  layer->engine().queue().wait(0);
+  layer->forward_reference(args);
+}
+
+template <class... Ints>
 void submit(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   const kt::ForwardArgs args = forward_args(ints...);
   layer->check(args);
@@ -204,6 +212,9 @@ void bind_layer(py::module_& m) {
            [](MoeLayer& layer, A mask) { layer.set_device_mask(reinterpret_cast<const uint8_t*>(mask)); })
       .def("forward", &forward<int, int, A, int, A, int, A, A, int, int>, py::arg("tokens"), py::arg("top_k"),
            py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"), py::arg("ids_dtype"),
+           py::arg("weights_ptr"), py::arg("output_ptr"), py::arg("output_dtype"), py::arg("accumulate") = 0)
+      .def("forward_reference", &forward_reference<int, int, A, int, A, int, A, A, int, int>, py::arg("tokens"),
+           py::arg("top_k"), py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"), py::arg("ids_dtype"),
            py::arg("weights_ptr"), py::arg("output_ptr"), py::arg("output_dtype"), py::arg("accumulate") = 0)
       .def("submit", &submit<int, int, A, int, A, int, A, A, int, int>, py::arg("tokens"), py::arg("top_k"),
            py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"), py::arg("ids_dtype"),

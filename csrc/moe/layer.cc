@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "moe/forward_pass.h"
+#include "moe/reference.h"
 
 namespace kt {
 namespace {
@@ -93,6 +94,13 @@ void MoeLayer::forward(const ForwardArgs& args) {
   }
   ForwardPass pass(*engine_, kernels_, config_, *weights_, routing_, args);
   engine_->pools().run(pass);
+}
+
+void MoeLayer::forward_reference(const ForwardArgs& args) {
+  check(args);
+  const auto lock = engine_->exclusive();
+  routing_.group(args.routing, config_.shape.num_experts, device_mask_);
+  reference_forward(config_, kernels_, *weights_, routing_, args);
 }
 
 }  // namespace kt

@@ -54,6 +54,8 @@ class MoeLayer {
   void check(const ForwardArgs& args) const;
   // Computes on the calling thread and the pool.
   void forward(const ForwardArgs& args);
+  // The same result from the slow twin (moe/reference.h), on the calling thread.
+  void forward_reference(const ForwardArgs& args);
 
  private:
   std::shared_ptr<Engine> engine_;

@@ -1,0 +1,12 @@
+// The slow twin of ForwardPass: decodes the packed weights element by element and sums in double. What the fast path is
+// tested against; too slow to serve with.
+#pragma once
+
+#include "moe/layer.h"
+
+namespace kt {
+
+void reference_forward(const LayerConfig& config, const KernelSet& kernels, const Bf16Weights& weights,
+                       const Routing& routing, const ForwardArgs& args);
+
+}  // namespace kt
