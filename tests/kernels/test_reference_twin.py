@@ -1,5 +1,5 @@
-"""Risk: the slow twin in the extension drifts from the formulas, or decodes the packed panels wrongly, so that
-whoever checks a server against it (doctor, a bug hunt) is misled.
+"""Risk: the slow twin in the extension drifts from the formulas or decodes the packed panels wrongly, and misleads
+whoever checks a server against it.
 """
 
 from __future__ import annotations
