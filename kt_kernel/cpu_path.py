@@ -9,7 +9,7 @@ import torch
 
 from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts, wait_ignoring_errors
 from kt_kernel.errors import CallOrderError, InputError
-from kt_kernel.inputs import ACTIVATION_CODES, ID_CODES, check_inputs
+from kt_kernel.inputs import check_inputs, native_arguments
 from kt_kernel.layer_config import LayerConfig
 
 
@@ -44,7 +44,7 @@ class CpuPath:
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
         output = torch.empty_like(hidden)
         try:
-            self._native.forward(*_call(hidden, ids, weights, output), 0)
+            self._native.forward(*native_arguments(hidden, ids, weights, output), 0)
         except ValueError as error:
             raise InputError(f"layer {config.layer_idx}: {error}") from None
         return output
@@ -99,7 +99,7 @@ class CpuPath:
         self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, add: int
     ) -> None:
         try:
-            self._native.submit(*_call(hidden, ids, weights, output), add)
+            self._native.submit(*native_arguments(hidden, ids, weights, output), add)
         except ValueError as error:
             self._in_flight = None
             self._chain.drop()
@@ -113,22 +113,3 @@ class CpuPath:
 
     def __del__(self) -> None:
         self._give_up_unfetched()
-
-
-def _call(
-    hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, output: torch.Tensor
-) -> tuple[int, ...]:
-    """The arguments of the native calls, all but the last."""
-    tokens, top_k = ids.shape
-    code = ACTIVATION_CODES[hidden.dtype]
-    return (
-        tokens,
-        top_k,
-        hidden.data_ptr(),
-        code,
-        ids.data_ptr(),
-        ID_CODES[ids.dtype],
-        weights.data_ptr(),
-        output.data_ptr(),
-        code,
-    )

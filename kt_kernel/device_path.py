@@ -17,7 +17,7 @@ import torch
 from kt_kernel.buffers import BufferCache, BufferKey
 from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts
 from kt_kernel.errors import CallOrderError, InputError
-from kt_kernel.inputs import ACTIVATION_CODES, ID_CODES, check_inputs
+from kt_kernel.inputs import check_inputs, native_arguments
 from kt_kernel.layer_config import LayerConfig
 
 
@@ -136,21 +136,7 @@ class DevicePath:
         output: torch.Tensor,
         add: int,
     ) -> None:
-        tokens, top_k = ids.shape
-        code = ACTIVATION_CODES[hidden.dtype]
-        self._native.submit_on_stream(
-            stream,
-            tokens,
-            top_k,
-            hidden.data_ptr(),
-            code,
-            ids.data_ptr(),
-            ID_CODES[ids.dtype],
-            weights.data_ptr(),
-            output.data_ptr(),
-            code,
-            add,
-        )
+        self._native.submit_on_stream(stream, *native_arguments(hidden, ids, weights, output), add)
 
 
 def _copied(source: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:

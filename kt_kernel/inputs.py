@@ -8,8 +8,8 @@ from kt_kernel.errors import InputError
 from kt_kernel.layer_config import LayerConfig
 
 # Codes of the native interface.
-ACTIVATION_CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-ID_CODES = {torch.int32: 0, torch.int64: 1}
+_ACTIVATION_CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+_ID_CODES = {torch.int32: 0, torch.int64: 1}
 
 _OTHER_INTEGERS = (torch.int8, torch.int16, torch.uint8, torch.uint16, torch.uint32)
 
@@ -32,12 +32,12 @@ def check_inputs(
         or ids.shape != expected
         or weights.shape != expected
         or tokens > config.chunked_prefill_size
-        or hidden.dtype not in ACTIVATION_CODES
+        or hidden.dtype not in _ACTIVATION_CODES
         or ids.device != hidden.device
         or weights.device != hidden.device
     ):
         raise InputError(f"layer {config.layer_idx}: {_first_fault(config, hidden, ids, weights)}")
-    if ids.dtype not in ID_CODES:
+    if ids.dtype not in _ID_CODES:
         ids = _widened(config, ids)
     if weights.dtype is not torch.float32:
         weights = weights.to(torch.float32)
@@ -48,7 +48,7 @@ def _first_fault(config: LayerConfig, hidden: torch.Tensor, ids: torch.Tensor, w
     tokens, width = hidden.shape
     if width != config.hidden_size:
         return f"hidden_states is {width} wide, expected hidden_size {config.hidden_size}."
-    if hidden.dtype not in ACTIVATION_CODES:
+    if hidden.dtype not in _ACTIVATION_CODES:
         return f"hidden_states is {hidden.dtype}, expected bfloat16, float16 or float32."
     if tokens > config.chunked_prefill_size:
         return (
@@ -72,3 +72,22 @@ def _widened(config: LayerConfig, ids: torch.Tensor) -> torch.Tensor:
             f"layer {config.layer_idx}: topk_ids is {ids.dtype}, expected integers such as int32 or int64."
         )
     return ids.to(torch.int64)
+
+
+def native_arguments(
+    hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, output: torch.Tensor
+) -> tuple[int, ...]:
+    """Checked tensors as the native calls take them: all their arguments but the last."""
+    tokens, top_k = ids.shape
+    code = _ACTIVATION_CODES[hidden.dtype]
+    return (
+        tokens,
+        top_k,
+        hidden.data_ptr(),
+        code,
+        ids.data_ptr(),
+        _ID_CODES[ids.dtype],
+        weights.data_ptr(),
+        output.data_ptr(),
+        code,
+    )

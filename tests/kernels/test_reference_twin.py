@@ -1,5 +1,5 @@
-"""Risk: the slow twin in the extension drifts from the formulas or decodes the packed panels wrongly, and misleads
-whoever checks a server against it.
+"""Risk: the slow twin in the extension drifts from the formulas or decodes the packed panels wrongly, and
+misleads whoever checks a server against it.
 """
 
 from __future__ import annotations
