@@ -91,15 +91,6 @@ def test_cap_is_obeyed_and_chooses_its_kernels(variant):
     assert features["chosen"] == [kernel]
 
 
-def test_variant_above_this_cpu_names_what_is_missing():
-    too_much = [name for name in VARIANTS if lacking(name)]
-    if not too_much:
-        pytest.skip("this CPU has every variant; test_old_cpus.py asks for too much under an emulator")
-    done = python("-c", SHOW, KT_KERNEL_CPU_VARIANT=too_much[-1])
-    assert done.returncode != 0
-    assert f"KT_KERNEL_CPU_VARIANT is '{too_much[-1]}' but this CPU lacks" in done.stdout
-
-
 @pytest.mark.parametrize("variant", variants(representatives()))
 def test_arithmetic_of(variant):
     """All of ARITHMETIC, in a process capped to the variant."""
