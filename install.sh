@@ -311,6 +311,8 @@ run_tests() {
     (install_packages qemu) || say "going on without qemu-user"
   fi
   unlock
+  # sentencepiece's SWIG types warn once more while Python ends, after pytest's closing line.
+  export PYTHONWARNINGS="ignore:builtin type swig:DeprecationWarning"
   exec "$VENV/bin/pytest" tests "$@"
 }
 
