@@ -170,6 +170,8 @@ def errors(library: str) -> None:
     assert same_bits(outputs[0], outputs[2])
     with pytest.raises(ValueError, match="got 5000 tokens"):
         layer.submit_on_stream(stream.handle, 5000, *arguments(call, outputs[0], F32)[1:])
+    with pytest.raises(ValueError, match="negative"):
+        engine.sync_on_stream(stream.handle, -1)
     stream.fail_with(719)
     with pytest.raises(RuntimeError, match="719"):
         layer.submit_on_stream(stream.handle, *arguments(call, outputs[0], F32))

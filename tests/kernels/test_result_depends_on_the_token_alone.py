@@ -15,7 +15,7 @@ ENGINE = ext.Engine(2)
 CASES = [(2048, 768, 300), (64, 576, 65), (577, 191, 33), (33, 33, 40), (1, 1, 5)]
 CROWD = (2048, 64, 700)
 if SMALL_SWEEP:
-    CASES, CROWD = [(192, 96, 33), (33, 70, 18)], (320, 64, 40)
+    CASES, CROWD = [(192, 96, 33), (33, 70, 18)], (768, 32, 200)
 
 
 def make(hidden: int, intermediate: int, tokens: int):

@@ -1,8 +1,7 @@
 """Risk: an activation that is off for some gates (far from zero, near the clamp), or an ignored variant.
 
 The layer is built so that its output is the activation itself: hidden states are unit vectors, token t picks
-column t of gate and up, and down is the identity. So one call evaluates 256 x 256 = every bf16 number as a
-gate.
+column t of gate and up, and down is the identity: one call evaluates 256 x 256 = every bf16 number as a gate.
 """
 
 from __future__ import annotations
@@ -24,9 +23,16 @@ from harness import (
 
 ENGINE = ext.Engine(2)
 N = 256
-# SwiGLU outputs may be rounded to bf16 on their way (half an ulp: 2^-9); below 1e-30 only "vanishingly small"
-# counts.
-RELATIVE, ABSOLUTE = 2.0**-8, 1e-30
+# Allowed relative errors. fp32: a few ulp, and the rounding of alpha * gate (6e-8 of an exponent up to 87).
+# Kernels that round SwiGLU outputs to bf16: half an ulp of that. Below 1e-30 being vanishingly small is all
+# that counts.
+FP32_ERROR, BF16_ERROR, ABSOLUTE = 8e-6, 2.0**-8, 1e-30
+KEEP_FP32 = ("bf16.avx2", "bf16.avx512")
+
+
+def allowed_error() -> float:
+    chosen = next(row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen")
+    return FP32_ERROR if chosen in KEEP_FP32 else FP32_ERROR + BF16_ERROR
 
 
 def every_bf16() -> np.ndarray:
@@ -46,9 +52,9 @@ def activations(gate_bits: np.ndarray, up_bits: np.ndarray, **variant: float) ->
 
 def assert_follows_formula(gate_bits: np.ndarray, up_bits: np.ndarray, limit: float, alpha: float) -> None:
     gate, up = from_bf16(gate_bits).astype(np.float64), from_bf16(up_bits).astype(np.float64)
-    expected = activation(gate, up, limit, alpha)
+    expected = activation(gate, up, limit, float(np.float32(alpha)))
     output = activations(gate_bits, up_bits, swiglu_limit=limit, swiglu_alpha=alpha)
-    excess = np.abs(output - expected) / (RELATIVE * np.abs(expected) + ABSOLUTE)
+    excess = np.abs(output - expected) / (allowed_error() * np.abs(expected) + ABSOLUTE)
     worst = np.unravel_index(np.argmax(excess), excess.shape)
     if not excess[worst] <= 1:  # also when it is NaN
         pytest.fail(
@@ -73,14 +79,12 @@ def test_ordinary_gates_and_ups_on_both_sides_of_the_limit(limit, alpha):
 
 
 @pytest.mark.parametrize(("limit", "alpha"), [(10.0, 0.0), (7.0, 1.702)])
-def test_clamping_does_not_hide_nan(limit, alpha):
+@pytest.mark.parametrize("part", ["gate", "up"])
+def test_clamping_does_not_hide_nan(part, limit, alpha):
     experts = random_experts(1, 2, 64, 64)
     call = random_call(1, experts, 20, top_k=2)
-    call.ids[:] = [0, 1]
-    values = from_bf16(call.hidden)
-    values[7, 3] = np.nan
-    output = run(
-        build_layer(ENGINE, experts, swiglu_limit=limit, swiglu_alpha=alpha), call.with_hidden(values)
-    )
-    assert np.isnan(output[7]).all()
-    assert np.isfinite(np.delete(output, 7, axis=0)).all()
+    getattr(experts, part)[1, 7, 3] = to_bf16(np.float32(np.nan))
+    output = run(build_layer(ENGINE, experts, swiglu_limit=limit, swiglu_alpha=alpha), call)
+    chosen = (call.ids == 1).any(axis=1)
+    assert np.isnan(output[chosen]).all()
+    assert np.isfinite(output[~chosen]).all()
