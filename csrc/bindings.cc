@@ -16,10 +16,33 @@ namespace {
 using kt::Engine;
 using kt::MoeLayer;
 
-std::vector<const uint16_t*> pointers(const std::vector<uintptr_t>& addresses) {
-  std::vector<const uint16_t*> result;
-  result.reserve(addresses.size());
-  for (uintptr_t a : addresses) result.push_back(reinterpret_cast<const uint16_t*>(a));
+// (weights, scales, factor) of one matrix; addresses as integers.
+using Source = std::tuple<uintptr_t, uintptr_t, float>;
+
+std::vector<kt::MatrixSource> sources(const std::vector<Source>& matrices) {
+  std::vector<kt::MatrixSource> result;
+  result.reserve(matrices.size());
+  for (const auto& [codes, scales, factor] : matrices) {
+    result.push_back({reinterpret_cast<const uint8_t*>(codes), reinterpret_cast<const uint8_t*>(scales), factor});
+  }
+  return result;
+}
+
+std::vector<kt::MatrixTarget> targets(const char* name, int ranks, const std::vector<uintptr_t>& codes,
+                                      const std::vector<uintptr_t>& scales, bool needs_scales) {
+  if (codes.size() != static_cast<size_t>(ranks) || scales.size() != static_cast<size_t>(ranks)) {
+    throw std::invalid_argument(std::string(name) + " got " + std::to_string(codes.size()) + " weight and " +
+                                std::to_string(scales.size()) + " scale pointers for " + std::to_string(ranks) +
+                                " device ranks; give one of each per rank");
+  }
+  std::vector<kt::MatrixTarget> result;
+  for (int r = 0; r < ranks; ++r) {
+    if (codes[r] == 0 || (needs_scales && scales[r] == 0)) {
+      throw std::invalid_argument(std::string(name) + " of rank " + std::to_string(r) +
+                                  " has a null pointer; expected an address");
+    }
+    result.push_back({reinterpret_cast<uint8_t*>(codes[r]), reinterpret_cast<uint8_t*>(scales[r]), 0});
+  }
   return result;
 }
 
@@ -76,6 +99,24 @@ void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle s
                        [layer, args] { layer->engine().queue().submit([layer, args] { layer->forward(args); }); });
 }
 
+void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
+          const std::vector<Source>& down, int group_size, int scale_dtype) {
+  const kt::FormatOptions options = {group_size, checked_enum<kt::DType>(scale_dtype, 3, "scale dtype")};
+  layer.engine().queue().wait(0);
+  layer.load({sources(gate), sources(up), sources(down)}, options);
+}
+
+void submit_write_expert(const std::shared_ptr<MoeLayer>& layer, int slot, int ranks,
+                         const std::vector<uintptr_t>& w13_weights, const std::vector<uintptr_t>& w13_scales,
+                         const std::vector<uintptr_t>& w2_weights, const std::vector<uintptr_t>& w2_scales) {
+  layer->check_write(slot, ranks);
+  const bool scaled = kt::format_of(layer->config().method).rows_per_scale > 0;
+  const kt::RankTargets written = {targets("w13", ranks, w13_weights, w13_scales, scaled),
+                                   targets("w2", ranks, w2_weights, w2_scales, scaled)};
+  py::gil_scoped_release release;
+  layer->engine().queue().submit([layer, slot, written] { layer->write(slot, written); });
+}
+
 py::dict features() {
   const kt::CpuFeatures& f = kt::cpu_features();
   py::dict result;
@@ -93,7 +134,7 @@ py::list dispatch() {
   for (const kt::DispatchRow& row : kt::dispatch_table()) {
     const bool possible = f.active.includes(row.needs);
     const bool first = std::find(served.begin(), served.end(), row.method) == served.end();
-    const kt::FeatureSet missing = row.needs.minus(f.active);
+    const kt::FeatureSet missing = row.needs.minus(f.detected);
     py::dict d;
     d["method"] = row.method;
     d["operation"] = "experts";
@@ -193,13 +234,11 @@ void bind_layer(py::module_& m) {
            py::arg("engine"), py::kw_only(), py::arg("method"), py::arg("num_experts"), py::arg("top_k"),
            py::arg("hidden"), py::arg("intermediate"), py::arg("max_tokens"), py::arg("layer_idx") = 0,
            py::arg("swiglu_limit") = 0.0f, py::arg("swiglu_alpha") = 0.0f)
-      .def(
-          "load_experts_bf16",
-          [](MoeLayer& layer, const std::vector<A>& gate, const std::vector<A>& up, const std::vector<A>& down) {
-            layer.engine().queue().wait(0);
-            layer.load_bf16(pointers(gate), pointers(up), pointers(down));
-          },
-          py::arg("gate_ptrs"), py::arg("up_ptrs"), py::arg("down_ptrs"), py::call_guard<py::gil_scoped_release>())
+      .def("load_experts", &load, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
+           py::arg("group_size") = 0, py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32),
+           py::call_guard<py::gil_scoped_release>())
+      .def("submit_write_expert", &submit_write_expert, py::arg("slot"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
+           py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def_property_readonly("loaded", &MoeLayer::loaded)
       .def_property_readonly("weight_bytes", &MoeLayer::weight_bytes)
       .def_property_readonly("kernels",

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <climits>
 #include <stdexcept>
+#include <system_error>
+#include <utility>
 
 namespace kt {
 namespace {
@@ -77,9 +79,15 @@ ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology) {
   }
   // Spinning threads that share a core keep each other from working: then sleep at once.
   spin_rounds_ = bound_ ? kSpinRounds : 0;
-  for (int i = 1; i < threads(); ++i) {
-    threads_.emplace_back([this, i] { worker_loop(i); });
-    if (bound_) bind(i, threads_.back().native_handle());
+  try {
+    for (int i = 1; i < threads(); ++i) {
+      threads_.emplace_back([this, i] { worker_loop(i); });
+      if (bound_) bind(i, threads_.back().native_handle());
+    }
+  } catch (const std::system_error& error) {
+    stop();
+    throw std::runtime_error("cannot start CPU thread " + text(static_cast<int>(threads_.size()) + 1) + " of " +
+                             text(threads()) + " (" + error.what() + "); allow more threads or use fewer");
   }
 }
 
@@ -138,7 +146,9 @@ void ThreadPools::leave_callers_core() {
   bind(worker, threads_[worker - 1].native_handle());
 }
 
-ThreadPools::~ThreadPools() {
+ThreadPools::~ThreadPools() { stop(); }
+
+void ThreadPools::stop() {
   stopping_.store(true);
   job_epoch_.fetch_add(1);
   futex_wake_all(job_epoch_);
@@ -153,8 +163,18 @@ void ThreadPools::run_erased(void* context, Entry entry) {
     job_epoch_.fetch_add(1);
     if (sleepers_.load() > 0) futex_wake_all(job_epoch_);
   }
-  entry(context, workers_[0]);
+  execute(workers_[0]);
   barrier();  // everybody is done with `context` when this returns
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPools::execute(const Worker& worker) {
+  try {
+    entry_(context_, worker);
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
 }
 
 void ThreadPools::worker_loop(int index) {
@@ -165,7 +185,7 @@ void ThreadPools::worker_loop(int index) {
     wait_while_equal(job_epoch_, seen);
     seen = job_epoch_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
-    entry_(context_, workers_[index]);
+    execute(workers_[index]);
     barrier();
   }
 }

@@ -4,6 +4,9 @@
 //   run(job)            caller and workers execute job(worker); returns when all have finished
 //   worker.barrier()    inside a job: waits for every worker of every sub-pool
 //
+// A job that throws on any thread lets the others finish; `run` then throws the first exception. A job that uses the
+// barrier must not throw: the others would wait for it.
+//
 // `run` is not reentrant and not thread safe: the owner (Engine) serialises calls.
 #pragma once
 
@@ -13,6 +16,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -63,10 +67,12 @@ class ThreadPools {
   using Entry = void (*)(void* context, const Worker& worker);
 
   void run_erased(void* context, Entry entry);
+  void execute(const Worker& worker);
   void worker_loop(int index);
   void place_workers(const Topology& topology);
   void bind(int worker, pthread_t thread) const;
   void leave_callers_core();
+  void stop();
   void barrier();
   void wait_while_equal(std::atomic<uint32_t>& word, uint32_t value) const;
 
@@ -90,6 +96,8 @@ class ThreadPools {
   alignas(64) mutable std::atomic<uint32_t> sleepers_{0};
   void* context_ = nullptr;
   Entry entry_ = nullptr;
+  std::mutex error_mutex_;
+  std::exception_ptr error_;  // the first of the running job
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
 };

@@ -11,18 +11,11 @@
 // sequential stream. Rows beyond N and columns beyond K are zero; K_padded is a multiple of 32. Exact: no rounding.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "formats/format.h"
 
-namespace kt::bf16 {
+namespace kt {
 
-// Bytes of one panel for `k_padded` columns.
-constexpr size_t panel_bytes(int k_padded) { return static_cast<size_t>(k_padded) * 32 * 2; }
+constexpr Format kFormatBf16 = {"BF16", CodeType::kBf16, nullptr,          Order::kRowMajor, 1,
+                                0,      kWholeRow,       ScaleType::kNone, ScaleType::kNone};
 
-// Packs rows [first_row, first_row + 32) of a row-major [rows, k] matrix into `panel`.
-void pack_panel(const uint16_t* weights, int rows, int k, int first_row, int k_padded, uint8_t* panel);
-
-// The inverse, the slow reference: element (row of the panel, column).
-uint16_t element(const uint8_t* panel, int row, int column);
-
-}  // namespace kt::bf16
+}  // namespace kt

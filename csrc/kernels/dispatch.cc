@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kernels/bf16_sets.h"
+#include "kernels/kernel_sets.h"
 
 namespace kt {
 namespace {
@@ -14,14 +14,39 @@ constexpr FeatureSet kAvx512 = kAvx2 | FeatureSet{F::kAvx512f, F::kAvx512bw, F::
 constexpr FeatureSet kAvx512Bf16 = kAvx512 | FeatureSet{F::kAvx512bf16};
 constexpr FeatureSet kAmxBf16 = kAvx512Bf16 | FeatureSet{F::kAmxTile, F::kAmxBf16};
 
+constexpr const char* kZen4 = "AMD Zen 4 (2022-), Zen 5; Intel Cooper Lake, Sapphire Rapids";
+constexpr const char* kSkylakeSp = "Intel Skylake-SP (2017-), Cascade Lake, Ice Lake";
+constexpr const char* kHaswell = "Intel Haswell (2013-) and later clients, AMD Zen 1-3";
+
 }  // namespace
 
 const std::vector<DispatchRow>& dispatch_table() {
   static const std::vector<DispatchRow> table = {
       {"BF16", kAmxBf16, &kBf16Amx, "Intel Sapphire Rapids (2023-), Granite Rapids"},
-      {"BF16", kAvx512Bf16, &kBf16Avx512Bf16, "AMD Zen 4 (2022-), Zen 5; Intel Cooper Lake"},
-      {"BF16", kAvx512, &kBf16Avx512, "Intel Skylake-SP (2017-), Cascade Lake, Ice Lake"},
-      {"BF16", kAvx2, &kBf16Avx2, "Intel Haswell (2013-) and later clients, AMD Zen 1-3"},
+      {"BF16", kAvx512Bf16, &kBf16Avx512Bf16, kZen4},
+      {"BF16", kAvx512, &kBf16Avx512, kSkylakeSp},
+      {"BF16", kAvx2, &kBf16Avx2, kHaswell},
+      {"FP8", kAvx512Bf16, &kE4m3Avx512Bf16, kZen4},
+      {"FP8", kAvx512, &kE4m3Avx512, kSkylakeSp},
+      {"FP8", kAvx2, &kE4m3Avx2, kHaswell},
+      {"FP8_PERCHANNEL", kAvx512Bf16, &kE4m3Avx512Bf16, kZen4},
+      {"FP8_PERCHANNEL", kAvx512, &kE4m3Avx512, kSkylakeSp},
+      {"FP8_PERCHANNEL", kAvx2, &kE4m3Avx2, kHaswell},
+      {"MXFP8", kAvx512Bf16, &kE4m3Avx512Bf16, kZen4},
+      {"MXFP8", kAvx512, &kE4m3Avx512, kSkylakeSp},
+      {"MXFP8", kAvx2, &kE4m3Avx2, kHaswell},
+      {"RAWINT4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4},
+      {"RAWINT4", kAvx512, &kCode4Avx512, kSkylakeSp},
+      {"RAWINT4", kAvx2, &kCode4Avx2, kHaswell},
+      {"GPTQ_INT4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4},
+      {"GPTQ_INT4", kAvx512, &kCode4Avx512, kSkylakeSp},
+      {"GPTQ_INT4", kAvx2, &kCode4Avx2, kHaswell},
+      {"MXFP4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4},
+      {"MXFP4", kAvx512, &kCode4Avx512, kSkylakeSp},
+      {"MXFP4", kAvx2, &kCode4Avx2, kHaswell},
+      {"NVFP4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4},
+      {"NVFP4", kAvx512, &kCode4Avx512, kSkylakeSp},
+      {"NVFP4", kAvx2, &kCode4Avx2, kHaswell},
   };
   return table;
 }

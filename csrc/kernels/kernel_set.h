@@ -5,9 +5,13 @@
 // Panels. A weight matrix [N, K] is stored as ceil(N/32) panels of 32 output rows; every format says in its header
 // (formats/*.h) how the bytes of a panel run. K is padded to kPanelK with zeros.
 //
-// Order of summation. Every kernel adds the products of one output element in ascending k into one fp32 accumulator,
-// whatever the number of tokens or the blocking; splitting K over calls continues from the stored fp32 value. So the
-// result of a token does not depend on its neighbours, on the number of threads or on how the caller cuts the work.
+//   | codes: chunks of kChunkBytes, ascending k | scales: one record per group of k, for all 32 rows |
+//
+// Order of summation. A format without scales adds the products of one output element in ascending k into one fp32
+// accumulator. A format with scales does so within a step of `step_k` columns, starting from zero, and then adds
+// scale * (sum of the step) to the element's total with one fused multiply-add. Steps start at multiples of step_k,
+// whatever the number of tokens or the blocking, and splitting K over calls continues from the stored fp32 total. So
+// the result of a token does not depend on its neighbours, on the number of threads or on how the caller cuts the work.
 #pragma once
 
 #include <stddef.h>
@@ -24,18 +28,54 @@ enum class Activation : int { kBf16, kF32 };  // element type of the rows a kern
 
 enum class Store : int { kOverwrite, kAccumulate };
 
-// C[t, 32*p + r] (+)= sum over k of A[t, k] * W[32*p + r, k], for t < tokens, p < panels, k < k_count.
+// What a group's record of scales holds.
+enum class ScaleType : int {
+  kNone,    // no scales
+  kScalar,  // one fp32 for the whole panel
+  kF32,     // 32 fp32
+  kBf16,    // 32 bf16
+  kF16,     // 32 IEEE half
+  kE8m0,    // 32 bytes: 2^(b-127)
+  kE4m3,    // 32 bytes of float8_e4m3fn, to be multiplied by the panel's fp32 factor (first record of the scales)
+};
+
+constexpr int kLargestStepK = 128;  // columns summed before a scale is applied
+constexpr int kSmallestStepK = 16;
+
+// How the panels of one matrix are laid out. `scale_offset` is a multiple of 64, like `panel_bytes`.
+struct PanelLayout {
+  size_t panel_bytes;
+  size_t bytes_per_32k;  // code bytes of 32 columns
+  size_t scale_offset;   // from the start of the panel to the first group's record (kE4m3: to the factor, 64 bytes)
+  size_t scale_stride;   // bytes of one record
+  ScaleType scale_type;
+  int k_padded;
+  int group_k;            // columns that share a record
+  int step_k;             // columns of one step: divides group_k, unless one group covers all of K
+  uint8_t table_low[16];  // 4-bit codes: low and high byte of each code's bf16 value
+  uint8_t table_high[16];
+};
+
+// Bytes of scratch a gemm needs (GemmArgs::scratch): a decoded block of one panel and its scales.
+constexpr int kDecodeBlockK = 256;
+constexpr size_t kGemmScratchBytes =
+    size_t{kDecodeBlockK} * kPanelRows * 2 + size_t{kDecodeBlockK} / kSmallestStepK * kPanelRows * 4;
+
+// C[t, 32*p + r] (+)= sum over k of A[t, k] * W[32*p + r, k], for t < tokens, p < panel_count, over k_count columns
+// from first_k on.
 struct GemmArgs {
-  const uint8_t* panels;  // first panel, at the first k of this call
-  size_t panel_stride;    // bytes from one panel to the next
+  const PanelLayout* layout;
+  const uint8_t* panels;  // panels stand layout->panel_bytes apart
   int panel_count;
-  const void* a;    // rows of the kernel's activation type, 64-byte aligned
+  const void* a;    // rows of the kernel's activation type from column `first_k` on, 64-byte aligned
   size_t a_stride;  // elements, a multiple of kPanelK
   int tokens;
-  int k_count;      // multiple of kPanelK
+  int first_k;      // multiple of kLargestStepK
+  int k_count;      // multiple of kPanelK; of kLargestStepK unless the call ends at k_padded
   float* c;         // 64-byte aligned
   size_t c_stride;  // elements, a multiple of kPanelRows
   Store store;
+  uint8_t* scratch;  // kGemmScratchBytes, 64-byte aligned
 };
 
 // h[t, i] = act(c[t, gate i]) * c[t, up i]; gate and up panels alternate: columns [64*p, 64*p+32) are gate rows
@@ -66,15 +106,21 @@ struct WeightedSumArgs {
 // Converts `count` elements; fp32 -> bf16/f16 rounds to nearest even, NaN stays NaN.
 using ConvertFn = void (*)(const void* from, void* to, size_t count);
 
-struct KernelSet {
-  const char* name;
+// Element-wise work between the GEMMs; depends on the instruction set and the activation type, not on the format.
+struct RowKernels {
   Activation activation;
-  void (*gemm)(const GemmArgs&);
   void (*swiglu)(const SwigluArgs&);
   void (*weighted_sum)(const WeightedSumArgs&);
   ConvertFn load_rows[3];   // by DType: hidden states -> activation type (through bf16)
   ConvertFn store_rows[3];  // by DType: fp32 -> output type
   ConvertFn widen_rows[3];  // by DType: output type -> fp32
+};
+
+// Multiplies rows of `rows.activation` by panels of one code type.
+struct KernelSet {
+  const char* name;
+  void (*gemm)(const GemmArgs&);
+  const RowKernels* rows;
 };
 
 }  // namespace kt

@@ -102,12 +102,10 @@ struct Rows {
 
 // One definition of the whole set, so that two instruction sets differ in their Ops and nowhere else.
 template <class Ops>
-constexpr kt::KernelSet make_kernel_set(const char* name, void (*gemm)(const kt::GemmArgs&)) {
+constexpr kt::RowKernels make_row_kernels() {
   using R = Rows<Ops>;
   using E = typename Ops::Element;
-  return {name,
-          sizeof(E) == 2 ? kt::Activation::kBf16 : kt::Activation::kF32,
-          gemm,
+  return {sizeof(E) == 2 ? kt::Activation::kBf16 : kt::Activation::kF32,
           R::swiglu,
           R::weighted_sum,
           {R::template convert<uint16_t, E, Ops::from_bf16, R::load_f32_activation>,

@@ -7,14 +7,16 @@
 #include "core/memory.h"
 #include "core/task_queue.h"
 #include "core/thread_pool.h"
+#include "kernels/kernel_set.h"
 
 namespace kt {
 
 // Scratch of one worker, reused by every call of every layer.
 struct WorkerScratch {
-  Buffer gathered;  // activations of one expert, side by side
-  Buffer product;   // GEMM output of one piece
-  Buffer sum;       // weighted sums of one strip of hidden columns
+  Buffer gathered;                    // activations of one expert, side by side
+  Buffer product;                     // GEMM output of one piece
+  Buffer decoded{kGemmScratchBytes};  // weights of one block (GemmArgs::scratch)
+  Buffer sum;                         // weighted sums of one strip of hidden columns
 };
 
 class Engine {

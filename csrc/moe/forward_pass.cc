@@ -32,7 +32,7 @@ size_t padded_stride(int k) { return static_cast<size_t>(k) + kRowPadding; }
 }  // namespace
 
 ForwardPass::ForwardPass(Engine& engine, const KernelSet& kernels, const LayerConfig& config,
-                         const Bf16Weights& weights, const Routing& routing, const ForwardArgs& args)
+                         const ExpertWeights& weights, const Routing& routing, const ForwardArgs& args)
     : engine_(engine),
       kernels_(kernels),
       config_(config),
@@ -51,7 +51,7 @@ void ForwardPass::plan(Engine& engine) {
   const LayerShape& shape = config_.shape;
   const int tokens = args_.routing.tokens;
 
-  converts_hidden_ = args_.hidden_type != DType::kBf16 || kernels_.activation != Activation::kBf16 ||
+  converts_hidden_ = args_.hidden_type != DType::kBf16 || kernels_.rows->activation != Activation::kBf16 ||
                      shape.hidden != shape.hidden_padded();
   if (converts_hidden_) {
     hidden_stride_ = shape.hidden_padded();
@@ -100,7 +100,7 @@ void ForwardPass::convert_hidden(const Worker& worker) {
   const int hidden = config_.shape.hidden;
   const size_t in_bytes = args_.hidden_type == DType::kF32 ? 4 : 2;
   const size_t pad = (config_.shape.hidden_padded() - hidden) * element_bytes();
-  const ConvertFn convert = kernels_.load_rows[static_cast<int>(args_.hidden_type)];
+  const ConvertFn convert = kernels_.rows->load_rows[static_cast<int>(args_.hidden_type)];
   for (int t = worker.index; t < tokens; t += threads) {
     uint8_t* out = engine_.rows().data() + t * hidden_stride_ * element_bytes();
     convert(static_cast<const uint8_t*>(args_.hidden) + t * in_bytes * hidden, out, hidden);
@@ -124,17 +124,18 @@ void ForwardPass::gate_up_piece(const Worker& worker, const ActiveExpert& expert
   const PanelRange share = weights_.gate_up_panels(worker.subpool);
   const int first_pair = strip * pairs_per_piece(expert);
   const int pairs = std::min(pairs_per_piece(expert), share.count() - first_pair);
-  const Operand operand = {weights_.gate_up(worker.subpool, expert.expert) + 2 * first_pair * weights_.gate_up_stride(),
-                           weights_.gate_up_stride(), 2 * pairs, config_.shape.hidden_padded()};
+  const PanelLayout& layout = weights_.gate_up_layout();
+  const Operand operand = {
+      layout, weights_.gate_up(worker.subpool, expert.expert) + 2 * first_pair * layout.panel_bytes, 2 * pairs};
   const Rows rows = {hidden_rows_, hidden_stride_, routing_.token_of_pair().data() + expert.first_pair, 0,
                      expert.pairs};
   const size_t column = static_cast<size_t>(share.begin + first_pair) * kPanelRows;
   multiply(engine_.scratch(worker.index), operand, rows,
            [&](const float* product, size_t stride, int first_row, int row_count) {
              const size_t h_row = expert.first_pair + first_row;
-             kernels_.swiglu({product, stride, row_count, pairs,
-                              intermediate_ + (h_row * intermediate_stride_ + column) * element_bytes(),
-                              intermediate_stride_, config_.swiglu_limit, config_.swiglu_alpha});
+             kernels_.rows->swiglu({product, stride, row_count, pairs,
+                                    intermediate_ + (h_row * intermediate_stride_ + column) * element_bytes(),
+                                    intermediate_stride_, config_.swiglu_limit, config_.swiglu_alpha});
            });
 }
 
@@ -161,13 +162,14 @@ void ForwardPass::down_strip(const Worker& worker, int strip) {
   std::memset(sum, 0, sum_bytes);
 
   for (const ActiveExpert& expert : routing_.experts()) {
-    const Operand operand = {weights_.down(worker.subpool, expert.expert) + first_panel * weights_.down_stride(),
-                             weights_.down_stride(), panels, config_.shape.intermediate_padded()};
+    const PanelLayout& layout = weights_.down_layout();
+    const Operand operand = {layout, weights_.down(worker.subpool, expert.expert) + first_panel * layout.panel_bytes,
+                             panels};
     const Rows rows = {intermediate_, intermediate_stride_, nullptr, expert.first_pair, expert.pairs};
     multiply(scratch, operand, rows, [&](const float* product, size_t stride, int first_row, int row_count) {
       const int pair = expert.first_pair + first_row;
-      kernels_.weighted_sum({product, stride, row_count, columns, routing_.token_of_pair().data() + pair,
-                             routing_.weight_of_pair().data() + pair, sum, static_cast<size_t>(columns)});
+      kernels_.rows->weighted_sum({product, stride, row_count, columns, routing_.token_of_pair().data() + pair,
+                                   routing_.weight_of_pair().data() + pair, sum, static_cast<size_t>(columns)});
     });
   }
   store_strip(sum, columns, (share.begin + first_panel) * kPanelRows, columns);
@@ -177,8 +179,8 @@ void ForwardPass::store_strip(const float* sum, size_t sum_stride, int first_col
   const int hidden = config_.shape.hidden;
   const int live = std::min(columns, hidden - first_column);
   const size_t out_bytes = args_.output_type == DType::kF32 ? 4 : 2;
-  const ConvertFn store = kernels_.store_rows[static_cast<int>(args_.output_type)];
-  const ConvertFn widen = kernels_.widen_rows[static_cast<int>(args_.output_type)];
+  const ConvertFn store = kernels_.rows->store_rows[static_cast<int>(args_.output_type)];
+  const ConvertFn widen = kernels_.rows->widen_rows[static_cast<int>(args_.output_type)];
   alignas(64) float row[kMaxStripPanels * kPanelRows];
   for (int t = 0; t < args_.routing.tokens; ++t) {
     uint8_t* out = static_cast<uint8_t*>(args_.output) + (static_cast<size_t>(t) * hidden + first_column) * out_bytes;
@@ -218,19 +220,20 @@ template <class Epilogue>
 void ForwardPass::multiply(WorkerScratch& scratch, const Operand& w, const Rows& rows, Epilogue epilogue) {
   const size_t columns = static_cast<size_t>(w.panel_count) * kPanelRows;
   const int block_rows = std::min(rows.count, kBlockTokens);
-  const int fitting_k = static_cast<int>(kBlockBytes / (block_rows * element_bytes())) / kPanelK * kPanelK;
-  const int block_k = std::min(w.k, std::max(kMinBlockK, fitting_k));
+  const int fitting_k = static_cast<int>(kBlockBytes / (block_rows * element_bytes())) / kLargestStepK * kLargestStepK;
+  const int k_total = w.layout.k_padded;
+  const int block_k = std::min(k_total, std::max(kMinBlockK, fitting_k));
   scratch.product.reserve(block_rows * columns * sizeof(float));
   float* product = scratch.product.as<float>();
 
   for (int r = 0; r < rows.count; r += block_rows) {
     const int row_count = std::min(block_rows, rows.count - r);
-    for (int k = 0; k < w.k; k += block_k) {
-      const int k_count = std::min(block_k, w.k - k);
+    for (int k = 0; k < k_total; k += block_k) {
+      const int k_count = std::min(block_k, k_total - k);
       size_t stride = 0;
       const uint8_t* a = gathered(scratch, rows, r, row_count, k, k_count, &stride);
-      kernels_.gemm({w.panels + k * Bf16Weights::kBytesPerK, w.panel_stride, w.panel_count, a, stride, row_count,
-                     k_count, product, columns, k == 0 ? Store::kOverwrite : Store::kAccumulate});
+      kernels_.gemm({&w.layout, w.panels, w.panel_count, a, stride, row_count, k, k_count, product, columns,
+                     k == 0 ? Store::kOverwrite : Store::kAccumulate, scratch.decoded.data()});
     }
     epilogue(product, columns, r, row_count);
   }

@@ -10,7 +10,7 @@ namespace kt {
 
 class ForwardPass {
  public:
-  ForwardPass(Engine& engine, const KernelSet& kernels, const LayerConfig& config, const Bf16Weights& weights,
+  ForwardPass(Engine& engine, const KernelSet& kernels, const LayerConfig& config, const ExpertWeights& weights,
               const Routing& routing, const ForwardArgs& args);
 
   void operator()(const Worker& worker);
@@ -18,10 +18,9 @@ class ForwardPass {
  private:
   // A GEMM of one expert: which rows, which panels, where in K.
   struct Operand {
+    const PanelLayout& layout;
     const uint8_t* panels;
-    size_t panel_stride;
     int panel_count;
-    int k;
   };
   struct Rows {
     const uint8_t* data;  // activation rows; row i of an expert is row index[i] (or first + i without an index)
@@ -49,13 +48,13 @@ class ForwardPass {
   const uint8_t* gathered(WorkerScratch& scratch, const Rows& rows, int first_row, int row_count, int first_k,
                           int k_count, size_t* stride) const;
   void store_strip(const float* sum, size_t sum_stride, int first_column, int columns) const;
-  size_t element_bytes() const { return kernels_.activation == Activation::kBf16 ? 2 : 4; }
+  size_t element_bytes() const { return kernels_.rows->activation == Activation::kBf16 ? 2 : 4; }
   int pairs_per_piece(const ActiveExpert& expert) const;
 
   Engine& engine_;
   const KernelSet& kernels_;
   const LayerConfig& config_;
-  const Bf16Weights& weights_;
+  const ExpertWeights& weights_;
   const Routing& routing_;
   const ForwardArgs& args_;
   const uint8_t* hidden_rows_ = nullptr;

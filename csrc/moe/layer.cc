@@ -23,12 +23,19 @@ void require_swiglu_constant(float value, const char* name) {
   }
 }
 
-void require_matrices(const std::vector<const uint16_t*>& matrices, const char* name) {
+void require_matrices(const std::vector<MatrixSource>& matrices, const char* name, const Format& format) {
   for (size_t e = 0; e < matrices.size(); ++e) {
-    if (matrices[e] != nullptr) continue;
+    const bool needs_scales = format.rows_per_scale > 0;
+    if (matrices[e].codes != nullptr && (!needs_scales || matrices[e].scales != nullptr)) continue;
     throw std::invalid_argument(std::string(name) + " matrix of expert " + std::to_string(e) +
-                                " is a null pointer; expected the address of a row-major bf16 matrix");
+                                " has a null pointer for its " + (matrices[e].codes == nullptr ? "weights" : "scales") +
+                                "; expected an address");
   }
+}
+
+template <class T>
+void require_pointer(const T* pointer, const char* name) {
+  if (pointer == nullptr) throw std::invalid_argument(std::string(name) + " is a null pointer; expected an address");
 }
 
 void fill_with_nothing(const ForwardArgs& args, int hidden) {
@@ -40,7 +47,10 @@ void fill_with_nothing(const ForwardArgs& args, int hidden) {
 }  // namespace
 
 MoeLayer::MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config)
-    : engine_(std::move(engine)), config_(config), kernels_(kernels_for(config.method)) {
+    : engine_(std::move(engine)),
+      config_(config),
+      kernels_(kernels_for(config.method)),
+      format_(format_of(config.method)) {
   require_positive(config.shape.num_experts, "num_experts");
   require_positive(config.shape.hidden, "hidden");
   require_positive(config.shape.intermediate, "intermediate");
@@ -50,28 +60,47 @@ MoeLayer::MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config)
   require_swiglu_constant(config.swiglu_alpha, "swiglu_alpha");
 }
 
-void MoeLayer::load_bf16(const std::vector<const uint16_t*>& gate, const std::vector<const uint16_t*>& up,
-                         const std::vector<const uint16_t*>& down) {
+void MoeLayer::load(const ExpertSources& sources, const FormatOptions& options) {
   const size_t experts = config_.shape.num_experts;
-  if (gate.size() != experts || up.size() != experts || down.size() != experts) {
-    throw std::invalid_argument("load got " + std::to_string(gate.size()) + " gate, " + std::to_string(up.size()) +
-                                " up and " + std::to_string(down.size()) + " down matrices for " +
-                                std::to_string(experts) + " experts; give one of each per expert");
+  if (sources.gate.size() != experts || sources.up.size() != experts || sources.down.size() != experts) {
+    throw std::invalid_argument("load got " + std::to_string(sources.gate.size()) + " gate, " +
+                                std::to_string(sources.up.size()) + " up and " + std::to_string(sources.down.size()) +
+                                " down matrices for " + std::to_string(experts) +
+                                " experts; give one of each per expert");
   }
-  require_matrices(gate, "gate");
-  require_matrices(up, "up");
-  require_matrices(down, "down");
+  require_matrices(sources.gate, "gate", format_);
+  require_matrices(sources.up, "up", format_);
+  require_matrices(sources.down, "down", format_);
   const auto lock = engine_->exclusive();
-  auto weights = std::make_unique<Bf16Weights>(config_.shape, engine_->pools());
-  weights->load(gate, up, down);
-  weights_ = std::move(weights);
+  auto weights = std::make_shared<ExpertWeights>(format_, options, config_.shape, engine_->pools());
+  weights->load(sources);
+  std::atomic_store(&weights_, std::shared_ptr<const ExpertWeights>(std::move(weights)));
+}
+
+std::shared_ptr<const ExpertWeights> MoeLayer::require_weights() const {
+  auto weights = std::atomic_load(&weights_);
+  if (weights != nullptr) return weights;
+  throw std::runtime_error("layer " + std::to_string(config_.layer_idx) +
+                           " has no weights yet; call load_weights or load_weights_from_tensors first");
+}
+
+void MoeLayer::check_write(int expert, int ranks) const {
+  const auto weights = require_weights();
+  if (expert < 0 || expert >= config_.shape.num_experts) {
+    throw std::invalid_argument("expert " + std::to_string(expert) + " does not exist; this layer has experts 0 to " +
+                                std::to_string(config_.shape.num_experts - 1));
+  }
+  require_positive(ranks, "the number of device ranks");
+  weights->check_ranks(ranks);
+}
+
+void MoeLayer::write(int expert, const RankTargets& targets) {
+  const auto lock = engine_->exclusive();
+  require_weights()->write(expert, targets);
 }
 
 void MoeLayer::check(const ForwardArgs& args) const {
-  if (!loaded()) {
-    throw std::runtime_error("layer " + std::to_string(config_.layer_idx) +
-                             " has no weights yet; call load_weights or load_weights_from_tensors first");
-  }
+  require_weights();
   if (args.routing.tokens < 0 || args.routing.tokens > config_.max_tokens) {
     throw std::invalid_argument("got " + std::to_string(args.routing.tokens) + " tokens; this layer takes at most " +
                                 std::to_string(config_.max_tokens) +
@@ -81,6 +110,11 @@ void MoeLayer::check(const ForwardArgs& args) const {
     throw std::invalid_argument("got " + std::to_string(args.routing.top_k) + " experts per token; expected 1 to " +
                                 std::to_string(config_.shape.num_experts));
   }
+  if (args.routing.tokens == 0) return;
+  require_pointer(static_cast<const uint8_t*>(args.hidden), "hidden");
+  require_pointer(static_cast<const uint8_t*>(args.routing.ids), "ids");
+  require_pointer(args.routing.weights, "weights");
+  require_pointer(static_cast<const uint8_t*>(args.output), "output");
 }
 
 void MoeLayer::forward(const ForwardArgs& args) {
@@ -92,7 +126,8 @@ void MoeLayer::forward(const ForwardArgs& args) {
     fill_with_nothing(args, config_.shape.hidden);
     return;
   }
-  ForwardPass pass(*engine_, kernels_, config_, *weights_, routing_, args);
+  const auto weights = require_weights();
+  ForwardPass pass(*engine_, kernels_, config_, *weights, routing_, args);
   engine_->pools().run(pass);
 }
 
@@ -100,7 +135,7 @@ void MoeLayer::forward_reference(const ForwardArgs& args) {
   check(args);
   const auto lock = engine_->exclusive();
   routing_.group(args.routing, config_.shape.num_experts, device_mask_);
-  reference_forward(config_, kernels_, *weights_, routing_, args);
+  reference_forward(config_, kernels_, *require_weights(), routing_, args);
 }
 
 }  // namespace kt

@@ -6,6 +6,7 @@
 // strip summed over all experts by one thread in ascending expert order. See doc/architecture.md.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -39,10 +40,13 @@ class MoeLayer {
  public:
   MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config);
 
-  void load_bf16(const std::vector<const uint16_t*>& gate, const std::vector<const uint16_t*>& up,
-                 const std::vector<const uint16_t*>& down);
-  bool loaded() const { return weights_ != nullptr; }
-  size_t weight_bytes() const { return weights_ ? weights_->bytes() : 0; }
+  // Packs the experts of all slots. Throws std::invalid_argument for missing matrices or impossible shapes.
+  void load(const ExpertSources& sources, const FormatOptions& options);
+  bool loaded() const { return std::atomic_load(&weights_) != nullptr; }
+  size_t weight_bytes() const {
+    const auto weights = std::atomic_load(&weights_);
+    return weights ? weights->bytes() : 0;
+  }
   const KernelSet& kernels() const { return kernels_; }
   const LayerConfig& config() const { return config_; }
   Engine& engine() { return *engine_; }
@@ -54,14 +58,21 @@ class MoeLayer {
   void check(const ForwardArgs& args) const;
   // Computes on the calling thread and the pool.
   void forward(const ForwardArgs& args);
+  // Throws std::invalid_argument unless `expert` exists and can be split over `ranks`.
+  void check_write(int expert, int ranks) const;
+  // Writes one expert back in checkpoint layout.
+  void write(int expert, const RankTargets& targets);
   // The same result from the slow twin (moe/reference.h), on the calling thread.
   void forward_reference(const ForwardArgs& args);
 
  private:
+  std::shared_ptr<const ExpertWeights> require_weights() const;
+
   std::shared_ptr<Engine> engine_;
   LayerConfig config_;
   const KernelSet& kernels_;
-  std::unique_ptr<Bf16Weights> weights_;
+  const Format& format_;
+  std::shared_ptr<const ExpertWeights> weights_;  // replaced as a whole, also while another thread checks a call
   const uint8_t* device_mask_ = nullptr;
   Routing routing_;
 };

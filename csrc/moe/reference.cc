@@ -5,25 +5,19 @@
 #include <cstring>
 #include <vector>
 
-#include "formats/bf16.h"
+#include "formats/numbers.h"
 
 namespace kt {
 namespace {
 
-double from_bf16(uint16_t bits) {
-  const uint32_t word = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &word, sizeof(value));
-  return value;
-}
-
 // Row `row` of a matrix times `x`; the panels of a matrix may be shared out over sub-pools.
 template <class PanelOf>
-double row_times(const std::vector<double>& x, int row, PanelOf panel_of) {
+double row_times(const ExpertWeights& weights, const PanelLayout& layout, const std::vector<double>& x, int row,
+                 PanelOf panel_of) {
   const uint8_t* panel = panel_of(row / kPanelRows);
   double sum = 0;
   for (size_t k = 0; k < x.size(); ++k) {
-    sum += from_bf16(bf16::element(panel, row % kPanelRows, static_cast<int>(k))) * x[k];
+    sum += element(weights.format(), layout, panel, row % kPanelRows, static_cast<int>(k)) * x[k];
   }
   return sum;
 }
@@ -39,31 +33,33 @@ double gated(double gate, double up, const LayerConfig& config) {
   return gate / (1 + std::exp(-gate)) * up;
 }
 
-int subpool_with(const Bf16Weights& weights, int panel, PanelRange (Bf16Weights::*range)(int) const) {
+int subpool_with(const ExpertWeights& weights, int panel, PanelRange (ExpertWeights::*range)(int) const) {
   int subpool = 0;
   while (panel >= (weights.*range)(subpool).end) ++subpool;
   return subpool;
 }
 
-std::vector<double> expert_output(const LayerConfig& config, const Bf16Weights& weights, int expert,
+std::vector<double> expert_output(const LayerConfig& config, const ExpertWeights& weights, int expert,
                                   const std::vector<double>& x) {
   const auto gate_up_panel = [&](int panel, int which) {
-    const int subpool = subpool_with(weights, panel, &Bf16Weights::gate_up_panels);
+    const int subpool = subpool_with(weights, panel, &ExpertWeights::gate_up_panels);
     const int local = panel - weights.gate_up_panels(subpool).begin;
-    return weights.gate_up(subpool, expert) + (2 * local + which) * weights.gate_up_stride();
+    return weights.gate_up(subpool, expert) + (2 * local + which) * weights.gate_up_layout().panel_bytes;
   };
   std::vector<double> h(config.shape.intermediate);
   for (int i = 0; i < config.shape.intermediate; ++i) {
-    const double gate = row_times(x, i, [&](int panel) { return gate_up_panel(panel, 0); });
-    const double up = row_times(x, i, [&](int panel) { return gate_up_panel(panel, 1); });
+    const double gate =
+        row_times(weights, weights.gate_up_layout(), x, i, [&](int panel) { return gate_up_panel(panel, 0); });
+    const double up =
+        row_times(weights, weights.gate_up_layout(), x, i, [&](int panel) { return gate_up_panel(panel, 1); });
     h[i] = gated(gate, up, config);
   }
   std::vector<double> out(config.shape.hidden);
   for (int i = 0; i < config.shape.hidden; ++i) {
-    out[i] = row_times(h, i, [&](int panel) {
-      const int subpool = subpool_with(weights, panel, &Bf16Weights::down_panels);
+    out[i] = row_times(weights, weights.down_layout(), h, i, [&](int panel) {
+      const int subpool = subpool_with(weights, panel, &ExpertWeights::down_panels);
       const int local = panel - weights.down_panels(subpool).begin;
-      return weights.down(subpool, expert) + local * weights.down_stride();
+      return weights.down(subpool, expert) + local * weights.down_layout().panel_bytes;
     });
   }
   return out;
@@ -71,7 +67,7 @@ std::vector<double> expert_output(const LayerConfig& config, const Bf16Weights& 
 
 }  // namespace
 
-void reference_forward(const LayerConfig& config, const KernelSet& kernels, const Bf16Weights& weights,
+void reference_forward(const LayerConfig& config, const KernelSet& kernels, const ExpertWeights& weights,
                        const Routing& routing, const ForwardArgs& args) {
   const int hidden = config.shape.hidden;
   const size_t in_bytes = args.hidden_type == DType::kF32 ? 4 : 2;
@@ -83,8 +79,8 @@ void reference_forward(const LayerConfig& config, const KernelSet& kernels, cons
     for (int p = expert.first_pair; p < expert.first_pair + expert.pairs; ++p) {
       const int token = routing.token_of_pair()[p];
       const uint8_t* from = static_cast<const uint8_t*>(args.hidden) + static_cast<size_t>(token) * hidden * in_bytes;
-      kernels.widen_rows[static_cast<int>(args.hidden_type)](from, row.data(), hidden);
-      kernels.store_rows[static_cast<int>(DType::kBf16)](row.data(), rounded.data(), hidden);
+      kernels.rows->widen_rows[static_cast<int>(args.hidden_type)](from, row.data(), hidden);
+      kernels.rows->store_rows[static_cast<int>(DType::kBf16)](row.data(), rounded.data(), hidden);
       std::vector<double> x(hidden);
       std::transform(rounded.begin(), rounded.end(), x.begin(), from_bf16);
       const std::vector<double> y = expert_output(config, weights, expert.expert, x);
@@ -95,10 +91,10 @@ void reference_forward(const LayerConfig& config, const KernelSet& kernels, cons
     uint8_t* out = static_cast<uint8_t*>(args.output) + static_cast<size_t>(t) * hidden * out_bytes;
     std::fill(row.begin(), row.end(), 0.0f);
     if (args.store == Store::kAccumulate) {
-      kernels.widen_rows[static_cast<int>(args.output_type)](out, row.data(), hidden);
+      kernels.rows->widen_rows[static_cast<int>(args.output_type)](out, row.data(), hidden);
     }
     for (int i = 0; i < hidden; ++i) row[i] = static_cast<float>(row[i] + sums[t][i]);
-    kernels.store_rows[static_cast<int>(args.output_type)](row.data(), out, hidden);
+    kernels.rows->store_rows[static_cast<int>(args.output_type)](row.data(), out, hidden);
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace kt {
 
-void reference_forward(const LayerConfig& config, const KernelSet& kernels, const Bf16Weights& weights,
+void reference_forward(const LayerConfig& config, const KernelSet& kernels, const ExpertWeights& weights,
                        const Routing& routing, const ForwardArgs& args);
 
 }  // namespace kt

@@ -1,8 +1,9 @@
 #include "moe/weights.h"
 
 #include <atomic>
+#include <stdexcept>
+#include <string>
 
-#include "formats/bf16.h"
 #include "kernels/kernel_set.h"
 
 namespace kt {
@@ -26,45 +27,102 @@ PanelRange subpool_share(int panels, const ThreadPools& pools, int index) {
           static_cast<int>(panels * int64_t{before + pools.threads_in(index)} / total)};
 }
 
-Bf16Weights::Bf16Weights(const LayerShape& shape, ThreadPools& pools) : shape_(shape), pools_(pools) {
+ExpertWeights::ExpertWeights(const Format& format, const FormatOptions& options, const LayerShape& shape,
+                             ThreadPools& pools)
+    : format_(format),
+      options_(options),
+      shape_(shape),
+      pools_(pools),
+      gate_up_layout_(panel_layout(format, gate_up_shape(), options)),
+      down_layout_(panel_layout(format, down_shape(), options)) {
   for (int s = 0; s < pools.subpools(); ++s) {
     const PanelRange gate_up = subpool_share(shape.intermediate_panels(), pools, s);
     const PanelRange down = subpool_share(shape.hidden_panels(), pools, s);
-    const size_t per_expert = 2 * gate_up.count() * gate_up_stride() + down.count() * down_stride();
+    const size_t per_expert =
+        2 * gate_up.count() * gate_up_layout_.panel_bytes + down.count() * down_layout_.panel_bytes;
     shares_.push_back({gate_up, down, per_expert, Buffer(per_expert * shape.num_experts, pools.node_of(s))});
   }
 }
 
-size_t Bf16Weights::gate_up_stride() const { return bf16::panel_bytes(shape_.hidden_padded()); }
-size_t Bf16Weights::down_stride() const { return bf16::panel_bytes(shape_.intermediate_padded()); }
-
-size_t Bf16Weights::bytes() const {
+size_t ExpertWeights::bytes() const {
   size_t total = 0;
   for (const Share& share : shares_) total += share.bytes_per_expert * shape_.num_experts;
   return total;
 }
 
-void Bf16Weights::load(const std::vector<const uint16_t*>& gate, const std::vector<const uint16_t*>& up,
-                       const std::vector<const uint16_t*>& down) {
+void ExpertWeights::load(const ExpertSources& sources) {
   std::vector<std::atomic<int>> next(pools_.subpools());
   auto job = [&](const Worker& worker) {
     const Share& share = shares_[worker.subpool];
-    const int per_expert = 2 * share.gate_up.count() + share.down.count();
     while (true) {
       // One expert per piece: its three matrices are read front to back.
       const int expert = next[worker.subpool].fetch_add(1);
-      if (expert >= shape_.num_experts || per_expert == 0) return;
-      uint8_t* out = share.memory.data() + expert * share.bytes_per_expert;
-      for (int p = share.gate_up.begin; p < share.gate_up.end; ++p) {
-        for (const uint16_t* matrix : {gate[expert], up[expert]}) {
-          bf16::pack_panel(matrix, shape_.intermediate, shape_.hidden, p * kPanelRows, shape_.hidden_padded(), out);
-          out += gate_up_stride();
+      if (expert >= shape_.num_experts || share.bytes_per_expert == 0) return;
+      load_expert(share, sources, expert);
+    }
+  };
+  pools_.run(job);
+}
+
+void ExpertWeights::load_expert(const Share& share, const ExpertSources& sources, int expert) {
+  uint8_t* out = share.memory.data() + expert * share.bytes_per_expert;
+  const auto pack = [&](const char* name, const MatrixSource& source, MatrixShape shape, const PanelLayout& layout,
+                        int panel) {
+    try {
+      pack_panel(format_, layout, options_, source, shape, panel, out);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument("expert " + std::to_string(expert) + ", " + name + ": " + error.what());
+    }
+    out += layout.panel_bytes;
+  };
+  for (int p = share.gate_up.begin; p < share.gate_up.end; ++p) {
+    pack("gate", sources.gate[expert], gate_up_shape(), gate_up_layout_, p);
+    pack("up", sources.up[expert], gate_up_shape(), gate_up_layout_, p);
+  }
+  for (int p = share.down.begin; p < share.down.end; ++p) {
+    pack("down", sources.down[expert], down_shape(), down_layout_, p);
+  }
+}
+
+void ExpertWeights::check_ranks(int ranks) const {
+  check_split(format_, gate_up_layout_, gate_up_shape(), ranks, 1);
+  check_split(format_, down_layout_, down_shape(), 1, ranks);
+}
+
+void ExpertWeights::write(int expert, const RankTargets& targets) const {
+  const int ranks = static_cast<int>(targets.gate_up.size());
+  const int rows = shape_.intermediate / ranks;
+  const bool transposed = format_.order == Order::kTransposed;
+  // In a transposed matrix the up columns follow the gate columns of each row, else the up rows follow the gate rows.
+  const auto half = [&](const MatrixTarget& target, const MatrixPart& part, int which) {
+    const size_t codes = transposed ? size_t{4} * part.rows : written_code_bytes(format_, part);
+    const size_t scales =
+        written_scale_bytes(format_, gate_up_layout_, transposed ? MatrixPart{0, part.rows, 0, 1} : part);
+    return MatrixTarget{target.codes + which * codes, target.scales + which * scales, 2 * part.rows};
+  };
+
+  std::vector<std::atomic<int>> next(pools_.subpools());
+  auto job = [&](const Worker& worker) {
+    const Share& share = shares_[worker.subpool];
+    const int pairs = share.gate_up.count();
+    while (true) {
+      const int piece = next[worker.subpool].fetch_add(1);
+      if (piece >= pairs + share.down.count()) return;
+      for (int r = 0; r < ranks; ++r) {
+        if (piece < pairs) {
+          const MatrixPart part = {r * rows, rows, 0, shape_.hidden};
+          for (int which = 0; which < 2; ++which) {
+            const uint8_t* panel = gate_up(worker.subpool, expert) + (2 * piece + which) * gate_up_layout_.panel_bytes;
+            unpack_panel(format_, gate_up_layout_, panel, share.gate_up.begin + piece, part,
+                         half(targets.gate_up[r], part, which));
+          }
+        } else {
+          const MatrixPart part = {0, shape_.hidden, r * rows, rows};
+          MatrixTarget target = targets.down[r];
+          target.row_length = shape_.hidden;
+          const uint8_t* panel = down(worker.subpool, expert) + (piece - pairs) * down_layout_.panel_bytes;
+          unpack_panel(format_, down_layout_, panel, share.down.begin + piece - pairs, part, target);
         }
-      }
-      for (int p = share.down.begin; p < share.down.end; ++p) {
-        bf16::pack_panel(down[expert], shape_.hidden, shape_.intermediate, p * kPanelRows, shape_.intermediate_padded(),
-                         out);
-        out += down_stride();
       }
     }
   };

@@ -14,6 +14,7 @@
 
 #include "core/memory.h"
 #include "core/thread_pool.h"
+#include "formats/panel.h"
 
 namespace kt {
 
@@ -37,29 +38,45 @@ struct PanelRange {
 // Sub-pool `index`'s share of `panels`, in proportion to its threads.
 PanelRange subpool_share(int panels, const ThreadPools& pools, int index);
 
-class Bf16Weights {
+// One layer's experts in checkpoint layout, by slot: gate, up [intermediate, hidden], down [hidden, intermediate].
+struct ExpertSources {
+  std::vector<MatrixSource> gate;
+  std::vector<MatrixSource> up;
+  std::vector<MatrixSource> down;
+};
+
+// Where one expert is written back, per device rank: gate rows then up rows, and a slice of down's columns.
+struct RankTargets {
+  std::vector<MatrixTarget> gate_up;
+  std::vector<MatrixTarget> down;
+};
+
+class ExpertWeights {
  public:
-  Bf16Weights(const LayerShape& shape, ThreadPools& pools);
+  // Throws std::invalid_argument when the format cannot hold matrices of this shape.
+  ExpertWeights(const Format& format, const FormatOptions& options, const LayerShape& shape, ThreadPools& pools);
 
-  // One row-major bf16 matrix per expert: gate, up [intermediate, hidden], down [hidden, intermediate]. Packs on all
-  // threads, each sub-pool its own share (first touch).
-  void load(const std::vector<const uint16_t*>& gate, const std::vector<const uint16_t*>& up,
-            const std::vector<const uint16_t*>& down);
+  // Packs on all threads, each sub-pool its own share (first touch).
+  void load(const ExpertSources& sources);
 
-  // First panel of (sub-pool, expert); the panels follow each other at gate_up_stride()/down_stride().
+  // Throws std::invalid_argument unless an expert can be split over `ranks`.
+  void check_ranks(int ranks) const;
+  // Writes one expert back, on all threads.
+  void write(int expert, const RankTargets& targets) const;
+
+  // First panel of (sub-pool, expert); panels follow each other at their layout's panel_bytes.
   const uint8_t* gate_up(int subpool, int expert) const {
     return shares_[subpool].memory.data() + expert * shares_[subpool].bytes_per_expert;
   }
   const uint8_t* down(int subpool, int expert) const {
-    return gate_up(subpool, expert) + 2 * shares_[subpool].gate_up.count() * gate_up_stride();
+    return gate_up(subpool, expert) + 2 * shares_[subpool].gate_up.count() * gate_up_layout_.panel_bytes;
   }
-  size_t gate_up_stride() const;
-  size_t down_stride() const;
+  const Format& format() const { return format_; }
+  const PanelLayout& gate_up_layout() const { return gate_up_layout_; }
+  const PanelLayout& down_layout() const { return down_layout_; }
   PanelRange gate_up_panels(int subpool) const { return shares_[subpool].gate_up; }
   PanelRange down_panels(int subpool) const { return shares_[subpool].down; }
   size_t bytes() const;
-  // Bytes that one k of a panel takes, the step for splitting K over calls.
-  static constexpr size_t kBytesPerK = 64;
 
  private:
   struct Share {
@@ -68,8 +85,16 @@ class Bf16Weights {
     size_t bytes_per_expert;
     Buffer memory;
   };
+  MatrixShape gate_up_shape() const { return {shape_.intermediate, shape_.hidden}; }
+  MatrixShape down_shape() const { return {shape_.hidden, shape_.intermediate}; }
+  void load_expert(const Share& share, const ExpertSources& sources, int expert);
+
+  const Format& format_;
+  FormatOptions options_;
   LayerShape shape_;
   ThreadPools& pools_;
+  PanelLayout gate_up_layout_;
+  PanelLayout down_layout_;
   std::vector<Share> shares_;
 };
 

@@ -7,15 +7,9 @@
 // per expert: one token moves 2 KiB of weights per step of at most 32 cycles.
 #include <immintrin.h>
 
-#include "kernels/bf16_sets.h"
+#include "kernels/kernel_sets.h"
 
 namespace {
-// In this order: each builds on the ones before.
-#include "kernels/avx512/ops-inl.h"
-
-#include "kernels/avx512/dot_bf16-inl.h"
-
-#include "kernels/rows-inl.h"
 
 constexpr int kTileRows = 16;
 constexpr int kBlockTokens = 2 * kTileRows;
@@ -110,9 +104,11 @@ inline __attribute__((always_inline)) void multiply(const Block& b) {
 void gemm(const kt::GemmArgs& g) {
   const int blocks = (g.tokens + kBlockTokens - 1) / kBlockTokens;
   const int steps = g.k_count / kt::kPanelK;
+  const size_t panel_stride = g.layout->panel_bytes;
+  const size_t first_byte = static_cast<size_t>(g.first_k / kt::kPanelK) * kStepBytes;
   int configured = 0;
   for (int p = 0; p < g.panel_count; ++p) {
-    const uint8_t* panel = g.panels + p * g.panel_stride;
+    const uint8_t* panel = g.panels + p * panel_stride + first_byte;
     for (int i = 0; i < blocks; ++i) {
       const int first = i * kBlockTokens;
       const int tokens = g.tokens - first < kBlockTokens ? g.tokens - first : kBlockTokens;
@@ -126,7 +122,7 @@ void gemm(const kt::GemmArgs& g) {
       const bool stream = blocks < kSharedFetchBlocks;
       const int lines = !stream ? (kStepLines + blocks - 1) / blocks : i == 0 ? kStepLines : 0;
       const uint8_t* ahead =
-          stream ? panel + kAheadBytes : panel + g.panel_stride + static_cast<size_t>(i) * steps * lines * kLineBytes;
+          stream ? panel + kAheadBytes : panel + panel_stride + static_cast<size_t>(i) * steps * lines * kLineBytes;
       const Block block = {panel,
                            ahead,
                            lines,
@@ -148,4 +144,4 @@ void gemm(const kt::GemmArgs& g) {
 
 }  // namespace
 
-constexpr kt::KernelSet kt::kBf16Amx = make_kernel_set<Avx512DotBf16>("bf16.amx", gemm);
+constexpr kt::KernelSet kt::kBf16Amx = {"bf16.amx", gemm, &kt::kRowsAvx512Bf16};

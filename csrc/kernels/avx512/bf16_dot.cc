@@ -1,17 +1,19 @@
-// BF16 weights on AVX512-BF16: VDPBF16PS multiplies pairs of bf16 and adds them to fp32 (denormals count as zero).
+// bf16 weights on AVX512-BF16: VDPBF16PS multiplies pairs of bf16 and adds them to fp32 (denormals count as zero).
 #include <immintrin.h>
 
-#include "kernels/bf16_sets.h"
+#include "kernels/kernel_sets.h"
 
 namespace {
 // In this order: each builds on the ones before.
 #include "kernels/avx512/ops-inl.h"
 
 #include "kernels/avx512/dot_bf16-inl.h"
+using Ops = Avx512DotBf16;
+
+#include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"
-#include "kernels/rows-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kBf16Avx512Bf16 =
-    make_kernel_set<Avx512DotBf16>("bf16.avx512_bf16", PanelGemm<Avx512DotBf16>::run);
+constexpr kt::KernelSet kt::kBf16Avx512Bf16 = {"bf16.avx512_bf16", PanelGemm<Ops, CodesBf16>::run,
+                                               &kt::kRowsAvx512Bf16};

@@ -1,0 +1,22 @@
+#include "formats/format.h"
+
+#include <stdexcept>
+
+#include "formats/bf16.h"
+#include "formats/code4.h"
+#include "formats/e4m3.h"
+
+namespace kt {
+
+const Format& format_of(const std::string& method) {
+  static const Format* const all[] = {&kFormatBf16,    &kFormatFp8,      &kFormatFp8PerChannel, &kFormatMxfp8,
+                                      &kFormatRawInt4, &kFormatGptqInt4, &kFormatMxfp4,         &kFormatNvfp4};
+  std::string known;
+  for (const Format* format : all) {
+    if (method == format->method) return *format;
+    known += (known.empty() ? "" : ", ") + std::string(format->method);
+  }
+  throw std::invalid_argument("no weight format for method '" + method + "'; there are " + known);
+}
+
+}  // namespace kt

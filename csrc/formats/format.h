@@ -1,0 +1,56 @@
+// A weight format as data: how a checkpoint stores codes and scales, and how panels keep them. Each format's header has
+// the picture of its bytes and its row; packing, writing back and the slow decode (formats/panel.h) read the row.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/kernel_set.h"
+
+namespace kt {
+
+// Matrices are [rows, k]: k is the dimension that is summed over.
+struct MatrixShape {
+  int rows;
+  int k;
+};
+
+enum class CodeType : int { kBf16, kE4m3, kCode4 };
+
+// kRowMajor: [rows][k]. kTransposed: words of 8 codes along k, [k/8][rows], and scales [k/g][rows] (GPTQ).
+enum class Order : int { kRowMajor, kTransposed };
+
+// The 16 values of a 4-bit code as bf16, and the code of zero, which fills the padding.
+struct CodeTable {
+  uint16_t bf16[16];
+  int zero_code;
+};
+
+constexpr int kWholeRow = -1;     // one scale for all columns
+constexpr int kGroupOption = -2;  // the checkpoint's group size decides (FormatOptions)
+
+struct Format {
+  const char* method;
+  CodeType codes;
+  const CodeTable* table;  // 4-bit codes only
+  Order order;
+  int columns_per_word;   // codes in one stored word; rows of a matrix start at whole words
+  int rows_per_scale;     // 0 = no scales
+  int columns_per_scale;  // or kWholeRow, kGroupOption
+  // How panels keep a scale; kNone = as the checkpoint has it (FormatOptions::scale_dtype).
+  ScaleType scale;
+  // How scales are written back; kNone = as the panels keep them.
+  ScaleType written_scale;
+};
+
+// What the bytes of a checkpoint leave open.
+struct FormatOptions {
+  int group_size = 0;  // for kGroupOption; 0 = one scale per row
+  DType scale_dtype = DType::kF32;
+};
+
+// Throws std::invalid_argument naming the methods there are.
+const Format& format_of(const std::string& method);
+
+}  // namespace kt

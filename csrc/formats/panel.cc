@@ -1,0 +1,163 @@
+#include "formats/panel.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "formats/panel_codes.h"
+#include "formats/panel_scales.h"
+
+namespace kt {
+namespace {
+
+[[noreturn]] void fail(const Format& format, const std::string& what) {
+  throw std::invalid_argument(std::string(format.method) + ": " + what);
+}
+
+std::string text(int value) { return std::to_string(value); }
+std::string text(MatrixShape shape) { return "[" + text(shape.rows) + ", " + text(shape.k) + "]"; }
+
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+size_t code_bytes_of_32(CodeType codes) {
+  switch (codes) {
+    case CodeType::kBf16:
+      return 32 * kPanelRows * 2;
+    case CodeType::kE4m3:
+      return 32 * kPanelRows;
+    case CodeType::kCode4:
+      return 32 * kPanelRows / 2;
+  }
+  __builtin_unreachable();
+}
+
+ScaleType stored_scale(const Format& format, const FormatOptions& options) {
+  if (format.rows_per_scale == 0 || format.scale != ScaleType::kNone) return format.scale;
+  switch (options.scale_dtype) {
+    case DType::kBf16:
+      return ScaleType::kBf16;
+    case DType::kF16:
+      return ScaleType::kF16;
+    case DType::kF32:
+      return ScaleType::kF32;
+  }
+  __builtin_unreachable();
+}
+
+// Columns per scale as the checkpoint says; checks that they fit the matrix.
+int group_columns(const Format& format, MatrixShape shape, const FormatOptions& options, int k_padded) {
+  if (format.columns_per_scale == kWholeRow) return k_padded;
+  if (format.columns_per_scale != kGroupOption) {
+    // Blocks of several rows may be ragged, groups of a single row may not.
+    if (format.rows_per_scale == 1 && shape.k % format.columns_per_scale != 0) {
+      fail(format, "a matrix " + text(shape) + " does not divide into groups of " + text(format.columns_per_scale) +
+                       " columns");
+    }
+    return format.columns_per_scale;
+  }
+  const int group = options.group_size;
+  if (group == 0 || group == shape.k) return k_padded;
+  if (group < 0 || group % kSmallestStepK != 0 || shape.k % group != 0) {
+    fail(format, "group size " + text(group) + " does not fit a matrix " + text(shape) +
+                     "; expected a multiple of 16 that divides " + text(shape.k) + ", or 0 for one scale per row");
+  }
+  return group;
+}
+
+// The largest power of two up to kLargestStepK that divides the group; a single group is cut into the largest.
+int step_columns(int group_k, int k_padded) {
+  int step = kLargestStepK;
+  while (group_k < k_padded && group_k % step != 0) step /= 2;
+  return step;
+}
+
+}  // namespace
+
+PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOptions& options) {
+  if (format.codes == CodeType::kCode4 && shape.k % (format.order == Order::kTransposed ? 8 : 2) != 0) {
+    fail(format, "a matrix " + text(shape) + " cannot hold packed 4-bit codes; expected " +
+                     (format.order == Order::kTransposed ? "a multiple of 8" : "an even number") + " of columns");
+  }
+  PanelLayout layout{};
+  layout.k_padded = static_cast<int>(round_up(shape.k, kPanelK));
+  layout.bytes_per_32k = code_bytes_of_32(format.codes);
+  layout.scale_offset = layout.k_padded / 32 * layout.bytes_per_32k;
+  layout.scale_type = stored_scale(format, options);
+  layout.group_k = layout.k_padded;
+  layout.step_k = kLargestStepK;
+  size_t scales = 0;
+  if (layout.scale_type != ScaleType::kNone) {
+    layout.group_k = group_columns(format, shape, options, layout.k_padded);
+    layout.step_k = step_columns(layout.group_k, layout.k_padded);
+    layout.scale_stride = scale_bytes(layout.scale_type) * (layout.scale_type == ScaleType::kScalar ? 1 : kPanelRows);
+    const int groups = (layout.k_padded + layout.group_k - 1) / layout.group_k;
+    scales = groups * layout.scale_stride + (layout.scale_type == ScaleType::kE4m3 ? 64 : 0);
+  }
+  layout.panel_bytes = layout.scale_offset + round_up(scales, 64);
+  if (format.table != nullptr) {
+    for (int i = 0; i < 16; ++i) {
+      layout.table_low[i] = static_cast<uint8_t>(format.table->bf16[i]);
+      layout.table_high[i] = static_cast<uint8_t>(format.table->bf16[i] >> 8);
+    }
+  }
+  return layout;
+}
+
+void pack_panel(const Format& format, const PanelLayout& layout, const FormatOptions& options,
+                const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
+  pack_codes(format, layout, source.codes, shape, index, panel);
+  pack_scales(format, layout, options, source, shape, index, panel);
+}
+
+double element(const Format& format, const PanelLayout& layout, const uint8_t* panel, int row, int column) {
+  return code_value(format, panel, row, column) * scale_value(layout, panel, row, column);
+}
+
+void check_split(const Format& format, const PanelLayout& layout, MatrixShape shape, int row_parts, int column_parts) {
+  const auto check = [&](const char* name, int whole, int parts, int block, const char* block_name) {
+    const int part = whole / parts;
+    if (whole % parts != 0) {
+      fail(format, text(whole) + " " + name + " do not divide into " + text(parts) + " equal parts");
+    }
+    if (parts > 1 && part % block != 0 && block % part != 0) {
+      fail(format, "parts of " + text(part) + " " + name + " (a " + text(parts) + "-way split) would cut " +
+                       block_name + " of " + text(block));
+    }
+  };
+  const int word = format.columns_per_word;
+  check("rows", shape.rows, row_parts, format.rows_per_scale > 0 ? std::min(format.rows_per_scale, shape.rows) : 1,
+        "scale blocks");
+  check("columns", shape.k, column_parts, format.rows_per_scale > 0 ? std::min(layout.group_k, shape.k) : 1,
+        "scale groups");
+  if (column_parts > 1 && shape.k / column_parts % word != 0) {
+    fail(format, "parts of " + text(shape.k / column_parts) + " columns (a " + text(column_parts) +
+                     "-way split) would cut words of " + text(word) + " codes");
+  }
+}
+
+void unpack_panel(const Format& format, const PanelLayout& layout, const uint8_t* panel, int index,
+                  const MatrixPart& part, const MatrixTarget& target) {
+  unpack_codes(format, panel, index, part, target);
+  unpack_scales(format, layout, panel, index, part, target);
+}
+
+size_t written_code_bytes(const Format& format, const MatrixPart& part) {
+  const size_t words = (part.columns + format.columns_per_word - 1) / format.columns_per_word;
+  switch (format.codes) {
+    case CodeType::kBf16:
+      return size_t{2} * part.rows * part.columns;
+    case CodeType::kE4m3:
+      return static_cast<size_t>(part.rows) * part.columns;
+    case CodeType::kCode4:
+      return part.rows * words * format.columns_per_word / 2;
+  }
+  __builtin_unreachable();
+}
+
+size_t written_scale_bytes(const Format& format, const PanelLayout& layout, const MatrixPart& part) {
+  if (layout.scale_type == ScaleType::kNone) return 0;
+  const ScaleType type = format.written_scale == ScaleType::kNone ? layout.scale_type : format.written_scale;
+  const size_t rows = (part.rows + format.rows_per_scale - 1) / format.rows_per_scale;
+  return rows * ((part.columns + layout.group_k - 1) / layout.group_k) * scale_bytes(type);
+}
+
+}  // namespace kt

@@ -1,0 +1,162 @@
+#include "formats/panel_scales.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "formats/numbers.h"
+
+namespace kt {
+namespace {
+
+constexpr uint8_t kE8m0Nan = 255;
+
+// Scales of one matrix in the checkpoint: `stride_row` and `stride_group` count elements.
+struct SourceScales {
+  const uint8_t* data;
+  ScaleType type;
+  size_t stride_row;
+  size_t stride_group;
+};
+
+ScaleType as_scale_type(DType dtype) {
+  switch (dtype) {
+    case DType::kBf16:
+      return ScaleType::kBf16;
+    case DType::kF16:
+      return ScaleType::kF16;
+    case DType::kF32:
+      return ScaleType::kF32;
+  }
+  __builtin_unreachable();
+}
+
+int groups_of(const PanelLayout& layout, MatrixShape shape) { return (shape.k + layout.group_k - 1) / layout.group_k; }
+
+SourceScales source_scales(const Format& format, const PanelLayout& layout, const FormatOptions& options,
+                           const uint8_t* data, MatrixShape shape) {
+  const bool bytes = layout.scale_type == ScaleType::kE8m0 || layout.scale_type == ScaleType::kE4m3;
+  const ScaleType type = bytes ? layout.scale_type : as_scale_type(options.scale_dtype);
+  if (format.order == Order::kTransposed) return {data, type, 1, static_cast<size_t>(shape.rows)};
+  return {data, type, static_cast<size_t>(groups_of(layout, shape)), 1};
+}
+
+float to_float(const uint8_t* from, ScaleType type) {
+  uint16_t half;
+  float value;
+  switch (type) {
+    case ScaleType::kBf16:
+      std::memcpy(&half, from, sizeof(half));
+      return from_bf16(half);
+    case ScaleType::kF16:
+      std::memcpy(&half, from, sizeof(half));
+      return from_f16(half);
+    case ScaleType::kE8m0:
+      return static_cast<float>(from_e8m0(*from));
+    case ScaleType::kE4m3:
+      return static_cast<float>(from_e4m3(*from));
+    default:
+      std::memcpy(&value, from, sizeof(value));
+      return value;
+  }
+}
+
+// Between equal types the bits; else the value as fp32, or as bf16 for powers of two.
+void convert(const uint8_t* from, ScaleType from_type, uint8_t* to, ScaleType to_type) {
+  if (scale_bytes(from_type) == scale_bytes(to_type)) {
+    std::memcpy(to, from, scale_bytes(to_type));
+    return;
+  }
+  const float value = to_float(from, from_type);
+  const uint8_t* bits = reinterpret_cast<const uint8_t*>(&value);
+  if (to_type == ScaleType::kBf16) {
+    std::memcpy(to, bits + 2, 2);
+  } else {
+    std::memcpy(to, bits, 4);
+  }
+}
+
+const uint8_t* records(const PanelLayout& layout, const uint8_t* panel) {
+  return panel + layout.scale_offset + (layout.scale_type == ScaleType::kE4m3 ? 64 : 0);
+}
+
+// A record's entry for one row of the panel.
+const uint8_t* entry(const PanelLayout& layout, const uint8_t* panel, int row, int group) {
+  const int at = layout.scale_type == ScaleType::kScalar ? 0 : row;
+  return records(layout, panel) + group * layout.scale_stride + at * scale_bytes(layout.scale_type);
+}
+
+}  // namespace
+
+size_t scale_bytes(ScaleType type) {
+  switch (type) {
+    case ScaleType::kNone:
+      return 0;
+    case ScaleType::kScalar:
+    case ScaleType::kF32:
+      return 4;
+    case ScaleType::kBf16:
+    case ScaleType::kF16:
+      return 2;
+    case ScaleType::kE8m0:
+    case ScaleType::kE4m3:
+      return 1;
+  }
+  __builtin_unreachable();
+}
+
+void pack_scales(const Format& format, const PanelLayout& layout, const FormatOptions& options,
+                 const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
+  if (layout.scale_type == ScaleType::kNone) return;
+  std::memset(panel + layout.scale_offset, 0, layout.panel_bytes - layout.scale_offset);
+  if (layout.scale_type == ScaleType::kE4m3) {
+    std::memcpy(panel + layout.scale_offset, &source.factor, sizeof(source.factor));
+  }
+  const SourceScales scales = source_scales(format, layout, options, source.scales, shape);
+  const size_t size = scale_bytes(scales.type);
+  const int first = index * kPanelRows;
+  const int rows = layout.scale_type == ScaleType::kScalar ? 1 : std::clamp(shape.rows - first, 0, kPanelRows);
+  for (int r = 0; r < rows; ++r) {
+    const uint8_t* from = scales.data + (first + r) / format.rows_per_scale * scales.stride_row * size;
+    for (int g = 0; g < groups_of(layout, shape); ++g, from += scales.stride_group * size) {
+      if (scales.type == ScaleType::kE8m0 && *from == kE8m0Nan) {
+        throw std::invalid_argument("the scale of row " + std::to_string(first + r) + ", columns from " +
+                                    std::to_string(g * layout.group_k) +
+                                    " is the ue8m0 byte 255, which is not a number; the file is damaged");
+      }
+      convert(from, scales.type, const_cast<uint8_t*>(entry(layout, panel, r, g)), layout.scale_type);
+    }
+  }
+}
+
+void unpack_scales(const Format& format, const PanelLayout& layout, const uint8_t* panel, int index,
+                   const MatrixPart& part, const MatrixTarget& target) {
+  if (layout.scale_type == ScaleType::kNone) return;
+  const ScaleType type = format.written_scale == ScaleType::kNone ? layout.scale_type : format.written_scale;
+  const size_t size = scale_bytes(type);
+  const int groups = (part.columns + layout.group_k - 1) / layout.group_k;
+  const int first = index * kPanelRows;
+  for (int r = std::max(0, part.row - first); r < std::min(kPanelRows, part.row + part.rows - first); ++r) {
+    const int local_row = first + r - part.row;
+    if (local_row % format.rows_per_scale != 0) continue;
+    for (int g = 0; g < groups; ++g) {
+      const size_t at = format.order == Order::kTransposed
+                            ? static_cast<size_t>(g) * target.row_length + local_row
+                            : static_cast<size_t>(local_row / format.rows_per_scale) * groups + g;
+      convert(entry(layout, panel, r, part.column / layout.group_k + g), layout.scale_type, target.scales + at * size,
+              type);
+    }
+  }
+}
+
+double scale_value(const PanelLayout& layout, const uint8_t* panel, int row, int column) {
+  if (layout.scale_type == ScaleType::kNone) return 1;
+  const uint8_t* at = entry(layout, panel, row, column / layout.group_k);
+  if (layout.scale_type == ScaleType::kE8m0) return from_e8m0(*at);
+  if (layout.scale_type != ScaleType::kE4m3) return to_float(at, layout.scale_type);
+  float factor;
+  std::memcpy(&factor, panel + layout.scale_offset, sizeof(factor));
+  return from_e4m3(*at) * factor;
+}
+
+}  // namespace kt

@@ -1,0 +1,16 @@
+// Scales between checkpoint order, [rows][groups] or transposed, and a panel's records, [group][32 rows].
+#pragma once
+
+#include "formats/panel.h"
+
+namespace kt {
+
+void pack_scales(const Format& format, const PanelLayout& layout, const FormatOptions& options,
+                 const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel);
+void unpack_scales(const Format& format, const PanelLayout& layout, const uint8_t* panel, int index,
+                   const MatrixPart& part, const MatrixTarget& target);
+double scale_value(const PanelLayout& layout, const uint8_t* panel, int row, int column);
+
+size_t scale_bytes(ScaleType type);
+
+}  // namespace kt

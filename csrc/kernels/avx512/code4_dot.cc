@@ -1,0 +1,18 @@
+// 4-bit weights on AVX512-BF16: VDPBF16PS multiplies pairs of bf16 and adds them to fp32 (denormals count as zero).
+#include <immintrin.h>
+
+#include "kernels/kernel_sets.h"
+
+namespace {
+// In this order: each builds on the ones before.
+#include "kernels/avx512/ops-inl.h"
+
+#include "kernels/avx512/dot_bf16-inl.h"
+using Ops = Avx512DotBf16;
+
+#include "kernels/codes-inl.h"
+
+#include "kernels/gemm-inl.h"
+}  // namespace
+
+constexpr kt::KernelSet kt::kCode4Avx512Bf16 = {"code4.avx512_bf16", PanelGemm<Ops, Codes4>::run, &kt::kRowsAvx512Bf16};

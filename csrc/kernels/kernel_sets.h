@@ -1,0 +1,29 @@
+// Every kernel there is: code type x instruction set, each defined in a file compiled with its own -m flags.
+#pragma once
+
+#include "kernels/kernel_set.h"
+
+namespace kt {
+
+// Element-wise work: kernels/<folder>/rows*.cc.
+extern const RowKernels kRowsAvx2;
+extern const RowKernels kRowsAvx512;      // fp32 activations
+extern const RowKernels kRowsAvx512Bf16;  // bf16 activations
+
+// bf16 codes: kernels/<folder>/bf16*.cc.
+extern const KernelSet kBf16Avx2;
+extern const KernelSet kBf16Avx512;
+extern const KernelSet kBf16Avx512Bf16;
+extern const KernelSet kBf16Amx;
+
+// float8_e4m3fn codes with scales of any type: kernels/<folder>/e4m3*.cc.
+extern const KernelSet kE4m3Avx2;
+extern const KernelSet kE4m3Avx512;
+extern const KernelSet kE4m3Avx512Bf16;
+
+// 4-bit codes, a table of 16 values, with scales of any type: kernels/<folder>/code4*.cc.
+extern const KernelSet kCode4Avx2;
+extern const KernelSet kCode4Avx512;
+extern const KernelSet kCode4Avx512Bf16;
+
+}  // namespace kt
