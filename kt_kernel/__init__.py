@@ -12,16 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kt_kernel import kt_kernel_ext as kt_kernel_ext
+    from kt_kernel.checkpoint.detect import detect_method as detect_method
     from kt_kernel.masks import generate_gpu_experts_masks as generate_gpu_experts_masks
     from kt_kernel.moe import KTMoEWrapper as KTMoEWrapper
 
     __cpu_variant__: str
     __version__: str
 
-__all__ = ["KTMoEWrapper", "generate_gpu_experts_masks", "kt_kernel_ext", "__cpu_variant__", "__version__"]
+__all__ = [
+    "KTMoEWrapper",
+    "detect_method",
+    "generate_gpu_experts_masks",
+    "kt_kernel_ext",
+    "__cpu_variant__",
+    "__version__",
+]
 
 _HOMES = {
     "KTMoEWrapper": "kt_kernel.moe",
+    "detect_method": "kt_kernel.checkpoint.detect",
     "generate_gpu_experts_masks": "kt_kernel.masks",
 }
 

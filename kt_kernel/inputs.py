@@ -8,7 +8,7 @@ from kt_kernel.errors import InputError
 from kt_kernel.layer_config import LayerConfig
 
 # Codes of the native interface.
-_ACTIVATION_CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+FLOAT_CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _ID_CODES = {torch.int32: 0, torch.int64: 1}
 
 _OTHER_INTEGERS = (torch.int8, torch.int16, torch.uint8, torch.uint16, torch.uint32)
@@ -32,7 +32,7 @@ def check_inputs(
         or ids.shape != expected
         or weights.shape != expected
         or tokens > config.chunked_prefill_size
-        or hidden.dtype not in _ACTIVATION_CODES
+        or hidden.dtype not in FLOAT_CODES
         or ids.device != hidden.device
         or weights.device != hidden.device
     ):
@@ -48,7 +48,7 @@ def _first_fault(config: LayerConfig, hidden: torch.Tensor, ids: torch.Tensor, w
     tokens, width = hidden.shape
     if width != config.hidden_size:
         return f"hidden_states is {width} wide, expected hidden_size {config.hidden_size}."
-    if hidden.dtype not in _ACTIVATION_CODES:
+    if hidden.dtype not in FLOAT_CODES:
         return f"hidden_states is {hidden.dtype}, expected bfloat16, float16 or float32."
     if tokens > config.chunked_prefill_size:
         return (
@@ -79,7 +79,7 @@ def native_arguments(
 ) -> tuple[int, ...]:
     """Checked tensors as the native calls take them: all their arguments but the last."""
     tokens, top_k = ids.shape
-    code = _ACTIVATION_CODES[hidden.dtype]
+    code = FLOAT_CODES[hidden.dtype]
     return (
         tokens,
         top_k,

@@ -1,4 +1,4 @@
-"""The table of weight methods: their names, and what each expects under `weight_path`.
+"""The table of weight methods: their names, what each expects under `weight_path`, and the sizes they fit.
 
 A method is a way to store expert weights. Which of them run depends on the kernels compiled into the
 extension (`kt_kernel_ext.METHODS`), never on this table: it is the list of names the interface knows.
@@ -7,31 +7,42 @@ extension (`kt_kernel_ext.METHODS`), never on this table: it is the list of name
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.errors import MethodError
+from kt_kernel.checkpoint.detect import detect_method
+from kt_kernel.errors import ConfigurationError, MethodError
 
 logger = logging.getLogger(__name__)
 
 
+AUTO = "AUTO"  # in place of a name: the method that reads the checkpoint
+
+
 @dataclass(frozen=True)
 class Method:
-    """One row: `weights` says in plain words what a checkpoint for this method holds."""
+    """One row: `weights` says in plain words what a checkpoint for this method holds.
+
+    hidden_size and moe_intermediate_size must be multiples of `columns_multiple`.
+    """
 
     name: str
     weights: str
+    columns_multiple: int = 1
 
 
 _TABLE = (
-    Method("BF16", "safetensors with bfloat16 experts, as published"),
+    Method("BF16", "safetensors with bfloat16 experts"),
     Method("FP8", "safetensors with float8_e4m3 experts and one scale per 128x128 block"),
     Method("FP8_PERCHANNEL", "safetensors with float8_e4m3 experts and one scale per output row"),
-    Method("RAWINT4", "safetensors with symmetric 4-bit experts in groups of 32 (compressed-tensors)"),
-    Method("MXFP4", "safetensors with E2M1 experts and one power-of-two scale per 32 inputs"),
-    Method("MXFP8", "safetensors with float8_e4m3 experts and one power-of-two scale per 32 inputs"),
-    Method("NVFP4", "safetensors with E2M1 experts, one float8 scale per 16 inputs and a global scale"),
-    Method("GPTQ_INT4", "safetensors with symmetric GPTQ 4-bit experts, without activation reordering"),
+    Method(
+        "RAWINT4", "safetensors with symmetric 4-bit experts of compressed-tensors, groups of any size", 2
+    ),
+    Method("MXFP4", "safetensors with E2M1 experts and one power-of-two scale per 32 inputs", 32),
+    Method("MXFP8", "safetensors with float8_e4m3 experts and one power-of-two scale per 32 inputs", 32),
+    Method("NVFP4", "safetensors with E2M1 experts, one float8 scale per 16 inputs and a global scale", 16),
+    Method("GPTQ_INT4", "safetensors with symmetric GPTQ 4-bit experts, without activation reordering", 8),
     Method("AMXINT4", "a directory made by scripts/convert_cpu_weights.py --quant-method int4"),
     Method("AMXINT8", "a directory made by scripts/convert_cpu_weights.py --quant-method int8"),
     Method("MOE_INT4", "a directory made by scripts/convert_cpu_weights.py --quant-method moe_int4"),
@@ -55,14 +66,41 @@ def require_method(name: str) -> Method:
     available = ", ".join(available_methods())
     if name not in METHODS:
         raise MethodError(
-            f"method {name!r} is unknown (names are case-sensitive); the methods are {', '.join(METHODS)}, "
-            f"and this build has {available}."
+            f"method {name!r} is unknown (names are case-sensitive); the methods are {', '.join(METHODS)} "
+            f"and {AUTO}, and this build has {available}."
         )
     if name not in kt_kernel_ext.METHODS:
         raise MethodError(
             f"method {name!r} is not available in this build, which has {available}; use one of these."
         )
     return METHODS[name]
+
+
+def resolve_method(name: str, weight_path: str | os.PathLike | None) -> Method:
+    """The row of an available method; AUTO stands for the one that reads the checkpoint at `weight_path`.
+
+    Raises MethodError, or CheckpointError if AUTO finds no checkpoint that a method reads.
+    """
+    if name != AUTO:
+        return require_method(name)
+    if not weight_path:
+        raise MethodError("method AUTO needs weight_path, the checkpoint that shows the method; name either.")
+    found = detect_method(weight_path)
+    if found not in kt_kernel_ext.METHODS:
+        raise MethodError(
+            f"'{weight_path}' holds {found}, but this build has {', '.join(available_methods())}; use a "
+            "checkpoint in one of these formats."
+        )
+    return METHODS[found]
+
+
+def check_sizes(method: Method, **sizes: int) -> None:
+    """Raise ConfigurationError unless all `sizes` are multiples of what the method packs together."""
+    for name, size in sizes.items():
+        if size % method.columns_multiple:
+            raise ConfigurationError(
+                f"{name} is {size}, but method {method.name} needs a multiple of {method.columns_multiple}."
+            )
 
 
 def announce_kernels(name: str) -> None:

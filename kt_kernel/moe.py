@@ -10,7 +10,7 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.buffers import BUFFERS
-from kt_kernel.checkpoint.experts import ExpertMatrices, bf16_experts
+from kt_kernel.checkpoint.experts import layer_experts
 from kt_kernel.checkpoint.reader import open_checkpoint, release_checkpoints
 from kt_kernel.cpu_path import CpuPath
 from kt_kernel.deferral import chain_of_model, select_deferred_experts
@@ -18,14 +18,18 @@ from kt_kernel.device_path import CudaRuntime, DevicePath
 from kt_kernel.engine import get_engine
 from kt_kernel.errors import (
     CallOrderError,
+    CheckpointError,
     CheckpointPathError,
     ConfigurationError,
     FeatureUnavailableError,
     InputError,
+    KTError,
 )
 from kt_kernel.layer_config import LayerConfig
 from kt_kernel.masks import resolve_gpu_experts_mask
-from kt_kernel.methods import announce_kernels, require_method
+from kt_kernel.matrices import LayerExperts
+from kt_kernel.methods import announce_kernels, check_sizes, resolve_method
+from kt_kernel.quantize.experts import quantize_experts
 from kt_kernel.weight_order import check_expert_tensors, logical_order
 
 # Options of the training mode, with the values that mean "not used".
@@ -49,7 +53,9 @@ class KTMoEWrapper:
 
     `cpuinfer_threads` threads are shared out over `threadpool_count` pools on `numa_nodes`.
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
-    the most tokens of one call. Raises ConfigurationError or MethodError, both ValueErrors.
+    the most tokens of one call. `method` is a name of `kt_kernel.methods`, or AUTO for the one that reads the
+    checkpoint at `weight_path`; the attribute `method` then is its name. Raises ConfigurationError,
+    MethodError or, with AUTO, CheckpointError, all ValueErrors.
     """
 
     def __init__(
@@ -76,10 +82,11 @@ class KTMoEWrapper:
         **training_options: Any,
     ) -> None:
         _require_inference(mode, training_options)
-        self.method = require_method(method).name
+        method_row = resolve_method(method, weight_path)
+        self.method = method_row.name
         if cpu_save:
             raise FeatureUnavailableError(
-                f"cpu_save is not available for method {method}: it has nothing to convert."
+                f"cpu_save is not available for method {self.method}: it has nothing to convert."
             )
         for name, value in (
             ("cpuinfer_threads", cpuinfer_threads),
@@ -98,6 +105,9 @@ class KTMoEWrapper:
             max_deferred_experts_per_token=max_deferred_experts_per_token or 0,
             swiglu_limit=swiglu_limit,
             swiglu_alpha=swiglu_alpha,
+        )
+        check_sizes(
+            method_row, hidden_size=self.hidden_size, moe_intermediate_size=self.moe_intermediate_size
         )
         if isinstance(gpu_experts_mask, int):
             gpu_experts_mask, num_gpu_experts = None, gpu_experts_mask
@@ -163,14 +173,15 @@ class KTMoEWrapper:
             raise CheckpointPathError(
                 f"layer {self.layer_idx}: weight_path is not given; name the checkpoint's directory."
             )
-        with bf16_experts(
+        with layer_experts(
             open_checkpoint(self.weight_path),
             self.layer_idx,
+            self.method,
             num_experts=self.num_experts,
             hidden=self.hidden_size,
             intermediate=self.moe_intermediate_size,
-        ) as matrices:
-            self._load(matrices, order)
+        ) as experts:
+            self._load(experts, order, CheckpointError)
 
     def load_weights_from_tensors(
         self,
@@ -179,12 +190,15 @@ class KTMoEWrapper:
         down_proj: torch.Tensor,
         physical_to_logical_map_cpu: torch.Tensor | None = None,
     ) -> None:
-        """Load from bf16 CPU tensors by logical id: gate, up [E, I, H] and down [E, H, I]; none is kept."""
-        order = logical_order(physical_to_logical_map_cpu, self.num_experts)
-        matrices = ExpertMatrices(*check_expert_tensors(self._config, gate_proj, up_proj, down_proj))
-        self._load(matrices, order)
+        """Load from bf16 CPU tensors by logical id: gate, up [E, I, H] and down [E, H, I]; none is kept.
 
-    def _load(self, matrices: ExpertMatrices, order: list[int]) -> None:
+        They are quantised to what a checkpoint for the method would hold (`kt_kernel.quantize`).
+        """
+        order = logical_order(physical_to_logical_map_cpu, self.num_experts)
+        matrices = check_expert_tensors(self._config, gate_proj, up_proj, down_proj)
+        self._load(quantize_experts(self.method, *matrices), order, InputError)
+
+    def _load(self, experts: LayerExperts, order: list[int], error_type: type[KTError]) -> None:
         config = self._config
         native = kt_kernel_ext.MoeLayer(
             self.cpu_infer,
@@ -199,12 +213,14 @@ class KTMoEWrapper:
             swiglu_alpha=config.swiglu_alpha,
         )
         native.set_expert_mask(self._gpu_experts_mask.data_ptr())
-        native.load_experts_bf16(
-            *(
-                [views[expert].data_ptr() for expert in order]
-                for views in (matrices.gate, matrices.up, matrices.down)
+        try:
+            native.load_experts(
+                *experts.addresses(order), group_size=experts.group_size, scale_dtype=experts.scale_code
             )
-        )
+        except ValueError as error:
+            damaged = experts.with_undefined_scale()
+            where = f" (scales of '{damaged[0]}')" if damaged else ""
+            raise error_type(f"layer {self.layer_idx}: {error}{where}") from None
         announce_kernels(self.method)
         self.moe = native
         shared = (config, self.cpu_infer, self._chain, native, self._gpu_experts_mask)
@@ -273,14 +289,38 @@ class KTMoEWrapper:
         w2_weight_ptrs: Sequence[int],
         w2_scale_ptrs: Sequence[int],
     ) -> None:
-        """Write one expert in the checkpoint's layout. Raises FeatureUnavailableError in this build."""
-        raise FeatureUnavailableError(
-            f"method {self.method} cannot copy experts back out of its packed form in this build; "
-            "serve without layerwise prefill (no --kt-gpu-prefill-token-threshold)."
-        )
+        """Start writing one expert in its checkpoint's encoding, cut for `gpu_tp_count` devices.
+
+        `expert_id` is the physical slot. Each list holds one host address per device, already of the place
+        where the expert goes: rows of gate, then of up, and the matching columns of down (doc/formats.md says
+        which dtypes). Runs behind the calls queued before; `sync_write_weight_scale_to_buffer` waits for it.
+        Raises InputError if the expert cannot be cut into that many parts.
+        """
+        if self.moe is None:
+            raise self._not_loaded()
+        addresses = {
+            "w13_weight_ptrs": w13_weight_ptrs,
+            "w13_scale_ptrs": w13_scale_ptrs,
+            "w2_weight_ptrs": w2_weight_ptrs,
+            "w2_scale_ptrs": w2_scale_ptrs,
+        }
+        for name, values in addresses.items():
+            if len(values) != gpu_tp_count:
+                raise InputError(
+                    f"layer {self.layer_idx}: {name} holds {len(values)} addresses, expected gpu_tp_count, "
+                    f"{gpu_tp_count}."
+                )
+        if not 0 <= expert_id < self.num_experts:
+            raise InputError(
+                f"layer {self.layer_idx}: expert_id is {expert_id}, expected 0 to {self.num_experts - 1}."
+            )
+        try:
+            self.moe.submit_write_expert(expert_id, gpu_tp_count, *(list(a) for a in addresses.values()))
+        except ValueError as error:
+            raise InputError(f"layer {self.layer_idx}: {error}") from None
 
     def sync_write_weight_scale_to_buffer(self) -> None:
-        """Wait until everything queued on the engine is done."""
+        """Wait until everything queued on the engine is done; its errors are raised here."""
         self.cpu_infer.sync(0)
 
     # ---- process-wide caches -----------------------------------------------------------------

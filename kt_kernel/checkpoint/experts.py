@@ -1,129 +1,125 @@
-"""One layer's bfloat16 experts as addresses in the mapped checkpoint, checked tensor by tensor."""
+"""One layer's experts as addresses in the mapped checkpoint, checked tensor by tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 
-from kt_kernel.checkpoint.families import (
-    ExpertLocation,
-    PackedNames,
-    check_expert_count,
-    locate_experts,
-    wrong_expert_count,
+from kt_kernel.checkpoint.checks import (
+    check_dtype,
+    check_extra,
+    check_one_scale_dtype,
+    check_said_shape,
+    check_shape,
+    require_tensor,
 )
+from kt_kernel.checkpoint.detect import Found, require_format, scale_name
+from kt_kernel.checkpoint.families import PackedNames, check_expert_count, wrong_expert_count
+from kt_kernel.checkpoint.formats import Format, GlobalScale
+from kt_kernel.checkpoint.group_size import find_group_size
 from kt_kernel.checkpoint.reader import Checkpoint
-from kt_kernel.errors import CheckpointError, MissingTensorError
-
-# What a wrong dtype most likely means, so that the message can name the method that reads the file.
-_METHOD_FOR_DTYPE = {
-    "F8_E4M3": "the file is quantised: try method FP8, FP8_PERCHANNEL or MXFP8",
-    "I8": "the file is quantised: try method MXFP4",
-    "U8": "the file is quantised: try method NVFP4 or RAWINT4",
-    "F16": "convert the checkpoint to bfloat16",
-    "F32": "convert the checkpoint to bfloat16",
-}
-
-
-@dataclass
-class ExpertMatrices:
-    """Row-major bfloat16 matrices of all experts, by logical (checkpoint) id: gate, up [I, H] and down [H, I]
-    each."""
-
-    gate: list[torch.Tensor] = field(default_factory=list)
-    up: list[torch.Tensor] = field(default_factory=list)
-    down: list[torch.Tensor] = field(default_factory=list)
+from kt_kernel.matrices import ExpertMatrix, LayerExperts
 
 
 @contextmanager
-def bf16_experts(
-    checkpoint: Checkpoint, layer_idx: int, *, num_experts: int, hidden: int, intermediate: int
-) -> Iterator[ExpertMatrices]:
+def layer_experts(
+    checkpoint: Checkpoint, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
+) -> Iterator[LayerExperts]:
     """Views of one layer's experts, valid inside the `with` block; their pages are given back at its end.
 
-    Raises MissingTensorError or CheckpointError, naming the tensor, for anything absent or of another dtype
-    or shape.
+    Raises MissingTensorError or CheckpointError, naming the tensor, if the layer is not stored as `method`
+    reads it or anything is absent or of another dtype or shape.
     """
-    location = locate_experts(checkpoint, layer_idx)
-    read = _packed if isinstance(location.names, PackedNames) else _one_by_one
-    matrices, names = read(checkpoint, location, num_experts, hidden, intermediate)
+    found = require_format(checkpoint, layer_idx, method)
+    packed = isinstance(found.location.names, PackedNames)
+    names = _tensor_names(checkpoint, found)
     checkpoint.will_need(names)
     try:
-        yield matrices
+        read = _read_packed if packed else _read_one_by_one
+        yield read(checkpoint, found, num_experts, hidden, intermediate)
     finally:
         checkpoint.drop_pages(names)
 
 
-def _one_by_one(
-    checkpoint: Checkpoint, location: ExpertLocation, num_experts: int, hidden: int, intermediate: int
-) -> tuple[ExpertMatrices, list[str]]:
-    check_expert_count(checkpoint, location.base, num_experts)
-    matrices = ExpertMatrices()
-    used: list[str] = []
+def _tensor_names(checkpoint: Checkpoint, found: Found) -> list[str]:
+    base = found.location.base
+    return [f"{base}.{tail}" for tail in checkpoint.expert_groups()[base]]
+
+
+def _read_one_by_one(
+    checkpoint: Checkpoint, found: Found, num_experts: int, hidden: int, intermediate: int
+) -> LayerExperts:
+    base, names = found.location.base, found.location.names
+    check_expert_count(checkpoint, base, num_experts)
+    group_size = find_group_size(checkpoint, found, hidden, intermediate)
+    experts = LayerExperts(group_size=group_size)
     for expert in range(num_experts):
-        for projection, rows, columns, views in (
-            (location.names.gate, intermediate, hidden, matrices.gate),
-            (location.names.up, intermediate, hidden, matrices.up),
-            (location.names.down, hidden, intermediate, matrices.down),
+        for projection, n, k, matrices in (
+            (names.gate, intermediate, hidden, experts.gate),
+            (names.up, intermediate, hidden, experts.up),
+            (names.down, hidden, intermediate, experts.down),
         ):
-            name = f"{location.base}.{expert}.{projection}.weight"
-            views.append(_checked_view(checkpoint, name, (rows, columns)))
-            used.append(name)
-    return matrices, used
+            stem = f"{base}.{expert}.{projection}"
+            matrices.append(_matrix(checkpoint, found.format, stem, n, k, group_size))
+    check_one_scale_dtype(checkpoint, experts)
+    return experts
 
 
-def _packed(
-    checkpoint: Checkpoint, location: ExpertLocation, num_experts: int, hidden: int, intermediate: int
-) -> tuple[ExpertMatrices, list[str]]:
-    gate_up_name = f"{location.base}.{location.names.gate_up}"
-    down_name = f"{location.base}.{location.names.down}"
-    for name in (gate_up_name, down_name):
-        shape = _require(checkpoint, name).shape
-        if len(shape) == 3 and shape[0] != num_experts:
-            raise wrong_expert_count(checkpoint, location.base, in_file=shape[0], num_experts=num_experts)
-    gate_up = _checked_view(checkpoint, gate_up_name, (num_experts, 2 * intermediate, hidden))
-    down = _checked_view(checkpoint, down_name, (num_experts, hidden, intermediate))
-    matrices = ExpertMatrices(
-        gate=list(gate_up[:, :intermediate].unbind()),
-        up=list(gate_up[:, intermediate:].unbind()),
-        down=list(down.unbind()),
+def _matrix(checkpoint: Checkpoint, row: Format, stem: str, n: int, k: int, group_size: int) -> ExpertMatrix:
+    weight = f"{stem}.{row.weight}"
+    info = require_tensor(checkpoint, weight)
+    check_dtype(checkpoint, row, weight, info, tuple(row.weight_shapes))
+    check_shape(checkpoint, weight, info, row.weight_shapes[info.dtype](n, k, group_size))
+    for extra in row.extras:
+        check_extra(checkpoint, row, f"{stem}.{extra.suffix}", extra)
+    check_said_shape(checkpoint, f"{stem}.weight_shape", (n, k))
+    return ExpertMatrix(
+        weight,
+        checkpoint.view(weight),
+        _scales(checkpoint, row, stem, n, k, group_size) if row.scales else None,
+        _global_scale(checkpoint, row.global_scale, row, stem) if row.global_scale else 1.0,
     )
-    return matrices, [gate_up_name, down_name]
 
 
-def _checked_view(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    info = _require(checkpoint, name)
-    path = checkpoint.file_of(name).path
-    if info.dtype != "BF16":
-        advice = _METHOD_FOR_DTYPE.get(info.dtype, "choose the method that fits the file")
-        raise CheckpointError(
-            f"tensor '{name}' in '{path}' has dtype {info.dtype}, but method BF16 reads BF16; {advice}."
-        )
-    if info.shape != shape:
-        raise CheckpointError(
-            f"tensor '{name}' in '{path}' has shape {list(info.shape)}, expected {list(shape)} from the "
-            "model's description; take the weights and the config.json from the same model."
-        )
-    return checkpoint.view(name)
+def _scales(checkpoint: Checkpoint, row: Format, stem: str, n: int, k: int, group_size: int) -> torch.Tensor:
+    name = scale_name(checkpoint, stem, row)
+    info = require_tensor(checkpoint, name)
+    check_dtype(checkpoint, row, name, info, row.scale_dtypes)
+    remark = "" if row.group_axis is None or not group_size else f" and groups of {group_size} columns"
+    check_shape(checkpoint, name, info, row.scale_shape(n, k, group_size), remark)
+    scale = checkpoint.view(name)
+    # Float8 blocks with powers of two as scales: the kernels take them as float32, exactly.
+    return scale.float() if row.method == "FP8" and info.dtype == "F8_E8M0" else scale
 
 
-def _require(checkpoint: Checkpoint, name: str):
-    if name in checkpoint:
-        return checkpoint.info(name)
-    stem = name.removesuffix("weight")
-    relatives = [other for other in _expert_tensor_names(checkpoint) if other.startswith(stem)][:3]
-    hint = (
-        f"the file has {', '.join(repr(other) for other in relatives)} instead, so another method may fit"
-        if relatives
-        else "the checkpoint is incomplete, download it again"
+def _global_scale(checkpoint: Checkpoint, scalar: GlobalScale, row: Format, stem: str) -> float:
+    name = f"{stem}.{scalar.suffix}"
+    info = require_tensor(checkpoint, name)
+    check_dtype(checkpoint, row, name, info, ("F32",))
+    check_shape(checkpoint, name, info, ((), (1,)))
+    return float(checkpoint.view(name).reshape(()) ** scalar.power)
+
+
+def _read_packed(
+    checkpoint: Checkpoint, found: Found, num_experts: int, hidden: int, intermediate: int
+) -> LayerExperts:
+    """Plain bfloat16: the only way in which experts are read from one tensor."""
+    base, names = found.location.base, found.location.names
+    gate_up_name, down_name = f"{base}.{names.gate_up}", f"{base}.{names.down}"
+    for name, shape in (
+        (gate_up_name, (num_experts, 2 * intermediate, hidden)),
+        (down_name, (num_experts, hidden, intermediate)),
+    ):
+        info = require_tensor(checkpoint, name)
+        if len(info.shape) == 3 and info.shape[0] != num_experts:
+            raise wrong_expert_count(checkpoint, base, in_file=info.shape[0], num_experts=num_experts)
+        check_dtype(checkpoint, found.format, name, info, ("BF16",))
+        check_shape(checkpoint, name, info, (shape,))
+    gate_up, down = checkpoint.view(gate_up_name), checkpoint.view(down_name)
+    return LayerExperts(
+        gate=[ExpertMatrix(gate_up_name, matrix) for matrix in gate_up[:, :intermediate].unbind()],
+        up=[ExpertMatrix(gate_up_name, matrix) for matrix in gate_up[:, intermediate:].unbind()],
+        down=[ExpertMatrix(down_name, matrix) for matrix in down.unbind()],
     )
-    raise MissingTensorError(f"tensor '{name}' is not in the checkpoint '{checkpoint.path}'; {hint}.")
-
-
-def _expert_tensor_names(checkpoint: Checkpoint) -> Iterator[str]:
-    for base, tails in checkpoint.expert_groups().items():
-        for tail in tails:
-            yield f"{base}.{tail}"

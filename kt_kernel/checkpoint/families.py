@@ -1,11 +1,12 @@
 """How published checkpoints name a layer's experts, as data.
 
-A name is `{layer prefix}.{experts path}.{expert}.{projection}.weight`, or one packed tensor for all
-experts. A new model family is a new row; the code below does not change.
+A name is `{layer prefix}.{experts path}.{expert}.{projection}.{suffix}`, or one packed tensor for all
+experts. A new model family is a new row; the code below does not change. Suffixes: formats.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -44,9 +45,10 @@ class PackedNames:
 
 
 FAMILIES: tuple[ExpertNames | PackedNames, ...] = (
-    ExpertNames("Qwen/DeepSeek/GLM", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+    ExpertNames("DeepSeek/Kimi/GLM/Qwen", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
     ExpertNames("Mixtral/MiniMax", "block_sparse_moe.experts", "w1", "w3", "w2"),
     ExpertNames("Mistral", "experts", "w1", "w3", "w2"),
+    ExpertNames("DeepSeek-V4", "ffn.experts", "w1", "w3", "w2"),
     PackedNames("packed", "mlp.experts", "gate_up_proj", "down_proj"),
 )
 
@@ -62,26 +64,47 @@ class ExpertLocation:
 def locate_experts(checkpoint: Checkpoint, layer_idx: int) -> ExpertLocation:
     """Find the family and prefix of one layer; raises MissingTensorError when the layer has no known
     experts."""
-    groups = checkpoint.expert_groups()
-    for prefix in LAYER_PREFIXES:
-        for names in FAMILIES:
-            base = f"{prefix.format(layer=layer_idx)}.{names.path}"
-            if _belongs(names, groups.get(base, ())):
-                return ExpertLocation(base, names)
+    location = expert_layers(checkpoint).get(layer_idx)
+    if location is not None:
+        return location
     tried = f"{LAYER_PREFIXES[0].format(layer=layer_idx)}.{FAMILIES[0].path}.0.{FAMILIES[0].gate}.weight"
-    known = ", ".join(sorted(groups)[:3]) or "none"
     raise MissingTensorError(
         f"layer {layer_idx} has no routed experts in '{checkpoint.path}' under any known name (such as "
-        f"'{tried}'); groups of experts in the file: {known}; check layer_idx and weight_path."
+        f"'{tried}'); groups of experts in the file: {known_groups(checkpoint)}; check layer_idx and "
+        "weight_path."
     )
+
+
+def expert_layers(checkpoint: Checkpoint) -> dict[int, ExpertLocation]:
+    """Layer index -> where its experts are, for every layer that has some, in ascending order."""
+    groups = checkpoint.expert_groups()
+    found: dict[int, ExpertLocation] = {}
+    for prefix in LAYER_PREFIXES:
+        for names in FAMILIES:
+            pattern = re.compile(re.escape(f"{prefix}.{names.path}").replace(r"\{layer\}", r"(\d+)"))
+            for base, tails in groups.items():
+                match = pattern.fullmatch(base)
+                if match and _belongs(names, tails):
+                    found.setdefault(int(match[1]), ExpertLocation(base, names))
+    return dict(sorted(found.items()))
+
+
+def known_groups(checkpoint: Checkpoint) -> str:
+    """The first few groups of experts in the file, for messages."""
+    return ", ".join(sorted(checkpoint.expert_groups())[:3]) or "none"
+
+
+def stored_experts(checkpoint: Checkpoint, base: str) -> list[int]:
+    """Ids of the experts stored one by one under `base`, ascending."""
+    tails = checkpoint.expert_groups()[base]
+    return sorted({int(expert) for tail in tails if (expert := tail.partition(".")[0]).isdigit()})
 
 
 def check_expert_count(checkpoint: Checkpoint, base: str, num_experts: int) -> None:
     """Raise CheckpointError unless the experts stored one by one under `base` are 0 to num_experts - 1."""
-    tails = checkpoint.expert_groups()[base]
-    ids = {int(expert) for tail in tails if (expert := tail.partition(".")[0]).isdigit()}
-    if max(ids) + 1 != num_experts:
-        raise wrong_expert_count(checkpoint, base, in_file=max(ids) + 1, num_experts=num_experts)
+    in_file = stored_experts(checkpoint, base)[-1] + 1
+    if in_file != num_experts:
+        raise wrong_expert_count(checkpoint, base, in_file=in_file, num_experts=num_experts)
 
 
 def wrong_expert_count(

@@ -18,6 +18,7 @@ from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensor
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _EXPERTS = ".experts."
+_CONFIGS = ("config.json", "quantize_config.json")
 
 # A process serves one model, or one and its draft; more open readers would only hold file handles.
 _READERS_KEPT = 2
@@ -64,6 +65,7 @@ class Checkpoint:
         self._files: dict[str, SafetensorsFile] = {}
         self._home_of = self._list_tensors()
         self._experts: dict[str, list[str]] | None = None
+        self._configs: dict[str, dict] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._home_of
@@ -97,6 +99,13 @@ class Checkpoint:
                     groups[head + ".experts"].append(tail)
             self._experts = dict(groups)
         return self._experts
+
+    def config(self, file_name: str = "config.json") -> dict:
+        """A JSON file beside the weights; {} if there is none. Raises CheckpointError for a damaged one."""
+        if file_name not in self._configs:
+            directory = self.path if os.path.isdir(self.path) else os.path.dirname(self.path)
+            self._configs[file_name] = _read_config(os.path.join(directory, file_name))
+        return self._configs[file_name]
 
     def will_need(self, names: Iterable[str]) -> None:
         """Ask the system to start reading these tensors."""
@@ -177,14 +186,27 @@ def _read_index(index_path: str) -> dict[str, str]:
     return home_of
 
 
+def _read_config(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"file '{path}' is damaged ({error}); download it again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"file '{path}' holds a {type(config).__name__}, expected an object; download it again."
+        )
+    return config
+
+
 def _state_of_files(path: str) -> tuple:
     """Names, sizes and times of the files that make up the checkpoint."""
-    if os.path.isfile(path):
-        status = os.stat(path)
-        return ((path, status.st_size, status.st_mtime_ns),)
+    directory, weights = (path, ".safetensors") if os.path.isdir(path) else os.path.split(path)
     state = []
-    for entry in os.scandir(path):
-        if entry.name.endswith((".safetensors", _INDEX_SUFFIX)) and os.path.exists(entry.path):
+    for entry in os.scandir(directory):
+        if entry.name.endswith((weights, _INDEX_SUFFIX, *_CONFIGS)) and os.path.exists(entry.path):
             status = entry.stat()
             state.append((entry.name, status.st_size, status.st_mtime_ns))
     return tuple(sorted(state))

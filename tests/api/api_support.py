@@ -27,10 +27,16 @@ def random_experts(seed: int, experts: int = EXPERTS, hidden: int = HIDDEN, inte
     return matrix(intermediate, hidden), matrix(intermediate, hidden), matrix(hidden, intermediate)
 
 
-def random_call(seed: int, tokens: int, dtype: torch.dtype = torch.bfloat16, experts: int = EXPERTS):
+def random_call(
+    seed: int,
+    tokens: int,
+    dtype: torch.dtype = torch.bfloat16,
+    experts: int = EXPERTS,
+    hidden_size: int = HIDDEN,
+):
     """hidden [tokens, H], ids [tokens, k] without repeats in a token, weights [tokens, k]."""
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(tokens, HIDDEN, generator=generator).to(dtype)
+    hidden = torch.randn(tokens, hidden_size, generator=generator).to(dtype)
     scores = torch.rand(tokens, experts, generator=generator)
     weights, ids = scores.topk(TOP_K, dim=1)
     return hidden, ids, weights.contiguous()

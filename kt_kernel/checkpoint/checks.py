@@ -1,0 +1,100 @@
+"""Checks of single expert tensors: each failure is one sentence with the tensor, what it is and what it must
+be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from kt_kernel.checkpoint.formats import Extra, Format, Shape
+from kt_kernel.checkpoint.reader import Checkpoint
+from kt_kernel.checkpoint.safetensors_file import TensorInfo
+from kt_kernel.errors import CheckpointError, MissingTensorError
+from kt_kernel.matrices import LayerExperts
+
+
+def require_tensor(checkpoint: Checkpoint, name: str) -> TensorInfo:
+    """What the header says of the tensor; raises MissingTensorError, with what is there instead."""
+    if name in checkpoint:
+        return checkpoint.info(name)
+    stem = name.rpartition(".")[0] + "."
+    relatives = [other for other in expert_tensor_names(checkpoint) if other.startswith(stem)]
+    hint = f"; beside it are only {', '.join(relatives[:4])}" if relatives else ""
+    raise MissingTensorError(
+        f"tensor '{name}' is not in the checkpoint '{checkpoint.path}'{hint}; the checkpoint is incomplete, "
+        "download it again."
+    )
+
+
+def expert_tensor_names(checkpoint: Checkpoint) -> Iterator[str]:
+    """Full names of all tensors of routed experts."""
+    for base, tails in checkpoint.expert_groups().items():
+        for tail in tails:
+            yield f"{base}.{tail}"
+
+
+def check_dtype(
+    checkpoint: Checkpoint, row: Format, name: str, info: TensorInfo, expected: tuple[str, ...]
+) -> None:
+    if info.dtype not in expected:
+        advice = (
+            "convert the checkpoint to bfloat16"
+            if info.dtype in ("F16", "F32", "F64")
+            else "all experts of a checkpoint must be stored alike"
+        )
+        raise CheckpointError(
+            f"tensor '{name}' in '{checkpoint.file_of(name).path}' has dtype {info.dtype}, but method "
+            f"{row.method} reads {' or '.join(expected)}; {advice}."
+        )
+
+
+def check_shape(
+    checkpoint: Checkpoint, name: str, info: TensorInfo, allowed: tuple[Shape, ...], remark: str = ""
+) -> None:
+    if info.shape not in allowed:
+        raise CheckpointError(
+            f"tensor '{name}' in '{checkpoint.file_of(name).path}' has shape {list(info.shape)}, expected "
+            f"{' or '.join(str(list(shape)) for shape in allowed)} from the model's description{remark}; "
+            "take the weights and the config.json from the same model."
+        )
+
+
+def check_extra(checkpoint: Checkpoint, row: Format, name: str, extra: Extra) -> None:
+    if name not in checkpoint:
+        return
+    values = checkpoint.view(name)
+    if not _each_is_one_of(values, extra.harmless_values):
+        raise CheckpointError(
+            f"tensor '{name}' in '{checkpoint.file_of(name).path}' holds {extra.meaning}, which method "
+            f"{row.method} cannot take into account; take a checkpoint quantised without."
+        )
+
+
+def _each_is_one_of(values: torch.Tensor, allowed: tuple[int, ...]) -> bool:
+    matches = torch.zeros(values.shape, dtype=torch.bool)
+    for value in allowed:
+        matches |= values == value
+    return bool(matches.all())
+
+
+def check_said_shape(checkpoint: Checkpoint, name: str, expected: Shape) -> None:
+    if name not in checkpoint:
+        return
+    said = tuple(checkpoint.view(name).reshape(-1).tolist())
+    if said != expected:
+        raise CheckpointError(
+            f"tensor '{name}' in '{checkpoint.file_of(name).path}' says the matrix is {list(said)}, expected "
+            f"{list(expected)} from the model's description; take the weights and the config.json from the "
+            "same model."
+        )
+
+
+def check_one_scale_dtype(checkpoint: Checkpoint, experts: LayerExperts) -> None:
+    first = experts.gate[0]
+    for matrix in experts.all():
+        if matrix.scale is not None and matrix.scale.dtype is not first.scale.dtype:
+            raise CheckpointError(
+                f"the scales of '{first.name}' in '{checkpoint.path}' are {first.scale.dtype} and those of "
+                f"'{matrix.name}' {matrix.scale.dtype}; the experts of a layer must be stored alike."
+            )

@@ -1,0 +1,193 @@
+"""Which row of FORMATS a checkpoint holds, from the names, dtypes and shapes of its tensors.
+
+One matrix of each layer is looked at; that the others are alike is checked when they are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from kt_kernel.checkpoint.families import (
+    ExpertLocation,
+    PackedNames,
+    expert_layers,
+    known_groups,
+    locate_experts,
+    stored_experts,
+)
+from kt_kernel.checkpoint.formats import FORMATS, Format
+from kt_kernel.checkpoint.quantization_config import check_quantization_config
+from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
+from kt_kernel.errors import CheckpointError, MissingTensorError
+
+_BF16 = next(row for row in FORMATS if row.method == "BF16")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One layer's format, and the tensor that shows it."""
+
+    layer_idx: int
+    location: ExpertLocation
+    format: Format
+    evidence: str
+
+
+def detect_method(path: str | os.PathLike) -> str:
+    """The method that reads the checkpoint at `path`, e.g. "FP8".
+
+    Raises CheckpointError if there is no checkpoint with routed experts, if no method reads it, or if its
+    layers need different methods.
+    """
+    checkpoint = open_checkpoint(path)
+    method = _common_format(checkpoint).format.method
+    check_quantization_config(checkpoint, method)
+    return method
+
+
+def require_format(checkpoint: Checkpoint, layer_idx: int, method: str) -> Found:
+    """The format of one layer; raises CheckpointError unless it and all other layers are what `method`
+    reads."""
+    layers = _layer_formats(checkpoint)
+    if layer_idx not in layers:
+        locate_experts(checkpoint, layer_idx)  # raises
+    found = layers[layer_idx] if _is_draft(checkpoint, layer_idx) else _common_format(checkpoint)
+    if found.format.method != method:
+        raise CheckpointError(
+            f"method {method} was asked for, but '{checkpoint.path}' holds {found.format.method} "
+            f"({found.evidence}); use method {found.format.method} or AUTO."
+        )
+    return layers[layer_idx]
+
+
+def _common_format(checkpoint: Checkpoint) -> Found:
+    layers = [
+        found for layer, found in _layer_formats(checkpoint).items() if not _is_draft(checkpoint, layer)
+    ]
+    if not layers:
+        raise MissingTensorError(
+            f"'{checkpoint.path}' has no routed experts under any known name; groups of experts in it: "
+            f"{known_groups(checkpoint)}."
+        )
+    for found in layers:
+        if found.format.method != layers[0].format.method:
+            raise CheckpointError(
+                f"'{checkpoint.path}' mixes formats: layer {layers[0].layer_idx} holds "
+                f"{layers[0].format.method} ({layers[0].evidence}) and layer {found.layer_idx} holds "
+                f"{found.format.method} ({found.evidence}); all layers must be stored alike."
+            )
+    return layers[0]
+
+
+_known: WeakKeyDictionary[Checkpoint, dict[int, Found]] = WeakKeyDictionary()
+
+
+def _layer_formats(checkpoint: Checkpoint) -> dict[int, Found]:
+    if checkpoint not in _known:
+        _known[checkpoint] = {
+            layer: _look_at(checkpoint, layer, location)
+            for layer, location in expert_layers(checkpoint).items()
+        }
+    return _known[checkpoint]
+
+
+def _is_draft(checkpoint: Checkpoint, layer_idx: int) -> bool:
+    """Layers after the model's last one belong to a draft model, which may be stored in another format."""
+    config = checkpoint.config()
+    layers = config.get("num_hidden_layers") or config.get("text_config", {}).get("num_hidden_layers")
+    return layers is not None and layer_idx >= layers
+
+
+def _look_at(checkpoint: Checkpoint, layer_idx: int, location: ExpertLocation) -> Found:
+    if isinstance(location.names, PackedNames):
+        return _look_at_packed(checkpoint, layer_idx, location)
+    first_seen = None
+    for stem in _stems(checkpoint, location):
+        for row in FORMATS:
+            if _fits(checkpoint, stem, row):
+                evidence = _describe(checkpoint, stem, (row.weight, *row.scales))
+                return Found(layer_idx, location, row, evidence)
+        if first_seen is None and _suffixes(checkpoint, stem):
+            first_seen = stem
+    raise _unreadable(checkpoint, layer_idx, first_seen)
+
+
+def _look_at_packed(checkpoint: Checkpoint, layer_idx: int, location: ExpertLocation) -> Found:
+    for tail in (location.names.gate_up, location.names.down):
+        name = f"{location.base}.{tail}"
+        if name in checkpoint:
+            dtype = checkpoint.info(name).dtype
+            if dtype == "BF16":
+                return Found(layer_idx, location, _BF16, f"'{name}' is BF16")
+            raise CheckpointError(
+                f"tensor '{name}' in '{checkpoint.file_of(name).path}' has dtype {dtype}, but experts packed "
+                "into one tensor are read as BF16 only; convert the checkpoint to bfloat16."
+            )
+    raise AssertionError("a packed location without its tensors")
+
+
+def _stems(checkpoint: Checkpoint, location: ExpertLocation) -> Iterator[str]:
+    for expert in stored_experts(checkpoint, location.base):
+        for projection in (location.names.gate, location.names.up, location.names.down):
+            yield f"{location.base}.{expert}.{projection}"
+
+
+def _fits(checkpoint: Checkpoint, stem: str, row: Format) -> bool:
+    if not _holds_codes(checkpoint, stem, row):
+        return False
+    if not row.scales:
+        return True
+    scale = scale_name(checkpoint, stem, row)
+    if scale not in checkpoint or checkpoint.info(scale).dtype not in row.scale_dtypes:
+        return False
+    return row.told_by(checkpoint.info(f"{stem}.{row.weight}").shape, checkpoint.info(scale).shape)
+
+
+def _holds_codes(checkpoint: Checkpoint, stem: str, row: Format) -> bool:
+    weight = f"{stem}.{row.weight}"
+    return weight in checkpoint and checkpoint.info(weight).dtype in row.weight_shapes
+
+
+def scale_name(checkpoint: Checkpoint, stem: str, row: Format) -> str:
+    """The first of the row's names for scales that the checkpoint has; the usual one if it has none."""
+    names = [f"{stem}.{suffix}" for suffix in row.scales]
+    return next((name for name in names if name in checkpoint), names[0])
+
+
+def _suffixes(checkpoint: Checkpoint, stem: str) -> list[str]:
+    group, _, head = stem.partition(".experts.")
+    tails = checkpoint.expert_groups()[group + ".experts"]
+    return [tail.removeprefix(head + ".") for tail in tails if tail.startswith(head + ".")]
+
+
+def _describe(checkpoint: Checkpoint, stem: str, suffixes: tuple[str, ...] | list[str]) -> str:
+    """ "'a.weight' is F8_E4M3 [256, 128], 'weight_scale' F32 [2, 1]"."""
+    present = [suffix for suffix in suffixes if f"{stem}.{suffix}" in checkpoint]
+    infos = [checkpoint.info(f"{stem}.{suffix}") for suffix in present]
+    parts = [
+        f"'{suffix}' {info.dtype} {list(info.shape)}"
+        for suffix, info in zip(present[1:], infos[1:], strict=True)
+    ]
+    return ", ".join([f"'{stem}.{present[0]}' is {infos[0].dtype} {list(infos[0].shape)}", *parts])
+
+
+def _unreadable(checkpoint: Checkpoint, layer_idx: int, stem: str) -> CheckpointError:
+    suffixes = _suffixes(checkpoint, stem)
+    seen = f"layer {layer_idx} of '{checkpoint.path}': {_describe(checkpoint, stem, suffixes)}"
+    rows = [row for row in FORMATS if _holds_codes(checkpoint, stem, row)]
+    scales = sorted({f"{stem}.{suffix}" for row in rows for suffix in row.scales})
+    present = [name for name in scales if name in checkpoint]
+    if rows and not present:
+        return MissingTensorError(
+            f"{seen}, without its scales; expected one of {', '.join(repr(name) for name in scales)}."
+        )
+    if rows:
+        dtypes = sorted({dtype for row in rows for dtype in row.scale_dtypes})
+        return CheckpointError(f"{seen}; expected scales of dtype {', '.join(dtypes)}.")
+    if f"{stem}.weight" in checkpoint and checkpoint.info(f"{stem}.weight").dtype in ("F16", "F32", "F64"):
+        return CheckpointError(f"{seen}, which no method reads; convert the checkpoint to bfloat16.")
+    known = sorted({f"{row.weight} ({' or '.join(row.weight_shapes)})" for row in FORMATS})
+    return CheckpointError(f"{seen}, which no method reads; known are {', '.join(known)}.")

@@ -1,0 +1,64 @@
+"""The experts of one layer in the form the extension packs: codes, scales and global scales, by address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from kt_kernel.inputs import FLOAT_CODES
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """One contiguous matrix in the layout of a checkpoint; `name` is what messages call it.
+
+    The layouts of `weight` and `scale` are those of `MoeLayer.load_experts` (csrc/bindings.cc).
+    """
+
+    name: str
+    weight: torch.Tensor
+    scale: torch.Tensor | None = None
+    global_scale: float = 1.0
+
+    def addresses(self) -> tuple[int, int, float]:
+        """(weight, scale, global scale), 0 for no scale."""
+        return (self.weight.data_ptr(), 0 if self.scale is None else self.scale.data_ptr(), self.global_scale)
+
+
+@dataclass
+class LayerExperts:
+    """gate, up [I, H] and down [H, I] of all experts, by logical (checkpoint) id.
+
+    `group_size`: columns that share a scale, for the methods where it is free; 0 = a whole row.
+    """
+
+    gate: list[ExpertMatrix] = field(default_factory=list)
+    up: list[ExpertMatrix] = field(default_factory=list)
+    down: list[ExpertMatrix] = field(default_factory=list)
+    group_size: int = 0
+
+    def addresses(self, order: list[int]) -> tuple[list[tuple[int, int, float]], ...]:
+        """gate, up, down: one `ExpertMatrix.addresses` per slot, `order[slot]` being the expert in it."""
+        return tuple(
+            [matrices[expert].addresses() for expert in order] for matrices in (self.gate, self.up, self.down)
+        )
+
+    def all(self) -> list[ExpertMatrix]:
+        return self.gate + self.up + self.down
+
+    @property
+    def scale_code(self) -> int:
+        """The extension's code of the scales' dtype; float32's where there is nothing to choose."""
+        scale = self.gate[0].scale
+        return FLOAT_CODES[torch.float32] if scale is None else FLOAT_CODES.get(scale.dtype, 2)
+
+    def with_undefined_scale(self) -> list[str]:
+        """Names of the matrices that hold byte 255, NaN, among their power-of-two scales."""
+        return [
+            matrix.name
+            for matrix in self.all()
+            if matrix.scale is not None
+            and matrix.scale.dtype in (torch.uint8, torch.float8_e8m0fnu)
+            and bool((matrix.scale.view(torch.uint8) == 255).any())
+        ]
