@@ -1,16 +1,19 @@
 """Kernel tests: what could go wrong inside the native extension, one file per risk; start with harness.py.
 
+    test_yardstick                           the formats in numpy that all others measure with (formats.py)
     test_exact_on_integers                   a wrong element
+    test_every_code_and_scale                a code, a scale or a place that is decoded as another
     test_error_is_small                      lost accuracy
     test_result_depends_on_the_token_alone   batch, threads, pools or history change bits
     test_stray_reads_and_writes              memory beside the buffers
     test_special_values                      NaN, Inf, denormals, zeros
     test_swiglu                              activation and its variants
     test_queue, test_idle_threads            order, errors, threads, lifetimes
-    test_bad_arguments                       everything a caller can get wrong
+    test_write_expert                        experts given back to a device in their checkpoint's layout
+    test_bad_arguments, test_bad_weights     everything a caller can get wrong
     test_device_stream                       host functions on a (fake) device stream
     test_instruction_leaks                   machine code that does not belong in its file
-    test_every_cpu_variant, test_old_cpus    the first six again as lesser CPUs, capped or emulated
+    test_every_cpu_variant, test_old_cpus    those on arithmetic again as lesser CPUs, capped or emulated
 
 What could not run on this machine, and why, is listed at the end of the test run.
 """

@@ -1,13 +1,13 @@
 """What every kernel test shares: experts and calls as numpy arrays, a layer made from them, a float64
-reference.
+reference. The formats of weights are in formats.py.
 
 No torch here: the same files run under an emulator of an older CPU (test_old_cpus.py), where torch is slow
 and may use instructions the emulator lacks. bf16 travels as uint16 bits.
 
-    experts = random_experts(seed, count, hidden, intermediate)     weights of one layer
-    call = random_call(seed, experts, tokens, top_k)                hidden states, expert ids, routing weights
-    layer = build_layer(engine, experts)                            packed in the extension
-    output = run(layer, call)                                       float32 [tokens, hidden]
+    experts = random_experts(seed, count, hidden, intermediate, format)   weights of one layer
+    call = random_call(seed, experts, tokens, top_k)                      hidden states, ids, routing weights
+    layer = build_layer(engine, experts)                                  packed in the extension
+    output = run(layer, call)                                             float32 [tokens, hidden]
     assert nmse(output, reference(experts, call)) <= NMSE_BOUND
 
 Environment: KT_TEST_EXTENSION names a built extension file to test instead of the installed one;
@@ -16,18 +16,30 @@ KT_TEST_SWEEP=small keeps to the shapes and token counts that an emulator gets t
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pytest
+from extension import ext
+from formats import (
+    BF16,
+    F32,
+    FORMATS,
+    ONE_PER_METHOD,
+    PLAIN,
+    Format,
+    Matrix,
+    decode,
+    encode,
+    from_bf16,
+    random_matrix,
+    to_bf16,
+)
 
-# Promise of the BF16 method: normalised mean squared error against the decoded weights and double sums.
+# Promise of every weight-only method: normalised mean squared error against decoded weights, double sums.
 NMSE_BOUND = 1e-5
-
-BF16, F16, F32 = 0, 1, 2  # dtype codes of the extension
-STORAGE = {BF16: np.uint16, F16: np.float16, F32: np.float32}
 
 SMALL_SWEEP = os.environ.get("KT_TEST_SWEEP") == "small"
 
@@ -38,47 +50,36 @@ SHAPES = (
     *[(64, 7168), (7168, 64), (768, 2048), (2048, 768), (2048, 2048), (7168, 2048), (2048, 7168)],
     *[(1, 1), (2, 1), (31, 65), (33, 70), (72, 40), (100, 33), (577, 191), (2050, 97), (95, 7169)],
 )
+# The same for the other methods: fewer, as the loops around the decoding are those of BF16. 5 tokens of an
+# expert are the first that share decoded weights. Sizes are rounded up to what the format allows.
+METHOD_TOKEN_COUNTS = (0, 1, 2, 3, 4, 5, 8, 12, 13, 16, 33, 64, 118, 256)
+METHOD_SHAPES = (
+    *[(64, 64), (192, 576), (2048, 768), (64, 4096)],
+    *[(1, 1), (31, 65), (33, 70), (100, 33), (129, 127), (300, 130), (577, 191), (95, 1409)],
+)
+# And for formats that differ from one of these in the scales alone.
+SCALE_SHAPES = ((72, 300), (640, 160))
 if SMALL_SWEEP:
     TOKEN_COUNTS = (0, 1, 2, 3, 7, 16, 33)
     SHAPES = ((64, 64), (192, 576), (768, 64), (1, 1), (33, 70), (72, 40), (100, 33))
+    METHOD_TOKEN_COUNTS = (1, 2, 5, 33)
+    METHOD_SHAPES, SCALE_SHAPES = ((64, 64), (33, 70), (300, 130)), ((72, 300),)
 
 
-def load_extension():
-    path = os.environ.get("KT_TEST_EXTENSION")
-    if not path:
-        from kt_kernel import kt_kernel_ext
-
-        return kt_kernel_ext
-    spec = importlib.util.spec_from_file_location("kt_kernel_ext", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ext = load_extension()
+def every_format_and_shape() -> list:
+    """Parameters (format, hidden, intermediate)."""
+    seen = {
+        (format, format.fit(hidden), format.fit(intermediate)): None
+        for format in FORMATS
+        for hidden, intermediate in (
+            SHAPES if format == PLAIN else METHOD_SHAPES if format in ONE_PER_METHOD else SCALE_SHAPES
+        )
+    }
+    return [pytest.param(*case, id=f"{case[0]}-{case[1]}x{case[2]}") for case in seen]
 
 
-# ---- bf16 ---------------------------------------------------------------------------------------
-
-
-def to_bf16(values: np.ndarray) -> np.ndarray:
-    """Bits of the nearest bf16, ties to even; NaN stays NaN."""
-    bits = np.asarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-
-
-def from_bf16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def encode(values: np.ndarray, dtype: int) -> np.ndarray:
-    """float values -> the storage of a dtype code, rounded to nearest even."""
-    return to_bf16(values) if dtype == BF16 else values.astype(STORAGE[dtype])
-
-
-def decode(stored: np.ndarray, dtype: int) -> np.ndarray:
-    return from_bf16(stored) if dtype == BF16 else stored.astype(np.float32)
+def token_counts(format: Format) -> tuple[int, ...]:
+    return TOKEN_COUNTS if format == PLAIN else METHOD_TOKEN_COUNTS
 
 
 # ---- experts and calls --------------------------------------------------------------------------
@@ -86,23 +87,31 @@ def decode(stored: np.ndarray, dtype: int) -> np.ndarray:
 
 @dataclass
 class Experts:
-    """bf16 bits: gate, up [E, intermediate, hidden], down [E, hidden, intermediate], all C-contiguous."""
+    """One layer: gate and up of [intermediate, hidden], down of [hidden, intermediate], for every expert."""
 
-    gate: np.ndarray
-    up: np.ndarray
-    down: np.ndarray
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+    @property
+    def format(self) -> Format:
+        return self.gate.format
 
     @property
     def count(self) -> int:
-        return self.gate.shape[0]
+        return len(self.gate.weight)
 
     @property
     def hidden(self) -> int:
-        return self.gate.shape[2]
+        return self.gate.columns
 
     @property
     def intermediate(self) -> int:
-        return self.gate.shape[1]
+        return self.gate.rows
+
+    @property
+    def parts(self) -> tuple[Matrix, Matrix, Matrix]:
+        return self.gate, self.up, self.down
 
 
 @dataclass
@@ -131,20 +140,20 @@ class Call:
         return replace(self, hidden=encode(values, dtype), hidden_dtype=dtype)
 
 
-def _scaled_bits(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Random bf16 of variance 1/columns: layers neither grow nor shrink. Truncated, which is quicker."""
-    values = rng.standard_normal(shape, dtype=np.float32)
-    values *= shape[-1] ** -0.5
-    return np.ascontiguousarray(values.view(np.uint16)[..., 1::2])
-
-
-def random_experts(seed: int, count: int, hidden: int, intermediate: int) -> Experts:
+def random_experts(seed: int, count: int, hidden: int, intermediate: int, format: Format = PLAIN) -> Experts:
+    """Sizes that the format cannot have as a number of columns are rounded up."""
     rng = np.random.default_rng(seed)
+    hidden, intermediate = format.fit(hidden), format.fit(intermediate)
     return Experts(
-        _scaled_bits(rng, count, intermediate, hidden),
-        _scaled_bits(rng, count, intermediate, hidden),
-        _scaled_bits(rng, count, hidden, intermediate),
+        random_matrix(rng, format, count, intermediate, hidden),
+        random_matrix(rng, format, count, intermediate, hidden),
+        random_matrix(rng, format, count, hidden, intermediate),
     )
+
+
+def bf16_experts(gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> Experts:
+    """Experts from bf16 bits [E, rows, columns]."""
+    return Experts(*(PLAIN.matrix(bits) for bits in (gate, up, down)))
 
 
 def mixed_ids(rng: np.random.Generator, tokens: int, top_k: int, count: int) -> np.ndarray:
@@ -167,14 +176,20 @@ def random_call(seed: int, experts: Experts, tokens: int, top_k: int) -> Call:
 # ---- the extension ------------------------------------------------------------------------------
 
 
-def addresses(matrices: np.ndarray) -> list[int]:
-    return [matrix.ctypes.data for matrix in matrices]
+def chosen_kernels() -> dict[str, str]:
+    """method -> the kernels that this process multiplies with."""
+    return {row["method"]: row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen"}
+
+
+def keeps_swiglu_in_fp32(format: Format) -> bool:
+    """Kernels that multiply pairs of bf16 (AVX512-BF16, AMX) round the SwiGLU outputs to bf16."""
+    return chosen_kernels()[format.method].endswith((".avx2", ".avx512"))
 
 
 def make_layer(engine, experts: Experts, **changes):
     """A layer with the sizes of `experts`, not yet loaded."""
     arguments = {
-        "method": "BF16",
+        "method": experts.format.method,
         "num_experts": experts.count,
         "top_k": min(2, experts.count),
         "hidden": experts.hidden,
@@ -184,8 +199,15 @@ def make_layer(engine, experts: Experts, **changes):
     return ext.MoeLayer(engine, **{**arguments, **changes})
 
 
+def load_pointers(layer, experts: Experts, gate: list, up: list, down: list) -> None:
+    """load_experts of pointers, with the group size and scale dtype of `experts`."""
+    layer.load_experts(
+        gate, up, down, group_size=experts.format.group, scale_dtype=experts.format.scale_dtype
+    )
+
+
 def load(layer, experts: Experts) -> None:
-    layer.load_experts_bf16(addresses(experts.gate), addresses(experts.up), addresses(experts.down))
+    load_pointers(layer, experts, *(part.pointers() for part in experts.parts))
 
 
 def build_layer(engine, experts: Experts, **changes):
@@ -246,9 +268,7 @@ def reference(
     for expert in np.unique(call.ids):
         if expert < 0 or expert in on_device:
             continue
-        gate, up, down = (
-            from_bf16(m[expert]).astype(np.float64) for m in (experts.gate, experts.up, experts.down)
-        )
+        gate, up, down = (part.decoded(expert) for part in experts.parts)
         tokens, places = np.nonzero(call.ids == expert)
         rows = hidden[tokens]
         product = activation(rows @ gate.T, rows @ up.T, limit, alpha) @ down.T

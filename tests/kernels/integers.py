@@ -1,4 +1,5 @@
-"""Layers whose results are whole numbers, so that every kernel must give exactly the right answer.
+"""Layers whose results are whole numbers, so that every kernel of every format must give exactly the right
+answer.
 
     x     0 or 1
     gate  a few 64s and 128s per row, else 0    g = 64 n, 0 <= n <= 3
@@ -10,12 +11,15 @@
 Why this is exact in any order of summation: silu(0) = 0; for g >= 64 the quotient g / (1 + exp(-g)) is g, in
 fp32 and in double (exp(-64) = 1.6e-28); h has at most 8 significant bits (n u <= 255), so it survives
 rounding to bf16; and all partial sums are small multiples of one power of two, far below 2^24 of them.
+
+A format with scales gets the same numbers: random powers of two as scales, and codes that make up for them.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from harness import Call, Experts, mixed_ids, to_bf16
+from formats import PLAIN, TABLES, Format, Matrix, finite_codes, to_bf16
+from harness import Call, Experts, mixed_ids
 
 ROUTING_WEIGHTS = np.array([1, -1, 2, 0.5], np.float32)
 MAX_UP = 85  # n u <= 255
@@ -29,20 +33,50 @@ def _signs(rng: np.random.Generator, shape: tuple[int, ...], density: float) -> 
     return (draws < half).astype(np.int8) - (draws >= 256 - half).astype(np.int8)
 
 
-def _bits_of_signs(signs: np.ndarray, magnitude: float) -> np.ndarray:
-    table = to_bf16(np.array([0, magnitude, -magnitude], np.float32))  # indexed by 0, 1, -1
-    return table[signs]
+def exact_matrix(
+    rng: np.random.Generator, format: Format, values: np.ndarray, exponents: tuple[int, ...]
+) -> Matrix:
+    """`values` [E, rows, columns] in a format, exactly: scales are random powers of two with these exponents
+    and the codes make up for them. NVFP4 hides a power of two of its own in the factor."""
+    if format.codes == "bf16":
+        return format.matrix(to_bf16(values))
+    count, rows, columns = values.shape
+    scales = np.exp2(rng.choice(exponents, (count, *format.scales_shape(rows, columns))))
+    spread = scales.repeat(format.block_rows, axis=1)[:, :rows]
+    spread = spread.repeat(format.group_columns(columns), axis=2)[:, :, :columns]
+    codes = _codes_of(format.codes, values / spread)
+    factors = np.ones(count, np.float32)
+    if format.scale_kind == "e4m3":
+        factors = np.exp2(rng.integers(-4, 5, count) + np.float32(exponents[0])).astype(np.float32)
+        scales /= factors[:, None, None]
+    return format.matrix(codes, format.stored_scales(scales), factors)
 
 
-def integer_experts(seed: int, count: int, hidden: int, intermediate: int) -> Experts:
+def _codes_of(kind: str, values: np.ndarray) -> np.ndarray:
+    """The code of each value; every value must be in the table."""
+    codes = finite_codes(kind)
+    ascending = codes[np.argsort(TABLES[kind][codes], kind="stable")]
+    found = np.searchsorted(TABLES[kind][ascending], values.astype(np.float32))
+    result = ascending[found]
+    assert np.array_equal(TABLES[kind][result], values)
+    return result
+
+
+def integer_experts(seed: int, count: int, hidden: int, intermediate: int, format: Format = PLAIN) -> Experts:
+    """Sizes that the format cannot have as a number of columns are rounded up."""
     rng = np.random.default_rng(seed)
-    gate = np.zeros((count, intermediate, hidden), np.uint16)
+    hidden, intermediate = format.fit(hidden), format.fit(intermediate)
+    gate = np.zeros((count, intermediate, hidden), np.float32)
     expert, row = np.ogrid[:count, :intermediate]
     for value in (64.0, 128.0):
-        gate[expert, row, rng.integers(0, hidden, (count, intermediate))] = to_bf16(np.float32(value))
-    up = _bits_of_signs(_signs(rng, (count, intermediate, hidden), min(1.0, _UP_ENTRIES / hidden)), 1)
-    down = _bits_of_signs(_signs(rng, (count, hidden, intermediate), min(1.0, 500 / intermediate)), 1 / 64)
-    return Experts(gate, up, down)
+        gate[expert, row, rng.integers(0, hidden, (count, intermediate))] = value
+    up = _signs(rng, (count, intermediate, hidden), min(1.0, _UP_ENTRIES / hidden)).astype(np.float32)
+    down = _signs(rng, (count, hidden, intermediate), min(1.0, 500 / intermediate)).astype(np.float32) / 64
+    return Experts(
+        exact_matrix(rng, format, gate, (5, 6)),
+        exact_matrix(rng, format, up, (-2, -1, 0)),
+        exact_matrix(rng, format, down, (-8, -7, -6)),
+    )
 
 
 def integer_call(seed: int, experts: Experts, tokens: int, top_k: int) -> Call:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from formats import BF16, F32
 from harness import (
-    BF16,
-    F32,
-    addresses,
     arguments,
     build_layer,
     ext,
@@ -65,7 +63,7 @@ def test_more_threads_than_cores_and_more_pools_than_nodes_are_warned_about():
     assert any("NUMA node" in warning for warning in ext.Engine(nodes + 1, nodes + 1).warnings)
 
 
-# ---- layers and weights -------------------------------------------------------------------------
+# ---- layers (their weights: test_bad_weights.py) ------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["num_experts", "top_k", "hidden", "intermediate", "max_tokens"])
@@ -85,29 +83,6 @@ def test_unknown_method_names_the_known_ones():
 def test_swiglu_constant_that_is_not_a_positive_number(name, value):
     with pytest.raises(ValueError, match=name):
         make_layer(ENGINE, EXPERTS, **{name: value})
-
-
-@pytest.mark.parametrize("short", [0, 1, 2])
-def test_wrong_number_of_expert_matrices(short):
-    layer = make_layer(ENGINE, EXPERTS)
-    lists = [addresses(part) for part in (EXPERTS.gate, EXPERTS.up, EXPERTS.down)]
-    lists[short].pop()
-    with pytest.raises(ValueError, match="for 4 experts"):
-        layer.load_experts_bf16(*lists)
-    assert not layer.loaded
-    assert layer.weight_bytes == 0
-
-
-def load_a_null_matrix() -> None:
-    layer = make_layer(ext.Engine(2), EXPERTS)
-    lists = [addresses(part) for part in (EXPERTS.gate, EXPERTS.up, EXPERTS.down)]
-    lists[2][3] = 0
-    with pytest.raises(ValueError, match="down"):
-        layer.load_experts_bf16(*lists)
-
-
-def test_null_matrix_is_an_error_and_no_crash():
-    isolated("test_bad_arguments", "load_a_null_matrix")
 
 
 # ---- calls --------------------------------------------------------------------------------------
@@ -195,7 +170,7 @@ def test_waiting_for_a_negative_number_of_tasks_does_not_hang():
 # ---- the environment ----------------------------------------------------------------------------
 
 PRINT_ERROR = """
-from harness import ext
+from extension import ext
 for attempt in range(2):
     try:
         ext.cpu_features()

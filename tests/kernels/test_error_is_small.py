@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from formats import BF16, F16, F32, ONE_PER_METHOD, decode, encode
 from harness import (
-    BF16,
-    F16,
-    F32,
     NMSE_BOUND,
-    SHAPES,
-    TOKEN_COUNTS,
     Call,
     arguments,
     build_layer,
-    decode,
-    encode,
+    every_format_and_shape,
     ext,
     nmse,
     random_call,
@@ -28,6 +23,7 @@ from harness import (
     reference,
     run,
     same_bits,
+    token_counts,
 )
 
 ENGINE = ext.Engine(2)
@@ -38,23 +34,24 @@ def assert_close(output: np.ndarray, expected: np.ndarray, dtype: int = F32) -> 
     assert error <= NMSE_BOUND, f"NMSE {error:.2e} is above {NMSE_BOUND:.0e}"
 
 
-@pytest.mark.parametrize(("hidden", "intermediate"), SHAPES)
-def test_error_against_double_sums_for_every_token_count(hidden, intermediate):
+@pytest.mark.parametrize(("format", "hidden", "intermediate"), every_format_and_shape())
+def test_error_against_double_sums_for_every_token_count(format, hidden, intermediate):
+    if hidden * intermediate < 32:
+        return  # a handful of numbers has no average error; the integer tests cover them
     count = 2 if hidden * intermediate > 1 << 20 else 5
-    experts = random_experts(hidden * 8191 + intermediate, count, hidden, intermediate)
-    call = random_call(1, experts, max(TOKEN_COUNTS), top_k=2)
+    experts = random_experts(hidden * 8191 + intermediate, count, hidden, intermediate, format)
+    call = random_call(1, experts, max(token_counts(format)), top_k=2)
     expected = reference(experts, call)
     layer = build_layer(ENGINE, experts)
-    for tokens in TOKEN_COUNTS:
-        if hidden * intermediate < 32:
-            continue  # a handful of numbers has no average error; the integer tests cover them
+    for tokens in token_counts(format):
         assert_close(run(layer, call.rows(slice(tokens))), expected[:tokens])
 
 
 @pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("hidden_dtype", [BF16, F16, F32])
-def test_error_for_each_dtype_in_and_out(hidden_dtype, output_dtype):
-    experts = random_experts(2, 4, 72, 200)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_error_for_each_dtype_in_and_out(format, hidden_dtype, output_dtype):
+    experts = random_experts(2, 4, 72, 200, format)
     layer = build_layer(ENGINE, experts)
     call = random_call(2, experts, 64, top_k=2)
     values = np.random.default_rng(2).standard_normal(call.hidden.shape, dtype=np.float32)
@@ -63,8 +60,9 @@ def test_error_for_each_dtype_in_and_out(hidden_dtype, output_dtype):
 
 
 @pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
-def test_the_output_is_the_fp32_sum_rounded_once_to_nearest_even(output_dtype):
-    experts = random_experts(3, 4, 72, 40)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_the_output_is_the_fp32_sum_rounded_once_to_nearest_even(format, output_dtype):
+    experts = random_experts(3, 4, 72, 40, format)
     layer = build_layer(ENGINE, experts)
     call = random_call(3, experts, 200, top_k=2)
     exact = run(layer, call, F32)

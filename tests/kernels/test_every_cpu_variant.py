@@ -11,7 +11,7 @@ import json
 import re
 
 import pytest
-from harness import ext
+from extension import ext
 from isolation import python
 
 AVX2 = {"avx2", "fma", "f16c"}
@@ -73,7 +73,7 @@ def representatives() -> list[str]:
 
 SHOW = """
 import json
-from harness import ext
+from extension import ext
 chosen = [row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen"]
 print(json.dumps(ext.cpu_features() | {"chosen": chosen}))
 """

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from formats import BF16, F16, F32, FORMATS, ONE_PER_METHOD, encode, from_bf16
 from harness import (
-    BF16,
-    F16,
-    F32,
-    SHAPES,
-    TOKEN_COUNTS,
     arguments,
     build_layer,
-    encode,
+    every_format_and_shape,
     ext,
-    from_bf16,
     load,
     reference,
     run,
     same_bits,
+    token_counts,
 )
 from integers import MAX_UP, integer_call, integer_experts
 
@@ -40,15 +36,15 @@ def assert_equal(output: np.ndarray, expected: np.ndarray) -> None:
     )
 
 
-@pytest.mark.parametrize(("hidden", "intermediate"), SHAPES)
-def test_every_element_is_exact_for_every_token_count(hidden, intermediate):
+@pytest.mark.parametrize(("format", "hidden", "intermediate"), every_format_and_shape())
+def test_every_element_is_exact_for_every_token_count(format, hidden, intermediate):
     experts = integer_experts(
-        hidden * 8191 + intermediate, experts_for(hidden, intermediate), hidden, intermediate
+        hidden * 8191 + intermediate, experts_for(hidden, intermediate), hidden, intermediate, format
     )
-    call = integer_call(1, experts, max(TOKEN_COUNTS), top_k=2)
+    call = integer_call(1, experts, max(token_counts(format)), top_k=2)
     expected = reference(experts, call)
     layer = build_layer(ENGINE, experts)
-    for tokens in TOKEN_COUNTS:
+    for tokens in token_counts(format):
         assert_equal(run(layer, call.rows(slice(tokens))), expected[:tokens].astype(np.float32))
 
 
@@ -60,8 +56,17 @@ def test_the_data_exercise_the_kernels():
         expected = reference(experts, call)
         assert np.array_equal(expected, np.round(expected * 2) / 2)
         assert np.count_nonzero(expected) > 0.7 * expected.size
-        ups = from_bf16(call.hidden) @ from_bf16(experts.up[0]).T
+        ups = from_bf16(call.hidden) @ experts.up.decoded(0).T
         assert 10 < np.abs(ups).max() <= MAX_UP
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_every_format_gets_the_same_kind_of_numbers(format):
+    experts = integer_experts(7, 2, 192, 192, format)
+    for part, values in zip(experts.parts, ({0, 64, 128}, {-1, 0, 1}, {-1 / 64, 0, 1 / 64}), strict=True):
+        assert {*part.decoded(1).ravel().tolist()} <= values
+        if part.scale is not None:
+            assert len(np.unique(part.scale)) > 1
 
 
 SKEWS = {
@@ -79,20 +84,22 @@ SKEWS = {
 }
 
 
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
 @pytest.mark.parametrize("ids_dtype", [np.int32, np.int64])
 @pytest.mark.parametrize("skew", SKEWS)
-def test_skewed_routing_loses_and_doubles_nothing(skew, ids_dtype):
-    experts = integer_experts(3, 6, 96, 160)
+def test_skewed_routing_loses_and_doubles_nothing(skew, ids_dtype, format):
+    experts = integer_experts(3, 6, 96, 160, format)
     layer = build_layer(ENGINE, experts, top_k=3)
-    for tokens in [t for t in TOKEN_COUNTS if t > 0]:
+    for tokens in [t for t in token_counts(format) if t > 0]:
         call = integer_call(tokens, experts, tokens, top_k=3)
         call.ids = np.ascontiguousarray(SKEWS[skew](np.random.default_rng(tokens), tokens), dtype=ids_dtype)
         assert_equal(run(layer, call), reference(experts, call).astype(np.float32))
 
 
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
 @pytest.mark.parametrize("top_k", [1, 2, 6, 8])
-def test_number_of_experts_per_token(top_k):
-    experts = integer_experts(4, 8, 64, 96)
+def test_number_of_experts_per_token(top_k, format):
+    experts = integer_experts(4, 8, 64, 96, format)
     layer = build_layer(ENGINE, experts, top_k=top_k)
     call = integer_call(top_k, experts, 33, top_k)
     assert_equal(run(layer, call), reference(experts, call).astype(np.float32))
@@ -101,8 +108,9 @@ def test_number_of_experts_per_token(top_k):
 @pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("hidden_dtype", [BF16, F16, F32])
 @pytest.mark.parametrize(("hidden", "intermediate"), [(64, 96), (33, 70), (7, 3)])
-def test_each_dtype_in_and_out_rounds_once(hidden, intermediate, hidden_dtype, output_dtype):
-    experts = integer_experts(5, 4, hidden, intermediate)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_each_dtype_in_and_out_rounds_once(format, hidden, intermediate, hidden_dtype, output_dtype):
+    experts = integer_experts(5, 4, hidden, intermediate, format)
     layer = build_layer(ENGINE, experts)
     call = integer_call(2, experts, 17, top_k=2)
     typed = call.with_hidden((call.hidden != 0).astype(np.float32), hidden_dtype)
@@ -111,8 +119,9 @@ def test_each_dtype_in_and_out_rounds_once(hidden, intermediate, hidden_dtype, o
 
 
 @pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
-def test_accumulate_adds_to_what_the_output_holds(output_dtype):
-    experts = integer_experts(6, 4, 72, 40)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_accumulate_adds_to_what_the_output_holds(format, output_dtype):
+    experts = integer_experts(6, 4, 72, 40, format)
     layer = build_layer(ENGINE, experts)
     for tokens in (1, 5, 33):
         call = integer_call(3, experts, tokens, top_k=2)
@@ -134,8 +143,9 @@ def test_accumulating_nothing_leaves_the_output_alone():
     assert same_bits(output, before)
 
 
-def test_experts_on_the_device_are_left_out_and_the_mask_is_read_live():
-    experts = integer_experts(8, 6, 64, 64)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_experts_on_the_device_are_left_out_and_the_mask_is_read_live(format):
+    experts = integer_experts(8, 6, 64, 64, format)
     layer = build_layer(ENGINE, experts)
     call = integer_call(4, experts, 33, top_k=2)
     mask = np.array([0, 1, 0, 0, 1, 0], np.uint8)
@@ -149,8 +159,9 @@ def test_experts_on_the_device_are_left_out_and_the_mask_is_read_live():
     assert_equal(run(layer, call), reference(experts, call).astype(np.float32))
 
 
-def test_loading_again_replaces_the_weights():
-    first, second = integer_experts(9, 4, 100, 60), integer_experts(10, 4, 100, 60)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_loading_again_replaces_the_weights(format):
+    first, second = (integer_experts(seed, 4, 100, 60, format) for seed in (9, 10))
     layer = build_layer(ENGINE, first)
     call = integer_call(5, first, 16, top_k=2)
     assert_equal(run(layer, call), reference(first, call).astype(np.float32))

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import ext
+from extension import ext
 from tools import tool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from isolation import python
 from test_every_cpu_variant import passed, run_arithmetic
 
-SHOW = "from harness import ext; f = ext.cpu_features(); print('variant', f['variant'], *f['detected'])"
+SHOW = "from extension import ext; f = ext.cpu_features(); print('variant', f['variant'], *f['detected'])"
 
 
 def test_haswell_is_seen_as_avx2():

@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import F32, SMALL_SWEEP, build_layer, ext, poisoned, random_call, random_experts, run, same_bits
+from formats import F32, FORMATS, ONE_PER_METHOD, PLAIN, Format
+from harness import SMALL_SWEEP, build_layer, ext, random_call, random_experts, run, same_bits
 
 ENGINE = ext.Engine(2)
 # (hidden, intermediate, tokens): one long enough to be cut in K, sizes that fill nothing, fewer panels than
 # pools.
 CASES = [(2048, 768, 300), (64, 576, 65), (577, 191, 33), (33, 33, 40), (1, 1, 5)]
+# The other methods decode weights twice: in registers for up to 4 tokens of an expert, else into blocks of K
+# that are shared. Both K longer than a block and not a multiple of it; the second fills nothing.
+METHOD_CASES = [(1400, 650, 70), (33, 33, 40)]
+SCALE_CASES = [(1400, 650, 24)]
 CROWD = (2048, 64, 700)
+METHOD_CROWD = (1400, 64, 200)
 if SMALL_SWEEP:
     CASES, CROWD = [(192, 96, 33), (33, 70, 18)], (768, 32, 200)
+    METHOD_CASES, SCALE_CASES, METHOD_CROWD = [(600, 70, 18)], [(330, 70, 12)], (600, 32, 30)
 
 
-def make(hidden: int, intermediate: int, tokens: int):
-    experts = random_experts(hidden + intermediate, 4, hidden, intermediate)
+def every_case(formats: tuple[Format, ...]) -> list:
+    """Parameters (format, hidden, intermediate, tokens)."""
+    return [
+        pytest.param(format, *case, id="-".join(map(str, (format, *case))))
+        for format in formats
+        for case in (CASES if format == PLAIN else METHOD_CASES if format in ONE_PER_METHOD else SCALE_CASES)
+    ]
+
+
+def make(hidden: int, intermediate: int, tokens: int, format: Format = PLAIN):
+    experts = random_experts(hidden + intermediate, 4, hidden, intermediate, format)
     return experts, random_call(hidden, experts, tokens, top_k=2)
 
 
@@ -28,9 +44,9 @@ def some(tokens: int) -> list[int]:
     return sorted({t for t in (0, 1, 2, 11, 12, 15, 16, 31, 32, 63, 100, 255, 256, tokens - 1) if t < tokens})
 
 
-@pytest.mark.parametrize(("hidden", "intermediate", "tokens"), CASES)
-def test_token_result_does_not_depend_on_its_neighbours(hidden, intermediate, tokens):
-    experts, call = make(hidden, intermediate, tokens)
+@pytest.mark.parametrize(("format", "hidden", "intermediate", "tokens"), every_case(FORMATS))
+def test_token_result_does_not_depend_on_its_neighbours(format, hidden, intermediate, tokens):
+    experts, call = make(hidden, intermediate, tokens, format)
     layer = build_layer(ENGINE, experts)
     together = run(layer, call)
     for t in some(tokens):
@@ -43,19 +59,23 @@ def test_token_result_does_not_depend_on_its_neighbours(hidden, intermediate, to
     assert same_bits(run(layer, call.rows(shuffled)), together[shuffled])
 
 
-def test_token_result_does_not_depend_on_how_crowded_its_expert_is():
-    experts, call = make(*CROWD)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_token_result_does_not_depend_on_how_crowded_its_expert_is(format):
+    """Every number of tokens from 1 to 18 of an expert, then some larger ones."""
+    experts, call = make(*(CROWD if format == PLAIN else METHOD_CROWD), format)
     call.ids[:, 0], call.ids[:, 1] = 2, -1
     layer = build_layer(ENGINE, experts)
     crowded = run(layer, call)
     for t in some(call.tokens):
         assert same_bits(run(layer, call.rows([t])), crowded[[t]]), f"token {t}"
+    for tokens in (*range(2, 19), 24, 25, 29):
+        assert same_bits(run(layer, call.rows(slice(tokens))), crowded[:tokens]), f"{tokens} tokens"
 
 
-@pytest.mark.parametrize(("hidden", "intermediate", "tokens"), CASES)
+@pytest.mark.parametrize(("format", "hidden", "intermediate", "tokens"), every_case(ONE_PER_METHOD))
 @pytest.mark.parametrize(("threads", "subpools"), [(1, 1), (3, 1), (2, 2), (3, 2), (3, 3)])
-def test_threads_and_pools_do_not_change_a_bit(threads, subpools, hidden, intermediate, tokens):
-    experts, call = make(hidden, intermediate, tokens)
+def test_threads_and_pools_do_not_change_a_bit(threads, subpools, format, hidden, intermediate, tokens):
+    experts, call = make(hidden, intermediate, tokens, format)
     engine = ext.Engine(threads, subpools)
     assert engine.threads == threads
     assert sum(engine.threads_per_subpool) == threads
@@ -65,22 +85,25 @@ def test_threads_and_pools_do_not_change_a_bit(threads, subpools, hidden, interm
         assert same_bits(run(layer, call.rows(part)), run(expected_layer, call.rows(part)))
 
 
-def test_repeated_calls_give_the_same_bits():
-    experts, call = make(96, 64, 40)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_repeated_calls_give_the_same_bits(format):
+    experts, call = make(96, 64, 40, format)
     layer = build_layer(ENGINE, experts)
     first = run(layer, call)
     for _ in range(20):
         assert same_bits(run(layer, call), first)
 
 
-def test_a_call_leaves_nothing_behind_for_the_next():
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_a_call_leaves_nothing_behind_for_the_next(format):
     """A larger call full of NaN and Inf, on this and on another layer of the engine, taints no later call."""
-    experts, call = make(100, 70, 33)
+    experts, call = make(100, 70, 33, format)
     layer = build_layer(ENGINE, experts)
-    larger = build_layer(ENGINE, random_experts(9, 4, 400, 300))
+    larger = random_experts(9, 4, 400, 300, format)
+    larger, larger_hidden = build_layer(ENGINE, larger), larger.hidden
     first = [run(layer, call.rows(slice(n))) for n in (1, 5, 33)]
     for value in (np.nan, np.inf, -np.inf):
-        for poisoned_layer, width in ((layer, 100), (larger, 400)):
+        for poisoned_layer, width in ((layer, experts.hidden), (larger, larger_hidden)):
             rows = np.full((64, width), value, np.float32)
             ids = np.arange(128).reshape(64, 2) % 4
             nonsense = call.rows([0] * 64).with_hidden(rows, F32)
@@ -90,10 +113,12 @@ def test_a_call_leaves_nothing_behind_for_the_next():
             assert same_bits(run(layer, call.rows(slice(n))), expected)
 
 
-def test_the_layer_keeps_its_own_copy_of_the_weights():
-    experts, call = make(64, 64, 16)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_the_layer_keeps_its_own_copy_of_the_weights(format):
+    experts, call = make(64, 64, 16, format)
     layer = build_layer(ENGINE, experts)
     first = run(layer, call)
-    for matrices in (experts.gate, experts.up, experts.down):
-        matrices[:] = poisoned((1,), 0)
+    for part in experts.parts:
+        for tensor in part.tensors():
+            tensor.view(np.uint8)[:] = 0x5A
     assert same_bits(run(layer, call), first)

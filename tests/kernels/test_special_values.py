@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import (
+from formats import (
     BF16,
+    E4M3_NAN,
     F16,
     F32,
+    FORMATS,
+    ONE_PER_METHOD,
+    PLAIN,
+    Format,
+    decode,
+    from_bf16,
+    to_bf16,
+)
+from harness import (
     Call,
     Experts,
+    bf16_experts,
     build_layer,
-    decode,
     ext,
-    from_bf16,
     random_call,
     random_experts,
     reference,
     run,
     same_bits,
-    to_bf16,
 )
 
 ENGINE = ext.Engine(2)
 TOKENS, VICTIM = 40, 13
 
 
-def make(hidden: int = 72, intermediate: int = 40) -> tuple[Experts, Call]:
-    experts = random_experts(1, 4, hidden, intermediate)
+def make(format: Format = PLAIN, hidden: int = 72, intermediate: int = 40) -> tuple[Experts, Call]:
+    experts = random_experts(1, 4, hidden, intermediate, format)
     call = random_call(1, experts, TOKENS, top_k=2)
     call.ids[VICTIM] = [1, 3]
     return experts, call
@@ -41,8 +49,11 @@ def assert_only_victim_changed(output: np.ndarray, clean: np.ndarray) -> None:
 @pytest.mark.parametrize("hidden_dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("place", [0, 37, 71])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_bad_hidden_value_reaches_every_output_of_its_token_and_no_other(value, place, hidden_dtype):
-    experts, call = make()
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_a_bad_hidden_value_reaches_every_output_of_its_token_and_no_other(
+    format, value, place, hidden_dtype
+):
+    experts, call = make(format)
     layer = build_layer(ENGINE, experts)
     values = decode(call.hidden, BF16)
     clean = run(layer, call.with_hidden(values, hidden_dtype))
@@ -54,9 +65,10 @@ def test_a_bad_hidden_value_reaches_every_output_of_its_token_and_no_other(value
 
 @pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("bits", [0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_nan_is_nan_in_every_output_dtype(bits, output_dtype):
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_nan_is_nan_in_every_output_dtype(format, bits, output_dtype):
     """Careless rounding to bf16 turns the first of these into Inf and the last two into zeros."""
-    experts, call = make()
+    experts, call = make(format)
     layer = build_layer(ENGINE, experts)
     values = decode(call.hidden, BF16)
     values.view(np.uint32)[VICTIM, 5] = bits
@@ -66,8 +78,9 @@ def test_nan_is_nan_in_every_output_dtype(bits, output_dtype):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_bad_routing_weight_stays_with_its_token(value):
-    experts, call = make()
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_a_bad_routing_weight_stays_with_its_token(format, value):
+    experts, call = make(format)
     layer = build_layer(ENGINE, experts)
     clean = run(layer, call)
     call.weights[VICTIM, 0] = value
@@ -87,21 +100,62 @@ def test_nan_of_a_skipped_token_is_not_computed():
     assert not output[VICTIM].any()
 
 
-@pytest.mark.parametrize("part", ["gate", "up", "down"])
-def test_nan_in_an_experts_weights_reaches_only_tokens_that_chose_it(part):
-    experts, call = make()
-    clean = run(build_layer(ENGINE, experts), call)
-    getattr(experts, part)[3, 7, 11] = to_bf16(np.float32(np.nan))
-    output = run(build_layer(ENGINE, experts), call)
+NAN_CODES = {"bf16": (0x7F81, 0x7FC0, 0xFFC0, 0xFFFF), "e4m3": E4M3_NAN}
+NAN_SCALES = {
+    "e4m3": np.uint8(0x7F),
+    BF16: np.uint16(0x7FC0),
+    F16: np.float16(np.nan),
+    F32: np.float32(np.nan),
+}
+NAN_CODE_CASES = [(format, code) for format in ONE_PER_METHOD for code in NAN_CODES.get(format.codes, ())]
+
+
+def assert_nan_where_it_belongs(experts: Experts, call: Call, clean: np.ndarray, rows_of_down) -> None:
+    """Expert 3 holds NaN: in these rows of down, or (None) in gate or up, from where every output gets it."""
+    columns = np.arange(experts.hidden) if rows_of_down is None else rows_of_down
     chosen = (call.ids == 3).any(axis=1)
-    assert same_bits(output[~chosen], clean[~chosen])
-    assert np.isnan(output[chosen]).any(axis=1).all()
-    if part == "down":  # row 7 of down makes column 7 of the output, and nothing else
-        assert same_bits(np.delete(output, 7, axis=1), np.delete(clean, 7, axis=1))
+    for tokens in (TOKENS, 3):  # many tokens of the expert, and few
+        output = run(build_layer(ENGINE, experts), call.rows(slice(tokens)))
+        expected = np.isin(np.arange(experts.hidden), columns) & chosen[:tokens, None]
+        assert np.array_equal(np.isnan(output), expected)
+        assert same_bits(output[~expected], clean[:tokens][~expected])
 
 
-def test_zero_routing_weight_adds_zero():
-    experts, call = make()
+@pytest.mark.parametrize(("format", "code"), NAN_CODE_CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_a_nan_code_reaches_exactly_what_it_touches(part, format, code):
+    experts, call = make(format)
+    call.ids[1] = [3, 0]
+    clean = run(build_layer(ENGINE, experts), call)
+    getattr(experts, part).weight[3, 7, 11] = code
+    assert_nan_where_it_belongs(experts, call, clean, [7] if part == "down" else None)
+
+
+@pytest.mark.parametrize("format", [f for f in FORMATS if f.scale_kind in ("float", "e4m3")], ids=str)
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_a_nan_scale_reaches_exactly_the_rows_it_covers(part, format):
+    experts, call = make(format, 160, 144)
+    call.ids[1] = [3, 0]
+    clean = run(build_layer(ENGINE, experts), call)
+    matrix = getattr(experts, part)
+    kind = format.scale_dtype if format.scale_kind == "float" else "e4m3"
+    row = 1 if format.method == "FP8" else 7
+    matrix.row_scales(3)[row, ...] = NAN_SCALES[kind]
+    touched = np.flatnonzero(np.isnan(matrix.decoded(3)).any(axis=1))
+    assert_nan_where_it_belongs(experts, call, clean, touched if part == "down" else None)
+
+
+def test_a_nan_factor_of_nvfp4_reaches_every_output_of_its_expert():
+    experts, call = make(Format("NVFP4"))
+    call.ids[1] = [3, 0]
+    clean = run(build_layer(ENGINE, experts), call)
+    experts.down.factor[3] = np.nan
+    assert_nan_where_it_belongs(experts, call, clean, None)
+
+
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_zero_routing_weight_adds_zero(format):
+    experts, call = make(format)
     layer = build_layer(ENGINE, experts)
     skipped = call.rows(slice(TOKENS))
     skipped.ids[:, 1] = -1
@@ -110,38 +164,42 @@ def test_zero_routing_weight_adds_zero():
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_zero_hidden_states_give_zeros(zero):
-    experts, call = make()
-    output = run(build_layer(ENGINE, experts), call.with_hidden(np.full((TOKENS, 72), zero, np.float32)))
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_zero_hidden_states_give_zeros(format, zero):
+    experts, call = make(format)
+    output = run(build_layer(ENGINE, experts), call.with_hidden(np.full(call.hidden.shape, zero, np.float32)))
     assert not output.any()
 
 
 @pytest.mark.parametrize("hidden_dtype", [BF16, F32])
-def test_denormal_hidden_states_count_as_themselves_or_as_zero(hidden_dtype):
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_denormal_hidden_states_count_as_themselves_or_as_zero(format, hidden_dtype):
     """VDPBF16PS and AMX read denormals as zero, FMA does not; ordinary values beside them must not suffer."""
-    experts, call = make()
+    experts, call = make(format)
     layer = build_layer(ENGINE, experts)
-    denormals = np.random.default_rng(1).uniform(-1e-38, 1e-38, (TOKENS, 72)).astype(np.float32)
+    denormals = np.random.default_rng(1).uniform(-1e-38, 1e-38, call.hidden.shape).astype(np.float32)
     tiny = run(layer, call.with_hidden(denormals, hidden_dtype))
     assert np.abs(tiny).max() <= 1e-37
     values = decode(call.hidden, BF16)
-    mixed = np.where(np.arange(72) % 3 == 0, denormals, values)
-    zeroed = np.where(np.arange(72) % 3 == 0, np.float32(0), values)
+    mixed = np.where(np.arange(experts.hidden) % 3 == 0, denormals, values)
+    zeroed = np.where(np.arange(experts.hidden) % 3 == 0, np.float32(0), values)
     assert np.array_equal(
         run(layer, call.with_hidden(mixed, hidden_dtype)), run(layer, call.with_hidden(zeroed, hidden_dtype))
     )
 
 
-def test_denormal_f16_hidden_states_are_ordinary_bf16_numbers():
-    experts, call = make()
-    values = np.random.default_rng(2).uniform(-6e-5, 6e-5, (TOKENS, 72)).astype(np.float16)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_denormal_f16_hidden_states_are_ordinary_bf16_numbers(format):
+    experts, call = make(format)
+    values = np.random.default_rng(2).uniform(-6e-5, 6e-5, call.hidden.shape).astype(np.float16)
     small = call.with_hidden(values, F16)
     output, expected = run(build_layer(ENGINE, experts), small), reference(experts, small)
     assert np.abs(output - expected).max() <= 0.02 * np.abs(expected).max()
 
 
-def test_f16_output_overflows_to_infinity_with_the_right_sign():
-    experts, call = make()
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+def test_f16_output_overflows_to_infinity_with_the_right_sign(format):
+    experts, call = make(format)
     call.weights *= 1e7
     layer = build_layer(ENGINE, experts)
     with np.errstate(over="ignore"):
@@ -155,7 +213,7 @@ def test_the_largest_finite_values_do_not_become_nan():
     big, small = np.float32(2.0**60), np.float32(2.0**-60)
     gate = to_bf16(np.full((1, 32, 32), big))
     gate[0, 1::2] = to_bf16(-big)
-    experts = Experts(
+    experts = bf16_experts(
         gate, to_bf16(np.full((1, 32, 32), small)), to_bf16(np.full((1, 32, 32), np.float32(1)))
     )
     call = Call(

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from formats import BF16, F16, F32, FORMATS, ONE_PER_METHOD, PLAIN, Matrix, decode
 from guarded_memory import SIDES, GuardedArray
 from harness import (
-    BF16,
-    F16,
-    F32,
     SMALL_SWEEP,
     Call,
     arguments,
+    bf16_experts,
     build_layer,
-    decode,
     ext,
+    load_pointers,
     make_layer,
     poisoned,
     random_call,
@@ -30,9 +29,13 @@ from isolation import isolated
 # (hidden, intermediate): whole panels; nothing whole; odd K (a pair with one column); a single number; long
 # rows.
 SHAPES = [(64, 64), (33, 70), (31, 65), (72, 40), (1, 1), (15, 3), (2050, 34)]
+# For the other methods, also one whose last blocks of 128 x 128 are ragged.
+METHOD_SHAPES = [(33, 70), (300, 130), (1, 1)]
 TOKENS = (1, 3, 16, 17, 33, 70)
+METHOD_TOKENS = (1, 4, 5, 33)
 if SMALL_SWEEP:
     SHAPES, TOKENS = [(64, 64), (33, 70), (1, 1)], (1, 3, 17)
+    METHOD_SHAPES, METHOD_TOKENS = [(33, 130)], (1, 17)
 
 
 def guarded_call(call: Call, side: str) -> tuple[Call, list[GuardedArray]]:
@@ -57,44 +60,55 @@ def check_forward(layer, call: Call, side: str, output_dtype: int) -> None:
 
 def walk_calls(side: str) -> None:
     engine = ext.Engine(2)
-    for hidden, intermediate in SHAPES:
-        experts = random_experts(hidden, 3, hidden, intermediate)
-        layer = build_layer(engine, experts)
-        for tokens in TOKENS:
-            call = random_call(tokens, experts, tokens, top_k=2)
-            values = decode(call.hidden, BF16)
-            for hidden_dtype, output_dtype, ids_dtype in (
-                (BF16, BF16, np.int64),
-                (F16, F16, np.int32),
-                (F32, F32, np.int64),
-                (BF16, F32, np.int32),
-            ):
-                print(
-                    f"{side=} {hidden=} {intermediate=} {tokens=} {hidden_dtype=} {output_dtype=}", flush=True
-                )
-                typed = call.with_hidden(values, hidden_dtype)
-                typed.ids = call.ids.astype(ids_dtype)
-                check_forward(layer, typed, side, output_dtype)
+    for format in ONE_PER_METHOD:
+        for hidden, intermediate in SHAPES if format == PLAIN else METHOD_SHAPES:
+            experts = random_experts(hidden, 3, hidden, intermediate, format)
+            layer = build_layer(engine, experts)
+            for tokens in TOKENS if format == PLAIN else METHOD_TOKENS:
+                print(f"{side=} {format} {hidden=} {intermediate=} {tokens=}", flush=True)
+                call = random_call(tokens, experts, tokens, top_k=2)
+                values = decode(call.hidden, BF16)
+                for hidden_dtype, output_dtype, ids_dtype in (
+                    (BF16, BF16, np.int64),
+                    (F16, F16, np.int32),
+                    (F32, F32, np.int64),
+                    (BF16, F32, np.int32),
+                ):
+                    print(f"  {hidden_dtype=} {output_dtype=}", flush=True)
+                    typed = call.with_hidden(values, hidden_dtype)
+                    typed.ids = call.ids.astype(ids_dtype)
+                    check_forward(layer, typed, side, output_dtype)
+
+
+def guarded_matrix(matrix: Matrix, side: str) -> tuple[list[tuple], list[GuardedArray]]:
+    """The pointers of load_experts to copies against guard pages, and these copies."""
+    pointers, copies = [], []
+    for expert in range(len(matrix.weight)):
+        weight = GuardedArray(matrix.weight[expert], side).read_only()
+        scale = None if matrix.scale is None else GuardedArray(matrix.scale[expert], side).read_only()
+        copies += [copy for copy in (weight, scale) if copy]
+        scale_address = scale.array.ctypes.data if scale else 0
+        pointers.append((weight.array.ctypes.data, scale_address, float(matrix.factor[expert])))
+    return pointers, copies
 
 
 def walk_loading(side: str) -> None:
     """Expert matrices against guard pages while they are packed, unmapped afterwards."""
     for threads, subpools in ((2, 1), (3, 3)):
         engine = ext.Engine(threads, subpools)
-        for hidden, intermediate in SHAPES:
-            print(f"{side=} {hidden=} {intermediate=} {subpools=}", flush=True)
-            experts = random_experts(hidden, 3, hidden, intermediate)
-            call = random_call(1, experts, 5, top_k=2)
-            layer = make_layer(engine, experts)
-            matrices = [
-                [GuardedArray(matrix, side).read_only() for matrix in part]
-                for part in (experts.gate, experts.up, experts.down)
-            ]
-            layer.load_experts_bf16(*([m.array.ctypes.data for m in part] for part in matrices))
-            assert all(m.canary_is_intact() for part in matrices for m in part)
-            for matrix in [m for part in matrices for m in part]:
-                matrix.close()
-            assert same_bits(run(layer, call), run(build_layer(engine, experts), call))
+        for format in FORMATS:
+            for hidden, intermediate in SHAPES if format == PLAIN else METHOD_SHAPES:
+                print(f"{side=} {format} {hidden=} {intermediate=} {subpools=}", flush=True)
+                experts = random_experts(hidden, 3, hidden, intermediate, format)
+                call = random_call(1, experts, 5, top_k=2)
+                layer = make_layer(engine, experts)
+                guarded = [guarded_matrix(part, side) for part in experts.parts]
+                load_pointers(layer, experts, *(pointers for pointers, _ in guarded))
+                copies = [copy for _, copies in guarded for copy in copies]
+                assert all(copy.canary_is_intact() for copy in copies)
+                for copy in copies:
+                    copy.close()
+                assert same_bits(run(layer, call), run(build_layer(engine, experts), call))
 
 
 def walk_masks(side: str) -> None:
@@ -117,7 +131,7 @@ def test_nothing_beside_the_buffers_is_touched(walk, side):
 def overrun(side: str) -> None:
     buffer = GuardedArray(np.zeros(8, np.float32), side)
     address = buffer.array.ctypes.data + (32 if side == "after" else -4)
-    experts = random_experts(1, 1, 1, 1)
+    experts = bf16_experts(*[np.zeros((1, 1, 1), np.uint16)] * 3)
     call = Call(np.zeros((1, 1), np.uint16), np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32))
     arguments_with_stray_output = list(arguments(call, buffer.array, F32))
     arguments_with_stray_output[7] = address

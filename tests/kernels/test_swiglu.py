@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from formats import FORMATS, ONE_PER_METHOD, PLAIN, from_bf16, to_bf16
 from harness import (
+    NMSE_BOUND,
     Call,
-    Experts,
     activation,
+    bf16_experts,
     build_layer,
     ext,
-    from_bf16,
+    keeps_swiglu_in_fp32,
+    nmse,
     random_call,
     random_experts,
+    reference,
     run,
-    to_bf16,
 )
 
 ENGINE = ext.Engine(2)
@@ -27,12 +30,10 @@ N = 256
 # Kernels that round SwiGLU outputs to bf16: half an ulp of that. Below 1e-30 being vanishingly small is all
 # that counts.
 FP32_ERROR, BF16_ERROR, ABSOLUTE = 8e-6, 2.0**-8, 1e-30
-KEEP_FP32 = ("bf16.avx2", "bf16.avx512")
 
 
 def allowed_error() -> float:
-    chosen = next(row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen")
-    return FP32_ERROR if chosen in KEEP_FP32 else FP32_ERROR + BF16_ERROR
+    return FP32_ERROR if keeps_swiglu_in_fp32(PLAIN) else FP32_ERROR + BF16_ERROR
 
 
 def every_bf16() -> np.ndarray:
@@ -44,7 +45,7 @@ def every_bf16() -> np.ndarray:
 def activations(gate_bits: np.ndarray, up_bits: np.ndarray, **variant: float) -> np.ndarray:
     """act(gate, up) of two [256, 256] bf16 matrices, element by element, through a layer."""
     identity = to_bf16(np.eye(N, dtype=np.float32))
-    experts = Experts(gate_bits[None], up_bits[None], identity[None])
+    experts = bf16_experts(gate_bits[None], up_bits[None], identity[None])
     call = Call(identity, np.zeros((N, 1), np.int64), np.ones((N, 1), np.float32))
     layer = build_layer(ENGINE, experts, top_k=1, **variant)
     return run(layer, call).T  # [token = column, row] -> [row, column]
@@ -78,12 +79,27 @@ def test_ordinary_gates_and_ups_on_both_sides_of_the_limit(limit, alpha):
     assert_follows_formula(gate, up, limit, alpha)
 
 
+@pytest.mark.parametrize(("limit", "alpha"), VARIANTS)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_every_method_obeys_limit_and_alpha(format, limit, alpha):
+    """Gates and ups of about +-30, so that no variant gives the result of another."""
+    experts = random_experts(2, 4, 64, 96, format)
+    call = random_call(2, experts, 40, top_k=2)
+    call = call.with_hidden(30 * from_bf16(call.hidden))
+    expected = reference(experts, call, limit, float(np.float32(alpha)))
+    if (limit, alpha) != (0, 0):
+        assert nmse(reference(experts, call), expected) > 10 * NMSE_BOUND
+    output = run(build_layer(ENGINE, experts, swiglu_limit=limit, swiglu_alpha=alpha), call)
+    assert nmse(output, expected) <= NMSE_BOUND
+
+
 @pytest.mark.parametrize(("limit", "alpha"), [(10.0, 0.0), (7.0, 1.702)])
 @pytest.mark.parametrize("part", ["gate", "up"])
-def test_clamping_does_not_hide_nan(part, limit, alpha):
-    experts = random_experts(1, 2, 64, 64)
+@pytest.mark.parametrize("format", [f for f in ONE_PER_METHOD if f.codes == "e4m3"] + [PLAIN], ids=str)
+def test_clamping_does_not_hide_nan(format, part, limit, alpha):
+    experts = random_experts(1, 2, 64, 64, format)
     call = random_call(1, experts, 20, top_k=2)
-    getattr(experts, part)[1, 7, 3] = to_bf16(np.float32(np.nan))
+    getattr(experts, part).weight[1, 7, 3] = 0x7FC0 if format == PLAIN else 0xFF
     output = run(build_layer(ENGINE, experts, swiglu_limit=limit, swiglu_alpha=alpha), call)
     chosen = (call.ids == 1).any(axis=1)
     assert np.isnan(output[chosen]).all()
