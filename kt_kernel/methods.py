@@ -36,9 +36,7 @@ _TABLE = (
     Method("BF16", "safetensors with bfloat16 experts"),
     Method("FP8", "safetensors with float8_e4m3 experts and one scale per 128x128 block"),
     Method("FP8_PERCHANNEL", "safetensors with float8_e4m3 experts and one scale per output row"),
-    Method(
-        "RAWINT4", "safetensors with symmetric 4-bit experts of compressed-tensors, groups of any size", 2
-    ),
+    Method("RAWINT4", "safetensors with symmetric 4-bit experts of compressed-tensors, any group size", 8),
     Method("MXFP4", "safetensors with E2M1 experts and one power-of-two scale per 32 inputs", 32),
     Method("MXFP8", "safetensors with float8_e4m3 experts and one power-of-two scale per 32 inputs", 32),
     Method("NVFP4", "safetensors with E2M1 experts, one float8 scale per 16 inputs and a global scale", 16),

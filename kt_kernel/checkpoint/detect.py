@@ -28,11 +28,12 @@ _BF16 = next(row for row in FORMATS if row.method == "BF16")
 
 @dataclass(frozen=True)
 class Found:
-    """One layer's format, and the tensor that shows it."""
+    """One layer's format, the suffix of its scales ("" for none), and the tensors that show it."""
 
     layer_idx: int
     location: ExpertLocation
     format: Format
+    scale: str
     evidence: str
 
 
@@ -106,11 +107,13 @@ def _look_at(checkpoint: Checkpoint, layer_idx: int, location: ExpertLocation) -
         return _look_at_packed(checkpoint, layer_idx, location)
     first_seen = None
     for stem in _stems(checkpoint, location):
+        present = _suffixes(checkpoint, stem)
         for row in FORMATS:
-            if _fits(checkpoint, stem, row):
-                evidence = _describe(checkpoint, stem, (row.weight, *row.scales))
-                return Found(layer_idx, location, row, evidence)
-        if first_seen is None and _suffixes(checkpoint, stem):
+            scale = next((suffix for suffix in row.scales if suffix in present), "")
+            if _fits(checkpoint, stem, row, scale):
+                evidence = _describe(checkpoint, stem, [row.weight, *([scale] if scale else [])])
+                return Found(layer_idx, location, row, scale, evidence)
+        if first_seen is None and present:
             first_seen = stem
     raise _unreadable(checkpoint, layer_idx, first_seen)
 
@@ -121,7 +124,7 @@ def _look_at_packed(checkpoint: Checkpoint, layer_idx: int, location: ExpertLoca
         if name in checkpoint:
             dtype = checkpoint.info(name).dtype
             if dtype == "BF16":
-                return Found(layer_idx, location, _BF16, f"'{name}' is BF16")
+                return Found(layer_idx, location, _BF16, "", f"'{name}' is BF16")
             raise CheckpointError(
                 f"tensor '{name}' in '{checkpoint.file_of(name).path}' has dtype {dtype}, but experts packed "
                 "into one tensor are read as BF16 only; convert the checkpoint to bfloat16."
@@ -135,26 +138,21 @@ def _stems(checkpoint: Checkpoint, location: ExpertLocation) -> Iterator[str]:
             yield f"{location.base}.{expert}.{projection}"
 
 
-def _fits(checkpoint: Checkpoint, stem: str, row: Format) -> bool:
+def _fits(checkpoint: Checkpoint, stem: str, row: Format, scale: str) -> bool:
     if not _holds_codes(checkpoint, stem, row):
         return False
     if not row.scales:
         return True
-    scale = scale_name(checkpoint, stem, row)
-    if scale not in checkpoint or checkpoint.info(scale).dtype not in row.scale_dtypes:
+    if not scale or checkpoint.info(f"{stem}.{scale}").dtype not in row.scale_dtypes:
         return False
-    return row.told_by(checkpoint.info(f"{stem}.{row.weight}").shape, checkpoint.info(scale).shape)
+    return row.told_by(
+        checkpoint.info(f"{stem}.{row.weight}").shape, checkpoint.info(f"{stem}.{scale}").shape
+    )
 
 
 def _holds_codes(checkpoint: Checkpoint, stem: str, row: Format) -> bool:
     weight = f"{stem}.{row.weight}"
     return weight in checkpoint and checkpoint.info(weight).dtype in row.weight_shapes
-
-
-def scale_name(checkpoint: Checkpoint, stem: str, row: Format) -> str:
-    """The first of the row's names for scales that the checkpoint has; the usual one if it has none."""
-    names = [f"{stem}.{suffix}" for suffix in row.scales]
-    return next((name for name in names if name in checkpoint), names[0])
 
 
 def _suffixes(checkpoint: Checkpoint, stem: str) -> list[str]:
@@ -163,15 +161,12 @@ def _suffixes(checkpoint: Checkpoint, stem: str) -> list[str]:
     return [tail.removeprefix(head + ".") for tail in tails if tail.startswith(head + ".")]
 
 
-def _describe(checkpoint: Checkpoint, stem: str, suffixes: tuple[str, ...] | list[str]) -> str:
+def _describe(checkpoint: Checkpoint, stem: str, suffixes: list[str]) -> str:
     """ "'a.weight' is F8_E4M3 [256, 128], 'weight_scale' F32 [2, 1]"."""
-    present = [suffix for suffix in suffixes if f"{stem}.{suffix}" in checkpoint]
-    infos = [checkpoint.info(f"{stem}.{suffix}") for suffix in present]
-    parts = [
-        f"'{suffix}' {info.dtype} {list(info.shape)}"
-        for suffix, info in zip(present[1:], infos[1:], strict=True)
-    ]
-    return ", ".join([f"'{stem}.{present[0]}' is {infos[0].dtype} {list(infos[0].shape)}", *parts])
+    infos = [checkpoint.info(f"{stem}.{suffix}") for suffix in suffixes]
+    kinds = [f"{info.dtype} {list(info.shape)}" for info in infos]
+    beside = [f", '{suffix}' {kind}" for suffix, kind in zip(suffixes[1:], kinds[1:], strict=True)]
+    return f"'{stem}.{suffixes[0]}' is {kinds[0]}{''.join(beside)}"
 
 
 def _unreadable(checkpoint: Checkpoint, layer_idx: int, stem: str) -> CheckpointError:

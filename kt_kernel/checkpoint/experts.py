@@ -15,7 +15,7 @@ from kt_kernel.checkpoint.checks import (
     check_shape,
     require_tensor,
 )
-from kt_kernel.checkpoint.detect import Found, require_format, scale_name
+from kt_kernel.checkpoint.detect import Found, require_format
 from kt_kernel.checkpoint.families import PackedNames, check_expert_count, wrong_expert_count
 from kt_kernel.checkpoint.formats import Format, GlobalScale
 from kt_kernel.checkpoint.group_size import find_group_size
@@ -61,13 +61,13 @@ def _read_one_by_one(
             (names.up, intermediate, hidden, experts.up),
             (names.down, hidden, intermediate, experts.down),
         ):
-            stem = f"{base}.{expert}.{projection}"
-            matrices.append(_matrix(checkpoint, found.format, stem, n, k, group_size))
+            matrices.append(_matrix(checkpoint, found, f"{base}.{expert}.{projection}", n, k, group_size))
     check_one_scale_dtype(checkpoint, experts)
     return experts
 
 
-def _matrix(checkpoint: Checkpoint, row: Format, stem: str, n: int, k: int, group_size: int) -> ExpertMatrix:
+def _matrix(checkpoint: Checkpoint, found: Found, stem: str, n: int, k: int, group_size: int) -> ExpertMatrix:
+    row = found.format
     weight = f"{stem}.{row.weight}"
     info = require_tensor(checkpoint, weight)
     check_dtype(checkpoint, row, weight, info, tuple(row.weight_shapes))
@@ -78,13 +78,12 @@ def _matrix(checkpoint: Checkpoint, row: Format, stem: str, n: int, k: int, grou
     return ExpertMatrix(
         weight,
         checkpoint.view(weight),
-        _scales(checkpoint, row, stem, n, k, group_size) if row.scales else None,
+        _scales(checkpoint, row, f"{stem}.{found.scale}", n, k, group_size) if row.scales else None,
         _global_scale(checkpoint, row.global_scale, row, stem) if row.global_scale else 1.0,
     )
 
 
-def _scales(checkpoint: Checkpoint, row: Format, stem: str, n: int, k: int, group_size: int) -> torch.Tensor:
-    name = scale_name(checkpoint, stem, row)
+def _scales(checkpoint: Checkpoint, row: Format, name: str, n: int, k: int, group_size: int) -> torch.Tensor:
     info = require_tensor(checkpoint, name)
     check_dtype(checkpoint, row, name, info, row.scale_dtypes)
     remark = "" if row.group_axis is None or not group_size else f" and groups of {group_size} columns"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kt_kernel.checkpoint.checks import require_tensor
-from kt_kernel.checkpoint.detect import Found, scale_name
+from kt_kernel.checkpoint.detect import Found
 from kt_kernel.checkpoint.quantization_config import PER_ROW, check_quantization_config
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.errors import CheckpointError
@@ -32,8 +32,7 @@ def find_group_size(checkpoint: Checkpoint, found: Found, hidden: int, intermedi
 def _size_by_shapes(checkpoint: Checkpoint, found: Found, hidden: int, intermediate: int) -> int:
     names = found.location.names
     for projection, columns in ((names.gate, hidden), (names.down, intermediate)):
-        stem = f"{found.location.base}.0.{projection}"
-        shape = require_tensor(checkpoint, scale_name(checkpoint, stem, found.format)).shape
+        shape = require_tensor(checkpoint, f"{found.location.base}.0.{projection}.{found.scale}").shape
         groups = shape[found.format.group_axis] if len(shape) == 2 else 1
         if groups > 1:
             return max(1, columns // groups)
