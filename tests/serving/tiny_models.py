@@ -127,11 +127,14 @@ FAMILIES = {
 }
 
 
-def build(family: str, path: Path) -> Path:
-    """Write a bfloat16 checkpoint with tokenizer and chat template to `path`; the same bytes every time."""
+def build(family: str, path: Path, **changes: object) -> Path:
+    """Write a bfloat16 checkpoint with tokenizer and chat template to `path`; the same bytes every time.
+
+    `changes` overrule the family's configuration.
+    """
     class_name, config_name, special = FAMILIES[family]
     torch.manual_seed(SEED)
-    config = getattr(transformers, config_name)(**{**_COMMON, **special})
+    config = getattr(transformers, config_name)(**{**_COMMON, **special, **changes})
     model = getattr(transformers, class_name)(config).to(torch.bfloat16)
     _randomise(model)
     tokenizer = _byte_tokenizer()

@@ -17,7 +17,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from kt_kernel.errors import KTError
-from kt_kernel.integrations.sglang import cli, cpu_fixes, cpu_idle, layer_hooks
+from kt_kernel.integrations.sglang import cli, cpu_fixes, cpu_idle, dense_weights, layer_hooks
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,24 @@ CPU_ONLY = (
         HookType.REPLACE,
         cpu_fixes.add_gated_shared_expert,
         "Qwen2's shared expert gate is a Triton kernel",
+    ),
+    Hook(
+        "sglang.srt.configs.model_config.ModelConfig.from_server_args",
+        HookType.AROUND,
+        dense_weights.model_config,
+        "only models with CPU experts are decoded",
+    ),
+    Hook(
+        "sglang.srt.configs.model_config.ModelConfig._parse_quant_hf_config",
+        HookType.AROUND,
+        dense_weights.checkpoint_quantisation,
+        "the kernels of quantised linear layers need a GPU",
+    ),
+    Hook(
+        "sglang.srt.model_loader.loader.DefaultModelLoader._get_weights_iterator",
+        HookType.AROUND,
+        dense_weights.weights,
+        "quantised dense layers are decoded on their way into the model",
     ),
     Hook(
         "torch.distributed.distributed_c10d.ProcessGroupGloo",

@@ -1,0 +1,169 @@
+"""The quantised tensors of one linear layer, decoded to one float32 matrix [outputs, inputs].
+
+A layer's tensors share their name up to the last dot; what follows it is called a part here. One row of
+FORMATS is one way to store a layer: the parts it needs with the types that tell it from the other rows, and
+its decoder. Nothing is rounded before the last step: codes and powers of two are exact in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from kt_kernel.errors import CheckpointError
+
+Parts = Mapping[str, torch.Tensor]
+
+_FLOAT8 = (torch.float8_e4m3fn,)
+_FOUR_BIT = (torch.uint8, torch.int8)
+_WORDS = (torch.int32,)
+_REAL = (torch.float32, torch.bfloat16, torch.float16)
+_POWERS_OF_TWO = (torch.uint8, torch.float8_e8m0fnu)
+
+# What else checkpoints hold of a quantised layer. Activations and the KV cache stay unquantised here, zero
+# points of symmetric formats are constants, and shapes follow from the other parts.
+NOT_NEEDED = frozenset(
+    (
+        "input_scale",
+        "input_global_scale",
+        "k_scale",
+        "v_scale",
+        "weight_shape",
+        "qzeros",
+        "g_idx",
+    )
+)
+
+_E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+_E8M0_BIAS = 127
+_INT4_ZERO = 8
+
+
+@dataclass(frozen=True)
+class DenseFormat:
+    method: str
+    needs: Mapping[str, tuple[torch.dtype, ...]]
+    decode: Callable[[Parts], torch.Tensor]
+
+    def fits(self, parts: Parts) -> bool:
+        return all(part in parts and parts[part].dtype in types for part, types in self.needs.items())
+
+
+def is_part(part: str, tensor: torch.Tensor) -> bool:
+    """Does a tensor with this last name belong to a quantised layer?"""
+    if part == "weight":
+        return tensor.dtype in (*_FLOAT8, *_FOUR_BIT)
+    return part in _PARTS
+
+
+def matching_format(parts: Parts) -> DenseFormat | None:
+    """The row that these parts are enough for; None while some are missing."""
+    return next((row for row in FORMATS if row.fits(parts)), None)
+
+
+def _scale_of(parts: Parts) -> torch.Tensor:
+    names = ("weight_scale_inv", "weight_scale", "scale", "scales")
+    return next(parts[name] for name in names if name in parts)
+
+
+def _float8(parts: Parts) -> torch.Tensor:
+    """One scale for the matrix, for each row, or for each block of 128 x 128: the shape says which."""
+    weight, scales = parts["weight"], _scale_of(parts).float()
+    rows, columns = weight.shape
+    if scales.numel() == 1 or scales.shape in ((rows,), (rows, 1)):
+        return weight.float() * scales.reshape(-1, 1)
+    return weight.float() * _stretched(scales, rows, columns, (128, 128))
+
+
+def _float8_blocks_of_powers(parts: Parts) -> torch.Tensor:
+    weight = parts["weight"]
+    return weight.float() * _stretched(_powers(parts["scale"]), *weight.shape, (128, 128))
+
+
+def _mxfp8(parts: Parts) -> torch.Tensor:
+    weight = parts["weight"]
+    return weight.float() * _stretched(_powers(_scale_of(parts)), *weight.shape, (1, 32))
+
+
+def _mxfp4(parts: Parts) -> torch.Tensor:
+    values = _E2M1[_nibbles(parts["weight"])]
+    return values * _stretched(_powers(parts["scale"]), *values.shape, (1, 32))
+
+
+def _nvfp4(parts: Parts) -> torch.Tensor:
+    values = _E2M1[_nibbles(parts["weight"])]
+    scales = _stretched(parts["weight_scale"], *values.shape, (1, 16))
+    return values * (scales * parts["weight_scale_2"].float())
+
+
+def _nvfp4_packed(parts: Parts) -> torch.Tensor:
+    values = _E2M1[_nibbles(parts["weight_packed"])]
+    scales = _stretched(parts["weight_scale"], *values.shape, (1, 16))
+    return values * (scales / parts["weight_global_scale"].float())
+
+
+def _packed_int4(parts: Parts) -> torch.Tensor:
+    """int32 [outputs, inputs / 8], scales [outputs, groups]."""
+    values = _nibbles(parts["weight_packed"]) - _INT4_ZERO
+    return values * _in_groups(parts["weight_scale"], *values.shape)
+
+
+def _gptq_int4(parts: Parts) -> torch.Tensor:
+    """int32 [inputs / 8, outputs], scales [groups, outputs]: a word holds eight inputs of one output."""
+    values = _nibbles(parts["qweight"].t()) - _INT4_ZERO
+    return values * _in_groups(parts["scales"].t(), *values.shape)
+
+
+def _powers(exponents: torch.Tensor) -> torch.Tensor:
+    """ue8m0 as float32: 2 ** (byte - 127), exactly; the byte 0 is a subnormal number."""
+    return torch.ldexp(torch.ones(()), exponents.view(torch.uint8).to(torch.int32) - _E8M0_BIAS)
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """Any integers [rows, n] -> int64 [rows, 2 * bytes]: low nibbles are even columns."""
+    octets = packed.contiguous().view(torch.uint8)
+    return torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2).long()
+
+
+def _in_groups(scales: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    return _stretched(scales, rows, columns, (1, -(-columns // scales.shape[1])))
+
+
+def _stretched(scales: torch.Tensor, rows: int, columns: int, block: tuple[int, int]) -> torch.Tensor:
+    """One scale per block -> one per element, float32 [rows, columns]; blocks at the edges may be cut off."""
+    expected = (-(-rows // block[0]), -(-columns // block[1]))
+    if tuple(scales.shape) != expected:
+        raise CheckpointError(
+            f"a weight of {rows} x {columns} in blocks of {block[0]} x {block[1]} has scales of shape "
+            f"{list(scales.shape)}, expected {list(expected)}; download the checkpoint again."
+        )
+    scales = scales.float().repeat_interleave(block[0], 0)[:rows]
+    return scales.repeat_interleave(block[1], 1)[:, :columns]
+
+
+FORMATS = (
+    # MiniMax-M3: a power of two per 32 inputs
+    DenseFormat("MXFP8", {"weight": _FLOAT8, "weight_scale_inv": _POWERS_OF_TWO}, _mxfp8),
+    DenseFormat("MXFP8", {"weight": _FLOAT8, "weight_scale": _POWERS_OF_TWO}, _mxfp8),
+    # DeepSeek, Qwen3, MiniMax-M2: a scale per block
+    DenseFormat("FP8", {"weight": _FLOAT8, "weight_scale_inv": _REAL}, _float8),
+    # compressed-tensors: a scale per row or one for all; Mistral: per block
+    DenseFormat("FP8_PERCHANNEL", {"weight": _FLOAT8, "weight_scale": _REAL}, _float8),
+    # DeepSeek-V4: powers of two, per block for the dense layers, per 32 inputs for the experts
+    DenseFormat("FP8", {"weight": _FLOAT8, "scale": _POWERS_OF_TWO}, _float8_blocks_of_powers),
+    DenseFormat("MXFP4", {"weight": _FOUR_BIT, "scale": _POWERS_OF_TWO}, _mxfp4),
+    # ModelOpt: a float8 scale per 16 inputs and a global one
+    DenseFormat("NVFP4", {"weight": _FOUR_BIT, "weight_scale": _FLOAT8, "weight_scale_2": _REAL}, _nvfp4),
+    # compressed-tensors' NVFP4: the same with the global scale's inverse
+    DenseFormat(
+        "NVFP4",
+        {"weight_packed": _FOUR_BIT, "weight_scale": _FLOAT8, "weight_global_scale": _REAL},
+        _nvfp4_packed,
+    ),
+    DenseFormat("RAWINT4", {"weight_packed": _WORDS, "weight_scale": _REAL}, _packed_int4),
+    DenseFormat("GPTQ_INT4", {"qweight": _WORDS, "scales": _REAL}, _gptq_int4),
+)
+
+_PARTS = frozenset(part for row in FORMATS for part in row.needs) - {"weight"} | NOT_NEEDED

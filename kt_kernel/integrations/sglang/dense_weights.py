@@ -1,0 +1,144 @@
+"""Quantised checkpoints on machines without a GPU: dense layers are decoded while SGLang loads them.
+
+SGLang 0.5.23's kernels for quantised linear layers need a GPU (or AMX). Here SGLang builds the model without
+quantisation, and the stream of checkpoint tensors that it loads is changed on its way: a quantised layer's
+tensors become one `weight` in the model's dtype. Experts of ours are left out of the stream, so SGLang never
+holds them; experts that live on the device are decoded like dense layers.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kt_kernel.errors import CheckpointError
+from kt_kernel.integrations.sglang.dense_formats import NOT_NEEDED, is_part, matching_format
+from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.settings import KTSettings
+from kt_kernel.integrations.sglang.startup_failure import reported
+
+logger = logging.getLogger(__name__)
+
+# Values of quant_method in config.json whose layers dense_formats.py decodes. The others stay SGLang's.
+DECODED_METHODS = ("fp8", "mxfp8", "compressed-tensors", "gptq", "modelopt", "modelopt_fp4", "modelopt_fp8")
+
+_PLAN_ATTRIBUTE = "_kt_decoding"
+_EXPERT = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:.+\.)?experts\.(\d+)\.")
+
+NamedTensors = Iterable[tuple[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class DecodingPlan:
+    """`quant_method`: of the checkpoint; `settings`: whose experts to leave out, None = leave out none."""
+
+    quant_method: str
+    settings: KTSettings | None
+
+    def leaves_out(self, name: str) -> bool:
+        found = _EXPERT.search(name)
+        if self.settings is None or found is None:
+            return False
+        layer, expert = map(int, found.groups())
+        layout = self.settings.layout
+        # Layers beyond the model's own belong to a draft model.
+        if layer not in layout.moe_layers or expert >= layout.num_experts:
+            return False
+        return not bool(self.settings.device_mask(layer, layout.num_experts)[expert])
+
+
+_KT_IS_ON = contextvars.ContextVar("_KT_IS_ON", default=False)
+
+
+def model_config(original: Callable, server_args: Any, *arguments: Any, **options: Any) -> Any:
+    """Around `ModelConfig.from_server_args`: with CPU experts, quantised checkpoints are to be decoded."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    token = _KT_IS_ON.set(resolving_view(server_args).kt_weight_path is not None)
+    try:
+        config = original(server_args, *arguments, **options)
+    finally:
+        _KT_IS_ON.reset(token)
+    quant_method = getattr(config, _PLAN_ATTRIBUTE, None)
+    if quant_method is not None:
+        settings = None if config.is_draft_model else getattr(server_args, SETTINGS_ATTRIBUTE, None)
+        setattr(config, _PLAN_ATTRIBUTE, DecodingPlan(quant_method, settings))
+    return config
+
+
+def checkpoint_quantisation(original: Callable, config: Any) -> dict | None:
+    """Around `ModelConfig._parse_quant_hf_config`: None, so that SGLang builds an unquantised model."""
+    if hasattr(config, _PLAN_ATTRIBUTE):
+        return None
+    found = original(config)
+    quant_method = str((found or {}).get("quant_method", "")).lower()
+    if not _KT_IS_ON.get() or quant_method not in DECODED_METHODS:
+        return found
+    setattr(config, _PLAN_ATTRIBUTE, quant_method)
+    config.quantization = None
+    return None
+
+
+def weights(original: Callable, loader: Any, source: Any, **options: Any) -> NamedTensors:
+    """Around `DefaultModelLoader._get_weights_iterator`: the tensors of the unquantised model."""
+    stream = original(loader, source, **options)
+    plan = getattr(source.model_config, _PLAN_ATTRIBUTE, None)
+    if plan is None:
+        return stream
+    logger.info(
+        "the checkpoint is quantised (%s): its dense layers are decoded to %s, since this machine has no "
+        "GPU for SGLang's kernels",
+        plan.quant_method,
+        str(source.model_config.dtype).removeprefix("torch."),
+    )
+    return _reported(decoded(stream, plan, source.model_config.dtype))
+
+
+def decoded(
+    stream: NamedTensors, plan: DecodingPlan, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gathers the parts of each quantised layer, which may arrive in any order, and passes on the rest."""
+    gathered: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in stream:
+        if plan.leaves_out(name):
+            continue
+        layer, _, part = name.rpartition(".")
+        if not is_part(part, tensor):
+            yield name, tensor
+        elif part not in NOT_NEEDED:
+            gathered[layer][part] = tensor
+            row = matching_format(gathered[layer])
+            if row is not None:
+                yield f"{layer}.weight", _decode(layer, row, gathered.pop(layer)).to(dtype)
+    for layer, parts in gathered.items():
+        held = ", ".join(
+            f"{part} {str(tensor.dtype).removeprefix('torch.')}" for part, tensor in parts.items()
+        )
+        raise CheckpointError(
+            f"layer '{layer}' is quantised in a way this version cannot decode: the checkpoint holds {held}; "
+            "use a checkpoint in one of the formats of --kt-method."
+        )
+
+
+def _decode(layer: str, row: Any, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    try:
+        return row.decode(parts)
+    except CheckpointError as error:
+        raise CheckpointError(f"layer '{layer}': {error}") from None
+
+
+def _reported(stream: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Our errors while SGLang consumes the stream end the server with one sentence."""
+    while True:
+        with reported():
+            item = next(stream, None)
+        if item is None:
+            return
+        yield item

@@ -1,0 +1,191 @@
+"""Tiny quantised checkpoints in the layout of published ones, each with a twin of the decoded weights.
+
+    <path>/served    what is downloaded: quantised tensors, and a config.json that says how
+    <path>/decoded   the same model in float32 without quantisation, for transformers
+    <path>/experts   only where the experts are served from a directory of their own
+
+Which tensors are quantised, their names and the words of quantization_config are the named model's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import quantised
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+SEED = 1
+
+_EXPERTS = r"\.experts\.\d+\.\w+_proj"
+_ATTENTION = r"\.self_attn\.\w+_proj(_with_mqa)?"
+_DENSE_MLP = r"\.mlp\.(shared_experts\.)?\w+_proj"
+_ALL_LINEAR = f"({_EXPERTS}|{_ATTENTION}|{_DENSE_MLP})$"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`like`: the model whose layout it is; `quantised`: matches the names, without .weight, of the tensors
+    that are stored quantised.
+    """
+
+    like: str
+    family: str
+    quantised: str
+    make: quantised.Maker
+    quantization_config: Mapping[str, object]
+    changes: Mapping[str, object] = field(default_factory=dict)
+    also_written: Callable[[Path, Mapping[str, object]], None] = lambda path, config: None
+    more_tensors: Callable[[str], quantised.Tensors] = lambda name: {}
+
+
+def _write_modelopt_file(path: Path, config: Mapping[str, object]) -> None:
+    quantization = {
+        "quant_algo": "NVFP4",
+        "kv_cache_quant_algo": "FP8",
+        "group_size": 16,
+        "exclude_modules": config["ignore"],
+    }
+    content = {"producer": {"name": "modelopt", "version": "0.33.0"}, "quantization": quantization}
+    (path / "hf_quant_config.json").write_text(json.dumps(content))
+
+
+def _kv_cache_scales(name: str) -> quantised.Tensors:
+    part = {"k_proj": "k_scale", "v_proj": "v_scale"}.get(name.rpartition(".")[2])
+    return {part: torch.tensor(1.0)} if part else {}
+
+
+def _compressed_tensors(format_name: str, ignore: list[str], weights: dict) -> dict[str, object]:
+    common = {"dynamic": False, "symmetric": True, "actorder": None, "observer": "minmax"}
+    group = {"targets": ["Linear"], "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": format_name,
+        "ignore": ignore,
+        "kv_cache_scheme": None,
+        "config_groups": {"group_0": {**group, "weights": {**common, **weights}}},
+    }
+
+
+LAYOUTS = {
+    "FP8": Layout(
+        like="deepseek-ai/DeepSeek-V3",
+        family="deepseek_v3",
+        quantised=_ALL_LINEAR,
+        make=quantised.fp8_blocks(torch.float32),
+        quantization_config={
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "quant_method": "fp8",
+            "weight_block_size": [128, 128],
+        },
+        changes={"moe_intermediate_size": 256},
+    ),
+    "FP8_PERCHANNEL": Layout(
+        like="zai-org/GLM-4.7-FP8",
+        family="glm4_moe",
+        quantised=_ALL_LINEAR,
+        make=quantised.fp8_rows,
+        quantization_config=_compressed_tensors(
+            "float-quantized",
+            ["lm_head", "re:.*mlp.gate$"],
+            {"num_bits": 8, "type": "float", "strategy": "channel"},
+        ),
+    ),
+    "RAWINT4": Layout(
+        like="moonshotai/Kimi-K2-Thinking",
+        family="deepseek_v3",
+        quantised=f"{_EXPERTS}$",
+        make=quantised.packed_int4(32),
+        quantization_config=_compressed_tensors(
+            "pack-quantized",
+            [
+                "lm_head",
+                "re:.*self_attn.*",
+                "re:.*shared_experts.*",
+                "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+            ],
+            {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
+        ),
+        changes={"n_group": 1, "topk_group": 1},
+    ),
+    "GPTQ_INT4": Layout(
+        like="Qwen/Qwen3-30B-A3B-GPTQ-Int4",
+        family="qwen3_moe",
+        quantised=_ALL_LINEAR,
+        make=quantised.gptq_int4(128),
+        quantization_config={
+            "bits": 4,
+            "checkpoint_format": "gptq",
+            "desc_act": False,
+            "group_size": 128,
+            "lm_head": False,
+            "quant_method": "gptq",
+            "sym": True,
+            "true_sequential": True,
+        },
+        changes={"moe_intermediate_size": 256},
+    ),
+    "NVFP4": Layout(
+        like="nvidia/Qwen3-30B-A3B-NVFP4",
+        family="qwen3_moe",
+        quantised=_ALL_LINEAR,
+        make=quantised.nvfp4,
+        quantization_config={
+            "quant_algo": "NVFP4",
+            "quant_method": "modelopt",
+            "producer": {"name": "modelopt", "version": "0.33.0"},
+            "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+            "ignore": ["lm_head", "model.layers.*.mlp.gate"],
+            "config_groups": {
+                "group_0": {
+                    "input_activations": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16},
+                    "weights": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16},
+                    "targets": ["Linear"],
+                }
+            },
+        },
+        also_written=_write_modelopt_file,
+        more_tensors=_kv_cache_scales,
+    ),
+}
+
+
+def build(method: str, path: Path) -> Path:
+    """Write the checkpoints of one row of LAYOUTS under `path`; the same bytes every time."""
+    layout = LAYOUTS[method]
+    served, decoded = path / "served", path / "decoded"
+    tiny_models.build(layout.family, served, **layout.changes)
+    shutil.copytree(served, decoded)
+    torch.manual_seed(SEED)
+    stored, meant = {}, {}
+    for name, tensor in sorted(load_file(served / "model.safetensors").items()):
+        stem = name.removesuffix(".weight")
+        if re.search(layout.quantised, stem):
+            parts, meant[name] = layout.make(*tensor.shape, tensor.float().std().item())
+            parts |= layout.more_tensors(stem)
+            stored |= {f"{stem}.{part}": value for part, value in parts.items()}
+        else:
+            stored[name], meant[name] = tensor, tensor.float()
+    save_file(stored, served / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in meant.items()},
+        decoded / "model.safetensors",
+        {"format": "pt"},
+    )
+    _change_config(served, quantization_config=dict(layout.quantization_config))
+    _change_config(decoded, dtype="float32")
+    layout.also_written(served, layout.quantization_config)
+    return path
+
+
+def _change_config(path: Path, **changes: object) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2))
