@@ -298,24 +298,9 @@ class KTMoEWrapper:
         """
         if self.moe is None:
             raise self._not_loaded()
-        addresses = {
-            "w13_weight_ptrs": w13_weight_ptrs,
-            "w13_scale_ptrs": w13_scale_ptrs,
-            "w2_weight_ptrs": w2_weight_ptrs,
-            "w2_scale_ptrs": w2_scale_ptrs,
-        }
-        for name, values in addresses.items():
-            if len(values) != gpu_tp_count:
-                raise InputError(
-                    f"layer {self.layer_idx}: {name} holds {len(values)} addresses, expected gpu_tp_count, "
-                    f"{gpu_tp_count}."
-                )
-        if not 0 <= expert_id < self.num_experts:
-            raise InputError(
-                f"layer {self.layer_idx}: expert_id is {expert_id}, expected 0 to {self.num_experts - 1}."
-            )
+        lists = (w13_weight_ptrs, w13_scale_ptrs, w2_weight_ptrs, w2_scale_ptrs)
         try:
-            self.moe.submit_write_expert(expert_id, gpu_tp_count, *(list(a) for a in addresses.values()))
+            self.moe.submit_write_expert(expert_id, gpu_tp_count, *(list(addresses) for addresses in lists))
         except ValueError as error:
             raise InputError(f"layer {self.layer_idx}: {error}") from None
 
