@@ -60,8 +60,10 @@ def _check_compressed_tensors(checkpoint: Checkpoint) -> int | None:
     groups = [weights for weights in groups if weights.get("num_bits") == 4]
     for weights in groups:
         _require(checkpoint, "symmetric", weights.get("symmetric", True), *_YES)
-        if weights.get("actorder") in ("group", True):
-            raise _refused(checkpoint, "says actorder='group'", "columns in their own order")
+        if weights.get("actorder") in ("group", "dynamic", True):
+            raise _refused(
+                checkpoint, f"says actorder={json.dumps(weights['actorder'])}", "columns in their own order"
+            )
     sizes = {
         PER_ROW if weights.get("strategy") == "channel" else _group_size(weights.get("group_size"))
         for weights in groups

@@ -237,7 +237,7 @@ def test_gptq_that_does_not_say_what_it_is(tmp_path):
 
 @pytest.mark.parametrize(
     ("said", "fragment"),
-    [({"num_bits": 8}, "num_bits=8, but only num_bits=4"), ({"actorder": "group"}, "actorder='group'")],
+    [({"num_bits": 8}, "num_bits=8, but only num_bits=4"), ({"actorder": "group"}, 'actorder="group"')],
 )
 def test_compressed_tensors_of_a_kind_without_kernels(tmp_path, said, fragment):
     path = _broken(tmp_path, "RAWINT4", lambda tensors: None, _saying("RAWINT4", **said))
