@@ -24,6 +24,7 @@ in the form in which they are stored, [experts, ceil(rows / rows of a block), gr
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -305,6 +306,8 @@ def random_matrix(rng: np.random.Generator, format: Format, experts: int, rows: 
 
 # ---- what the tests walk through ----------------------------------------------------------------
 
+SMALL_SWEEP = os.environ.get("KT_TEST_SWEEP") == "small"
+
 # One format per method, the one most checkpoints use: for wide sweeps.
 PLAIN = Format("BF16")
 ONE_PER_METHOD = (
@@ -338,3 +341,11 @@ FORMATS = (
     Format("GPTQ_INT4", 160, F32),
     *[Format("GPTQ_INT4", 0, dtype) for dtype in (BF16, F16, F32)],
 )
+if SMALL_SWEEP:
+    FORMATS = (
+        *ONE_PER_METHOD,
+        Format("FP8_PERCHANNEL", scale_dtype=F16),
+        Format("RAWINT4", 48, BF16),
+        Format("RAWINT4", 0, F32),
+        Format("GPTQ_INT4", 16, BF16),
+    )

@@ -16,7 +16,6 @@ KT_TEST_SWEEP=small keeps to the shapes and token counts that an emulator gets t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +28,7 @@ from formats import (
     FORMATS,
     ONE_PER_METHOD,
     PLAIN,
+    SMALL_SWEEP,
     Format,
     Matrix,
     decode,
@@ -40,8 +40,6 @@ from formats import (
 
 # Promise of every weight-only method: normalised mean squared error against decoded weights, double sums.
 NMSE_BOUND = 1e-5
-
-SMALL_SWEEP = os.environ.get("KT_TEST_SWEEP") == "small"
 
 TOKEN_COUNTS = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 33, 64, 118, 256, 1024)
 # (hidden, intermediate): the sizes of real models, then sizes that fill no panel of 32 and no vector.

@@ -11,7 +11,8 @@ import json
 import re
 
 import pytest
-from extension import ext
+from formats import CODES, METHODS
+from harness import chosen_kernels, ext
 from isolation import python
 
 AVX2 = {"avx2", "fma", "f16c"}
@@ -20,14 +21,14 @@ AVX512_VNNI = AVX512 | {"avx512_vnni"}
 AVX512_BF16 = AVX512_VNNI | {"avx512_bf16"}
 AMX = AVX512_BF16 | {"amx_tile", "amx_bf16", "amx_int8"}
 
-# variant -> (features it needs, BF16 kernels it must choose)
+# variant -> (features it needs, the kernels it must choose for bf16, e4m3 and 4-bit codes)
 VARIANTS = {
-    "avx2": (AVX2, "bf16.avx2"),
-    "avx_vnni": (AVX2 | {"avx_vnni"}, "bf16.avx2"),
-    "avx512": (AVX512, "bf16.avx512"),
-    "avx512_vnni": (AVX512_VNNI, "bf16.avx512"),
-    "avx512_bf16": (AVX512_BF16, "bf16.avx512_bf16"),
-    "amx": (AMX, "bf16.amx"),
+    "avx2": (AVX2, ("bf16.avx2", "e4m3.avx2", "code4.avx2")),
+    "avx_vnni": (AVX2 | {"avx_vnni"}, ("bf16.avx2", "e4m3.avx2", "code4.avx2")),
+    "avx512": (AVX512, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
+    "avx512_vnni": (AVX512_VNNI, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
+    "avx512_bf16": (AVX512_BF16, ("bf16.avx512_bf16", "e4m3.avx512_bf16", "code4.avx512_bf16")),
+    "amx": (AMX, ("bf16.amx", "e4m3.avx512_bf16", "code4.avx512_bf16")),
 }
 # A variant may keep these although it does not need them.
 TOLERATED = {"avx512_bf16": {"avx512_vbmi", "avx_vnni"}, "amx": {"avx512_vbmi", "avx_vnni"}}
@@ -35,6 +36,7 @@ TOLERATED = {"avx512_bf16": {"avx512_vbmi", "avx_vnni"}, "amx": {"avx512_vbmi", 
 # The files whose outcome depends on the instruction set.
 ARITHMETIC = [
     "test_exact_on_integers.py",
+    "test_every_code_and_scale.py",
     "test_error_is_small.py",
     "test_result_depends_on_the_token_alone.py",
     "test_stray_reads_and_writes.py",
@@ -62,33 +64,38 @@ def variants(names) -> list:
     ]
 
 
+def kernel_of_each_method(variant: str) -> dict[str, str]:
+    bf16, e4m3, code4 = VARIANTS[variant][1]
+    kernels = {"bf16": bf16, "e4m3": e4m3, "int4": code4, "e2m1": code4}
+    return {method: kernels[CODES[method]] for method in METHODS}
+
+
 def representatives() -> list[str]:
-    """The lowest variant of each kernel set, without the one that this process itself runs."""
-    own = next(row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen")
-    lowest: dict[str, str] = {}
-    for name, (_, kernel) in VARIANTS.items():
-        lowest.setdefault(kernel, name)
-    return [name for kernel, name in lowest.items() if kernel != own]
+    """The lowest variant of each choice of kernels, without the one that this process itself makes."""
+    own = chosen_kernels()
+    lowest: dict[tuple, str] = {}
+    for name, (_, kernels) in VARIANTS.items():
+        lowest.setdefault(kernels, name)
+    return [name for name in lowest.values() if kernel_of_each_method(name) != own]
 
 
 SHOW = """
 import json
-from extension import ext
-chosen = [row["kernel"] for row in ext.dispatch_table() if row["state"] == "chosen"]
-print(json.dumps(ext.cpu_features() | {"chosen": chosen}))
+from harness import chosen_kernels, ext
+print(json.dumps(ext.cpu_features() | {"chosen": chosen_kernels()}))
 """
 
 
 @pytest.mark.parametrize("variant", variants(VARIANTS))
 def test_cap_is_obeyed_and_chooses_its_kernels(variant):
-    needs, kernel = VARIANTS[variant]
+    needs, _ = VARIANTS[variant]
     done = python("-c", SHOW, KT_KERNEL_CPU_VARIANT=variant)
     assert done.returncode == 0, done.stdout
     features = json.loads(done.stdout)
     assert features["variant"] == features["cap"] == variant
     assert set(features["detected"]) == DETECTED
     assert needs <= set(features["active"]) <= needs | TOLERATED.get(variant, set())
-    assert features["chosen"] == [kernel]
+    assert features["chosen"] == kernel_of_each_method(variant)
 
 
 @pytest.mark.parametrize("variant", variants(representatives()))
@@ -96,7 +103,7 @@ def test_arithmetic_of(variant):
     """All of ARITHMETIC, in a process capped to the variant."""
     done = run_arithmetic(KT_KERNEL_CPU_VARIANT=variant)
     assert done.returncode == 0, f"with KT_KERNEL_CPU_VARIANT={variant}:\n{done.stdout}"
-    assert passed(done.stdout) > 150
+    assert passed(done.stdout) > 1500
 
 
 def run_arithmetic(*options: str, **environment: str):

@@ -46,10 +46,13 @@ def assert_only_victim_changed(output: np.ndarray, clean: np.ndarray) -> None:
     assert same_bits(output[others], clean[others])
 
 
-@pytest.mark.parametrize("hidden_dtype", [BF16, F16, F32])
+@pytest.mark.parametrize(
+    ("format", "hidden_dtype"),
+    [*[(PLAIN, dtype) for dtype in (BF16, F16, F32)], *[(format, F32) for format in ONE_PER_METHOD[1:]]],
+    ids=str,
+)
 @pytest.mark.parametrize("place", [0, 37, 71])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
 def test_a_bad_hidden_value_reaches_every_output_of_its_token_and_no_other(
     format, value, place, hidden_dtype
 ):
@@ -65,10 +68,9 @@ def test_a_bad_hidden_value_reaches_every_output_of_its_token_and_no_other(
 
 @pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("bits", [0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF])
-@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
-def test_nan_is_nan_in_every_output_dtype(format, bits, output_dtype):
+def test_nan_is_nan_in_every_output_dtype(bits, output_dtype):
     """Careless rounding to bf16 turns the first of these into Inf and the last two into zeros."""
-    experts, call = make(format)
+    experts, call = make()
     layer = build_layer(ENGINE, experts)
     values = decode(call.hidden, BF16)
     values.view(np.uint32)[VICTIM, 5] = bits
@@ -197,9 +199,8 @@ def test_denormal_f16_hidden_states_are_ordinary_bf16_numbers(format):
     assert np.abs(output - expected).max() <= 0.02 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
-def test_f16_output_overflows_to_infinity_with_the_right_sign(format):
-    experts, call = make(format)
+def test_f16_output_overflows_to_infinity_with_the_right_sign():
+    experts, call = make()
     call.weights *= 1e7
     layer = build_layer(ENGINE, experts)
     with np.errstate(over="ignore"):
