@@ -333,6 +333,7 @@ FORMATS = (
     Format("RAWINT4", 64, F32),
     Format("RAWINT4", 128, BF16),
     Format("RAWINT4", 256, F16),
+    Format("RAWINT4", 320, F32),
     *[Format("RAWINT4", 0, dtype) for dtype in (BF16, F16, F32)],
     Format("GPTQ_INT4", 16, BF16),
     Format("GPTQ_INT4", 32, F16),

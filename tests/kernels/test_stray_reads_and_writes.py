@@ -33,6 +33,7 @@ SHAPES = [(64, 64), (33, 70), (31, 65), (72, 40), (1, 1), (15, 3), (2050, 34)]
 METHOD_SHAPES = [(33, 70), (300, 130), (1, 1)]
 TOKENS = (1, 3, 16, 17, 33, 70)
 METHOD_TOKENS = (1, 4, 5, 33)
+ENGINE = ext.Engine(2)
 if SMALL_SWEEP:
     SHAPES, TOKENS = [(64, 64), (33, 70), (1, 1)], (1, 3, 17)
     METHOD_SHAPES, METHOD_TOKENS = [(33, 130)], (1, 17)
@@ -126,6 +127,27 @@ def walk_masks(side: str) -> None:
 @pytest.mark.parametrize("walk", [walk_calls, walk_loading, walk_masks])
 def test_nothing_beside_the_buffers_is_touched(walk, side):
     isolated("test_stray_reads_and_writes", walk.__name__, side, timeout=120)
+
+
+def shifted(tensor: np.ndarray | None) -> np.ndarray | None:
+    """A copy at an odd address."""
+    if tensor is None:
+        return None
+    memory = np.empty(tensor.nbytes + 1, np.uint8)
+    assert memory.ctypes.data % 2 == 0
+    memory[1:] = tensor.reshape(-1).view(np.uint8)
+    return memory[1:].view(tensor.dtype).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_weights_may_stand_at_any_address(format):
+    """Tensors in a file follow each other without padding: after an odd number of bytes, fp32 too."""
+    experts = random_experts(1, 2, 300, 130, format)
+    expected = build_layer(ENGINE, experts)
+    for part in experts.parts:
+        part.weight, part.scale = shifted(part.weight), shifted(part.scale)
+    call = random_call(1, experts, 9, top_k=2)
+    assert same_bits(run(build_layer(ENGINE, experts), call), run(expected, call))
 
 
 def overrun(side: str) -> None:

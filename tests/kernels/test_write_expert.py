@@ -203,6 +203,7 @@ def test_weights_spread_over_pools_are_gathered(format, threads, subpools):
 
 # intermediate, ranks: shares that cut panels, lie within a block, or cut blocks, groups and words.
 SPLITS = [
+    (32, 16),
     (64, 2),
     (96, 3),
     (160, 5),
