@@ -13,6 +13,8 @@ import torch
 from api_support import TOP_K, random_experts, save_single
 
 from kt_kernel import KTMoEWrapper
+from kt_kernel.checkpoint.formats import FORMATS
+from kt_kernel.checkpoint.safetensors_file import TORCH_DTYPES
 from kt_kernel.matrices import ExpertMatrix, LayerExperts
 from kt_kernel.quantize.experts import quantize_experts
 
@@ -106,6 +108,26 @@ def load(method: str, path: Path, slots: torch.Tensor | None = None, **changes) 
     layer = make_layer(method, weight_path=str(path), **changes)
     layer.load_weights(slots)
     return layer
+
+
+def random_bits(method: str, n: int, k: int, group_size: int = 32) -> dict[str, torch.Tensor]:
+    """One matrix's tensors with the method's shapes and dtypes, full of random bits; fast and large."""
+    row = next(row for row in FORMATS if row.method == method)
+    (dtype, shape), *_ = row.weight_shapes.items()
+    tensors = {row.weight: _random(dtype, shape(n, k, group_size)[0])}
+    if row.scales:
+        dtype = row.scale_dtypes[0]
+        tensors[SUFFIXES[method][1]] = _random(dtype, row.scale_shape(n, k, group_size)[0])
+    if row.global_scale is not None:
+        tensors[row.global_scale.suffix] = torch.tensor(1.0)
+    return tensors
+
+
+def _random(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    itemsize = TORCH_DTYPES[dtype].itemsize
+    # No byte 255: as a power-of-two scale it would be refused.
+    raw = torch.randint(0, 255, (*shape[:-1], shape[-1] * itemsize), dtype=torch.uint8)
+    return raw.view(TORCH_DTYPES[dtype])
 
 
 # ---- decoding --------------------------------------------------------------------------------
