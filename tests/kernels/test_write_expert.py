@@ -236,7 +236,7 @@ def test_a_split_is_written_exactly_or_refused(format, intermediate, ranks):
 
 def test_refusals_and_successes_are_both_many():
     outcomes = [can_split(make(f, 40, i), ranks) for f in FORMATS for i, ranks in SPLITS]
-    assert 50 < sum(outcomes) < len(outcomes) - 50
+    assert 0.2 < np.mean(outcomes) < 0.9
 
 
 @pytest.mark.parametrize(
