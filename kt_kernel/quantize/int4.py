@@ -16,22 +16,23 @@ def to_packed_int4(matrix: torch.Tensor, group_size: int) -> Quantized:
 
     A `group_size` of 0 is a whole row.
     """
-    codes, scales = _codes(matrix, group_size, torch.bfloat16)
+    codes, scales = _codes(matrix, group_size)
     return Quantized(_words(pad(codes, (0, -codes.shape[1] % _PER_WORD))), scales)
 
 
 def to_gptq_int4(matrix: torch.Tensor, group_size: int) -> Quantized:
-    """float32 [N, K] -> int32 [K/8, N] and float16 scales [K/g, N]; a `group_size` of 0 is a whole row."""
-    codes, scales = _codes(matrix, group_size, torch.float16)
+    """float32 [N, K] -> int32 [K/8, N] and bfloat16 scales [K/g, N]; a `group_size` of 0 is a whole row."""
+    codes, scales = _codes(matrix, group_size)
     return Quantized(_words(codes).t().contiguous(), scales.t().contiguous())
 
 
-def _codes(
-    matrix: torch.Tensor, group_size: int, scale_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes 0 to 15 [N, K] for the scales [N, K/g] as they will be stored: absmax / 7."""
+def _codes(matrix: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes 0 to 15 [N, K] for the scales [N, K/g] as they will be stored: absmax / 7.
+
+    bfloat16 has the range of the weights; its rounding is far below that of the codes.
+    """
     groups = in_groups(matrix, group_size or matrix.shape[1])
-    scales = (groups.abs().amax(dim=-1, keepdim=True) / _LARGEST).to(scale_dtype)
+    scales = (groups.abs().amax(dim=-1, keepdim=True) / _LARGEST).bfloat16()
     codes = divide(groups, scales.float()).round().clamp(-_LARGEST - 1, _LARGEST) + _LARGEST + 1
     return codes.reshape(matrix.shape).to(torch.int32), scales.squeeze(-1)
 

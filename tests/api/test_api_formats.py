@@ -140,7 +140,7 @@ def test_auto_reads_packed_bfloat16_and_ignores_draft_layers_in_another_format(t
         ("FP8_PERCHANNEL", torch.float16),
         ("RAWINT4", torch.float16),
         ("RAWINT4", torch.float32),
-        ("GPTQ_INT4", torch.bfloat16),
+        ("GPTQ_INT4", torch.float16),
         ("GPTQ_INT4", torch.float32),
     ],
 )
