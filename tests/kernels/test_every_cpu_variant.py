@@ -21,14 +21,18 @@ AVX512_VNNI = AVX512 | {"avx512_vnni"}
 AVX512_BF16 = AVX512_VNNI | {"avx512_bf16"}
 AMX = AVX512_BF16 | {"amx_tile", "amx_bf16", "amx_int8"}
 
+DETECTED = set(ext.cpu_features()["detected"])
+# The look-ups of these kernels need VBMI, which all CPUs with AVX512-BF16 but Cooper Lake have.
+E4M3_BF16 = "e4m3.avx512_bf16" if "avx512_vbmi" in DETECTED else "e4m3.avx512"
+
 # variant -> (features it needs, the kernels it must choose for bf16, e4m3 and 4-bit codes)
 VARIANTS = {
     "avx2": (AVX2, ("bf16.avx2", "e4m3.avx2", "code4.avx2")),
     "avx_vnni": (AVX2 | {"avx_vnni"}, ("bf16.avx2", "e4m3.avx2", "code4.avx2")),
     "avx512": (AVX512, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
     "avx512_vnni": (AVX512_VNNI, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
-    "avx512_bf16": (AVX512_BF16, ("bf16.avx512_bf16", "e4m3.avx512_bf16", "code4.avx512_bf16")),
-    "amx": (AMX, ("bf16.amx", "e4m3.avx512_bf16", "code4.avx512_bf16")),
+    "avx512_bf16": (AVX512_BF16, ("bf16.avx512_bf16", E4M3_BF16, "code4.avx512_bf16")),
+    "amx": (AMX, ("bf16.amx", E4M3_BF16, "code4.avx512_bf16")),
 }
 # A variant may keep these although it does not need them.
 TOLERATED = {"avx512_bf16": {"avx512_vbmi", "avx_vnni"}, "amx": {"avx512_vbmi", "avx_vnni"}}
@@ -43,7 +47,6 @@ ARITHMETIC = [
     "test_special_values.py",
     "test_swiglu.py",
 ]
-DETECTED = set(ext.cpu_features()["detected"])
 
 
 def lacking(variant: str) -> set[str]:

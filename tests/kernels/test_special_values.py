@@ -23,6 +23,7 @@ from harness import (
     bf16_experts,
     build_layer,
     ext,
+    load,
     random_call,
     random_experts,
     reference,
@@ -131,6 +132,38 @@ def test_a_nan_code_reaches_exactly_what_it_touches(part, format, code):
     clean = run(build_layer(ENGINE, experts), call)
     getattr(experts, part).weight[3, 7, 11] = code
     assert_nan_where_it_belongs(experts, call, clean, [7] if part == "down" else None)
+
+
+@pytest.mark.parametrize(("format", "code"), NAN_CODE_CASES, ids=lambda value: str(value))
+def test_nan_codes_at_the_edges_of_panels_and_matrices(format, code):
+    """One after the other in the first and last rows of panels and of the matrix, in columns of all kinds."""
+    experts, call = make(format, 101, 75)
+    call.ids[1] = [3, 0]
+    clean = run(build_layer(ENGINE, experts), call)
+    rows, columns = experts.down.rows, experts.down.columns
+    places = [(0, 0), (31, columns - 1), (32, 63), (63, 64), (64, 1), (rows - 1, 32), (rows - 1, columns - 1)]
+    for row, column in places:
+        codes = experts.down.weight[3]
+        before = codes[row, column]
+        codes[row, column] = code
+        assert_nan_where_it_belongs(experts, call, clean, [row])
+        codes[row, column] = before
+    for row, column in places:
+        experts.down.weight[3, row, column] = code
+    assert_nan_where_it_belongs(experts, call, clean, [row for row, _ in places])
+
+
+@pytest.mark.parametrize("format", [f for f in ONE_PER_METHOD if f.codes in NAN_CODES], ids=str)
+def test_nan_codes_go_when_other_weights_come(format):
+    experts, call = make(format)
+    layer = build_layer(ENGINE, experts)
+    clean = run(layer, call)
+    experts.up.weight[3, 7, 11], before = NAN_CODES[format.codes][0], experts.up.weight[3, 7, 11].copy()
+    load(layer, experts)
+    assert np.isnan(run(layer, call)).any()
+    experts.up.weight[3, 7, 11] = before
+    load(layer, experts)
+    assert same_bits(run(layer, call), clean)
 
 
 @pytest.mark.parametrize("format", [f for f in FORMATS if f.scale_kind in ("float", "e4m3")], ids=str)
