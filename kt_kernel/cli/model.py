@@ -23,8 +23,6 @@ class Model:
 
     path: Path
     served_name: str
-    quantization: str | None
-    """The `quant_method` of the checkpoint's configuration; None for plain 16-bit weights."""
     dtype: str | None
     """What the server is to compute in; None leaves it to the checkpoint's configuration."""
 
@@ -37,7 +35,7 @@ def demo_model() -> Model:
     """
     from kt_kernel.demo import ensure_demo_checkpoint
 
-    return Model(ensure_demo_checkpoint(), DEMO, None, DEMO_DTYPE)
+    return Model(ensure_demo_checkpoint(), DEMO, DEMO_DTYPE)
 
 
 def planned_demo_model() -> Model:
@@ -49,7 +47,7 @@ def planned_demo_model() -> Model:
     from kt_kernel.demo import demo_checkpoint_path
     from kt_kernel.demo.gguf_source import find_source
 
-    return Model(demo_checkpoint_path(find_source()), DEMO, None, DEMO_DTYPE)
+    return Model(demo_checkpoint_path(find_source()), DEMO, DEMO_DTYPE)
 
 
 def local_model(name: str) -> Model:
@@ -70,10 +68,7 @@ def local_model(name: str) -> Model:
             f"{path}/config.json ({config.get('model_type', 'no model_type')}) names no routed experts "
             f"(looked for {', '.join(_EXPERT_COUNT_KEYS)}): kt run serves mixture-of-experts models."
         )
-    quantization = (config.get("quantization_config") or text_config.get("quantization_config") or {}).get(
-        "quant_method"
-    )
-    return Model(path.resolve(), path.resolve().name, quantization, None)
+    return Model(path.resolve(), path.resolve().name, None)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

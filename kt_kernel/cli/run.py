@@ -11,14 +11,13 @@ import logging
 import shlex
 import sys
 
-from kt_kernel.cli.errors import CommandError
-from kt_kernel.cli.machine import Machine, native_extension, server_environment, this_machine
+from kt_kernel.cli.machine import Machine, server_environment, this_machine
 from kt_kernel.cli.model import DEMO, Model, demo_model, local_model, planned_demo_model
 from kt_kernel.cli.supervise import run_until_stopped
 
 log = logging.getLogger(__name__)
 
-METHOD = "BF16"
+METHOD = "AUTO"  # the server finds out, before it loads anything, which method reads the checkpoint
 _ALIASES = {"--model-path": ("--model",)}
 
 
@@ -46,13 +45,7 @@ def serve(name: str, options: list[str]) -> int:
 
 
 def server_command(model: Model, machine: Machine, options: list[str]) -> list[str]:
-    """The full command: interpreter, SGLang's server module, our choices, the user's options.
-
-    Raises:
-        CommandError: the checkpoint's weights are of a kind no method of this build can compute with.
-    """
-    if not (_given(options, "--kt-method") or _given(options, "--kt-weight-path")):
-        _require_computable(model)
+    """The full command: interpreter, SGLang's server module, our choices, the user's options."""
     choices = {
         "--model-path": [str(model.path)],
         "--served-model-name": [model.served_name],
@@ -85,15 +78,6 @@ def last_value(options: list[str], flag: str) -> str | None:
             _, equals, joined = option.partition("=")
             value = joined if equals else next(iter(options[position + 1 :]), None)
     return value
-
-
-def _require_computable(model: Model) -> None:
-    if model.quantization is not None:
-        raise CommandError(
-            f"{model.path} holds weights quantised with {model.quantization!r}; this build computes with "
-            f"{', '.join(native_extension().METHODS)}: use a bfloat16 checkpoint, or name expert weights in "
-            "another format with --kt-weight-path and --kt-method."
-        )
 
 
 def _given(options: list[str], flag: str) -> bool:

@@ -18,7 +18,7 @@ from kt_kernel.cli.machine import Machine, server_environment, this_machine
 from kt_kernel.cli.main import app
 from kt_kernel.cli.model import Model, local_model
 
-MODEL = Model(Path("/models/mixtral"), "mixtral", quantization=None, dtype=None)
+MODEL = Model(Path("/models/mixtral"), "mixtral", dtype=None)
 MACHINE = Machine(threads=6, numa_nodes=[0, 1])
 MOE_CONFIG = {"model_type": "qwen3_moe", "num_experts": 128}
 
@@ -43,7 +43,7 @@ def test_defaults_use_the_whole_machine():
     for flag, value in {
         "--model-path": "/models/mixtral",
         "--kt-weight-path": "/models/mixtral",
-        "--kt-method": "BF16",
+        "--kt-method": "AUTO",
         "--kt-cpuinfer": "6",
         "--kt-threadpool-count": "2",
         "--kt-num-gpu-experts": "0",
@@ -144,13 +144,10 @@ def test_missing_directory_is_one_sentence():
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_quantised_weights_need_a_method_of_their_own(tmp_path, nested):
-    config = MOE_CONFIG | {"quantization_config": {"quant_method": "fp8"}}
-    model = local_model(str(checkpoint(tmp_path, {"text_config": config} if nested else config)))
-    with pytest.raises(CommandError, match="quantised with 'fp8'; this build computes with BF16"):
-        run.server_command(model, MACHINE, [])
-    assert run.server_command(model, MACHINE, ["--kt-weight-path", "/converted"])
+def test_method_and_weights_can_be_named():
+    command = run.server_command(MODEL, MACHINE, ["--kt-weight-path", "/converted", "--kt-method", "FP8"])
+    assert values(command, "--kt-weight-path") == ["/converted"]
+    assert values(command, "--kt-method") == ["FP8"]
 
 
 def test_option_before_the_model_is_not_taken_for_the_model():
