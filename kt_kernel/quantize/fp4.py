@@ -13,11 +13,6 @@ _LARGEST_EXPONENT = 2  # 6 = 1.5 * 2**2
 _MX_GROUP, _NV_GROUP = 32, 16
 _LARGEST_FP8 = 448.0
 
-# Code c is nearest to magnitudes up to _BORDERS[c]: halfway to the next of 0, 0.5, 1, 1.5, 2, 3, 4, 6. A tie
-# goes to the even code, so borders above odd codes belong to the next code and lie one step lower.
-_BORDERS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
-_BORDERS[1::2] = _BORDERS[1::2].nextafter(torch.tensor(0.0))
-
 
 def to_mxfp4(matrix: torch.Tensor) -> Quantized:
     """float32 [N, K] -> bytes [N, K/2] and ue8m0 bytes [N, K/32]."""
@@ -40,9 +35,15 @@ def to_nvfp4(matrix: torch.Tensor) -> Quantized:
 
 
 def _codes(values: torch.Tensor) -> torch.Tensor:
-    """Nearest codes 0 to 15 (8 is the sign), ties to even; larger values saturate."""
-    codes = torch.bucketize(values.abs(), _BORDERS, out_int32=True)
-    return (codes + 8 * torch.signbit(values)).to(torch.uint8)
+    """Nearest codes 0 to 15 (8 is the sign), ties to even; larger values saturate.
+
+    Magnitudes 0, 0.5, 1, 1.5 | 2, 3 | 4, 6 are evenly spaced between the bars, and there an even multiple of
+    the spacing has an even code.
+    """
+    magnitudes = values.abs().clamp(max=_LARGEST)
+    above_2 = torch.where(magnitudes < 4, magnitudes.round() + 2, (magnitudes / 2).round() + 4)
+    codes = torch.where(magnitudes < 2, (2 * magnitudes).round(), above_2)
+    return codes.to(torch.uint8) | (torch.signbit(values).to(torch.uint8) << 3)
 
 
 def _pack(codes: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
