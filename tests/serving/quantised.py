@@ -120,13 +120,14 @@ def _int4_codes(rows: int, columns: int) -> torch.Tensor:
 
 
 def _scales(rows: int, columns: int, typical: float) -> torch.Tensor:
-    """Positive, within a factor of two around `typical`."""
-    return typical * torch.exp2(torch.rand(rows, columns) * 2 - 1)
+    """Positive, within a factor of two around `typical`, their root mean square."""
+    scales = torch.exp2(torch.rand(rows, columns) * 2 - 1)
+    return scales * (typical / scales.square().mean().sqrt())
 
 
 def _powers_of_two(rows: int, columns: int, typical: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes of ue8m0 around `typical`, and the scales that they mean."""
-    exponents = torch.tensor(typical).log2().round().int() + torch.randint(-1, 2, (rows, columns))
+    """Bytes of ue8m0 for the powers of two nearest to `typical` and below, and the scales that they mean."""
+    exponents = torch.tensor(typical).log2().round().int() - torch.randint(0, 2, (rows, columns))
     return (exponents + 127).to(torch.uint8), torch.exp2(exponents.float())
 
 

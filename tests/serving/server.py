@@ -33,9 +33,9 @@ def clean_environment() -> dict[str, str]:
 
 
 def kt_options(weights: Path, device_experts: int = 0) -> list[str]:
+    """The method is left to the server, which looks into the checkpoint."""
     options = {
         "--kt-weight-path": weights,
-        "--kt-method": "BF16",
         "--kt-cpuinfer": 2,
         "--kt-threadpool-count": 1,
         "--kt-num-gpu-experts": device_experts,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny_quantised
 from server import Server, clean_environment, free_port, kt_options
 
 ACCEPTED = {
@@ -18,11 +20,13 @@ ACCEPTED = {
     "front-loading": ["--kt-gpu-experts-ratio", "0.3", "--kt-expert-placement-strategy", "front-loading"],
     "deferral": ["--kt-max-deferred-experts-per-token", "2"],
     "numa nodes": ["--kt-threadpool-count", "1", "--kt-numa-nodes", "0"],
+    "the checkpoint's own method": ["--kt-method", "AUTO"],
     "no prefill on the device": ["--kt-gpu-prefill-token-threshold", "0"],
 }
 
 REFUSED = {
     "unknown method": (["--kt-method", "int4"], "method 'int4' is unknown"),
+    "another method": (["--kt-method", "FP8"], "holds BF16 experts; give --kt-method BF16"),
     "zero threads": (["--kt-cpuinfer", "0"], "--kt-cpuinfer is 0, expected at least 1"),
     "absent node": (["--kt-numa-nodes", "63"], "--kt-numa-nodes names node 63"),
     "too many experts": (["--kt-num-gpu-experts", "17"], "a layer of this model has 16 experts"),
@@ -112,6 +116,39 @@ def test_paths_and_ports_are_looked_at_first(model, tmp_path):
         strict=True,
     ):
         assert part in outcome
+
+
+def test_quantised_checkpoints_are_looked_at_first(tmp_path):
+    gptq = tiny_quantised.build("GPTQ_INT4", tmp_path / "gptq") / "served"
+    fp8 = tiny_quantised.build("FP8", tmp_path / "fp8") / "served"
+
+    def changed(model: Path, **changes: object) -> Path:
+        path = tmp_path / "-".join((model.parent.name, *changes))
+        shutil.copytree(model, path)
+        config = json.loads((path / "config.json").read_text())
+        config["quantization_config"].update(changes)
+        (path / "config.json").write_text(json.dumps(config))
+        return path
+
+    reordered = changed(gptq, desc_act=True)
+    cases = [
+        (gptq, gptq, [], "accepted"),
+        (gptq, gptq, ["--kt-method", "RAWINT4"], "holds GPTQ_INT4 experts; give --kt-method GPTQ_INT4"),
+        (reordered, reordered, [], "desc_act=false"),
+        (reordered, gptq, [], "is quantised with desc_act=true, expected desc_act=false"),
+        (changed(fp8, weight_block_size=[64, 64]), fp8, [], "expected weight_block_size=[128, 128]"),
+    ]
+    common = ["--port", str(free_port())]
+    outcomes = configure(
+        *(
+            [*common, "--model", str(model), "--kt-weight-path", str(weights), *options]
+            for model, weights, options, _ in cases
+        )
+    )
+    for (model, _, _, part), outcome in zip(cases, outcomes, strict=True):
+        assert part in outcome, f"{model}: {outcome}"
+        assert outcome == "accepted" or outcome.startswith("error: "), outcome
+        assert "\n" not in outcome
 
 
 def test_weights_that_do_not_fit_end_the_server_with_a_sentence(model, tiny_checkpoint, tmp_path):

@@ -126,13 +126,35 @@ FAMILIES = {
     ),
 }
 
+# Only served in a quantised layout (tiny_quantised.py). swiglu_limit is low enough to be reached.
+_OTHERS = {
+    "minimax_m3": (
+        "MiniMaxM3VLForCausalLM",
+        "MiniMaxM3VLTextConfig",
+        {
+            "head_dim": 64,
+            "rotary_dim": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5},
+            "intermediate_size": 128,
+            "shared_intermediate_size": 128,
+            "dense_intermediate_size": 512,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 4,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 2.0,
+            "routed_scaling_factor": 2.0,
+        },
+    ),
+}
+
 
 def build(family: str, path: Path, **changes: object) -> Path:
     """Write a bfloat16 checkpoint with tokenizer and chat template to `path`; the same bytes every time.
 
     `changes` overrule the family's configuration.
     """
-    class_name, config_name, special = FAMILIES[family]
+    class_name, config_name, special = {**FAMILIES, **_OTHERS}[family]
     torch.manual_seed(SEED)
     config = getattr(transformers, config_name)(**{**_COMMON, **special, **changes})
     model = getattr(transformers, class_name)(config).to(torch.bfloat16)

@@ -2,7 +2,7 @@
 
     <path>/served    what is downloaded: quantised tensors, and a config.json that says how
     <path>/decoded   the same model in float32 without quantisation, for transformers
-    <path>/experts   only where the experts are served from a directory of their own
+    <path>/experts   only where the experts lie in a directory of their own
 
 Which tensors are quantised, their names and the words of quantization_config are the named model's.
 """
@@ -22,6 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 SEED = 1
+_WEIGHTS = "model.safetensors"
+
+# DeepSeek-V4's names. SGLang cannot run that model on a CPU, but its experts under another model's rest.
+_SERVED_APART = re.compile(r"layers\.\d+\.ffn\.experts\.")
 
 _EXPERTS = r"\.experts\.\d+\.\w+_proj"
 _ATTENTION = r"\.self_attn\.\w+_proj(_with_mqa)?"
@@ -32,7 +36,8 @@ _ALL_LINEAR = f"({_EXPERTS}|{_ATTENTION}|{_DENSE_MLP})$"
 @dataclass(frozen=True)
 class Layout:
     """`like`: the model whose layout it is; `quantised`: matches the names, without .weight, of the tensors
-    that are stored quantised.
+    that are stored quantised; `published`: from a tensor of transformers to its parts (views) and their names
+    in the published checkpoint.
     """
 
     like: str
@@ -41,6 +46,8 @@ class Layout:
     make: quantised.Maker
     quantization_config: Mapping[str, object]
     changes: Mapping[str, object] = field(default_factory=dict)
+    published: Callable[[str, torch.Tensor], quantised.Tensors] = lambda name, tensor: {name: tensor}
+    served_config: Mapping[str, object] = field(default_factory=dict)
     also_written: Callable[[Path, Mapping[str, object]], None] = lambda path, config: None
     more_tensors: Callable[[str], quantised.Tensors] = lambda name: {}
 
@@ -72,6 +79,36 @@ def _compressed_tensors(format_name: str, ignore: list[str], weights: dict) -> d
         "kv_cache_scheme": None,
         "config_groups": {"group_0": {**group, "weights": {**common, **weights}}},
     }
+
+
+def _deepseek_v4_names(name: str, tensor: torch.Tensor) -> quantised.Tensors:
+    found = re.fullmatch(r"model\.(layers\.\d+)\.mlp(\.experts\.\d+)\.(gate|up|down)_proj\.weight", name)
+    if found is None:
+        return {name: tensor}
+    layer, expert, projection = found.groups()
+    short = {"gate": "w1", "up": "w3", "down": "w2"}[projection]
+    return {f"{layer}.ffn{expert}.{short}.weight": tensor}
+
+
+def _minimax_m3_names(name: str, tensor: torch.Tensor) -> quantised.Tensors:
+    """transformers fuses gate and up, and all experts of a layer; the checkpoint has neither."""
+    if ".mlp.gate.e_score_correction_bias" in name:
+        return {name.replace(".mlp.gate.", ".block_sparse_moe."): tensor}
+    if ".mlp.gate." in name or ".shared_experts." in name or ".experts." in name:
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    if name.endswith(".experts.down_proj"):
+        stem = name.removesuffix("down_proj")
+        return {f"{stem}{expert}.w2.weight": matrix for expert, matrix in enumerate(tensor)}
+    if name.endswith(".experts.gate_up_proj"):
+        stem = name.removesuffix("gate_up_proj")
+        halves = [(expert, *matrix.chunk(2)) for expert, matrix in enumerate(tensor)]
+        return {f"{stem}{expert}.w1.weight": gate for expert, gate, _ in halves} | {
+            f"{stem}{expert}.w3.weight": up for expert, _, up in halves
+        }
+    if name.endswith(".gate_up_proj.weight"):
+        gate, up = tensor.chunk(2)
+        return {name.replace("gate_up_proj", "gate_proj"): gate, name.replace("gate_up_proj", "up_proj"): up}
+    return {name: tensor}
 
 
 LAYOUTS = {
@@ -155,6 +192,49 @@ LAYOUTS = {
         also_written=_write_modelopt_file,
         more_tensors=_kv_cache_scales,
     ),
+    "MXFP4": Layout(
+        like="deepseek-ai/DeepSeek-V4-Flash, its experts",
+        family="deepseek_v3",
+        quantised=r"\.ffn\.experts\.\d+\.w[123]$",
+        make=quantised.mxfp4,
+        quantization_config={},
+        published=_deepseek_v4_names,
+    ),
+    "MXFP8": Layout(
+        like="MiniMaxAI/MiniMax-M3-MXFP8, its language model without sparse attention",
+        family="minimax_m3",
+        quantised=rf"\.experts\.\d+\.w[123]$|{_ATTENTION}$|\.(mlp|shared_experts)\.(gate|up|down)_proj$",
+        make=quantised.mxfp8,
+        quantization_config={
+            "quant_method": "mxfp8",
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "scale_fmt": "ue8m0",
+            "weight_block_size": [1, 32],
+        },
+        published=_minimax_m3_names,
+        served_config={
+            "architectures": ["MiniMaxM3SparseForCausalLM"],
+            "model_type": "minimax_m2",
+            "hidden_act": "swigluoai",
+            "use_gemma_norm": True,
+            "use_qk_norm": True,
+            "qk_norm_type": "per_head",
+            "scoring_func": "sigmoid",
+            "use_routing_bias": True,
+            "n_shared_experts": 1,
+            "moe_layer_freq": [0, 1, 1, 1],
+            "sparse_attention_config": {
+                "sparse_attention_freq": [0, 0, 0, 0],
+                "sparse_num_index_heads": 4,
+                "sparse_index_dim": 64,
+                "sparse_block_size": 128,
+                "sparse_topk_blocks": 16,
+                "sparse_init_block": 0,
+                "sparse_local_block": 1,
+            },
+        },
+    ),
 }
 
 
@@ -165,25 +245,36 @@ def build(method: str, path: Path) -> Path:
     tiny_models.build(layout.family, served, **layout.changes)
     shutil.copytree(served, decoded)
     torch.manual_seed(SEED)
-    stored, meant = {}, {}
-    for name, tensor in sorted(load_file(served / "model.safetensors").items()):
-        stem = name.removesuffix(".weight")
-        if re.search(layout.quantised, stem):
-            parts, meant[name] = layout.make(*tensor.shape, tensor.float().std().item())
-            parts |= layout.more_tensors(stem)
-            stored |= {f"{stem}.{part}": value for part, value in parts.items()}
-        else:
-            stored[name], meant[name] = tensor, tensor.float()
-    save_file(stored, served / "model.safetensors", {"format": "pt"})
+    stored = {}
+    meant = {name: tensor.float() for name, tensor in sorted(load_file(served / _WEIGHTS).items())}
+    for twin_name, twin in meant.items():
+        for name, part in layout.published(twin_name, twin).items():
+            stored |= _store(layout, name, part)
+    apart = {name: tensor for name, tensor in stored.items() if _SERVED_APART.match(name)}
     save_file(
-        {name: tensor.contiguous() for name, tensor in meant.items()},
-        decoded / "model.safetensors",
-        {"format": "pt"},
+        {name: stored[name] for name in stored if name not in apart}, served / _WEIGHTS, {"format": "pt"}
     )
-    _change_config(served, quantization_config=dict(layout.quantization_config))
+    if apart:
+        (path / "experts").mkdir()
+        save_file(apart, path / "experts" / _WEIGHTS, {"format": "pt"})
+    save_file(meant, decoded / _WEIGHTS, {"format": "pt"})
+    if layout.quantization_config:
+        _change_config(served, quantization_config=dict(layout.quantization_config))
+    _change_config(served, **layout.served_config)
     _change_config(decoded, dtype="float32")
     layout.also_written(served, layout.quantization_config)
     return path
+
+
+def _store(layout: Layout, name: str, tensor: torch.Tensor) -> quantised.Tensors:
+    """The stored tensors; a quantised one's decoded values replace those in `tensor`."""
+    stem = name.removesuffix(".weight")
+    if not re.search(layout.quantised, stem):
+        return {name: tensor.bfloat16()}
+    parts, decoded = layout.make(*tensor.shape, tensor.std().item())
+    tensor.copy_(decoded)
+    parts |= layout.more_tensors(stem)
+    return {f"{stem}.{part}": value for part, value in parts.items()}
 
 
 def _change_config(path: Path, **changes: object) -> None:

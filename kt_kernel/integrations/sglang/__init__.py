@@ -14,6 +14,8 @@ passes through these files in this order:
     cpu_defaults.py      defaults for machines without a GPU
     layer_hooks.py       where SGLang's MoE layer asks for its settings and its method
     moe_method.py        one MoE layer: device experts in SGLang's own kernels, CPU experts in ours
+    dense_weights.py     quantised checkpoints without a GPU: dense layers are decoded while they are loaded
+    dense_formats.py     how the tensors of one quantised layer become a matrix
     startup_failure.py   one sentence instead of a stack trace when a layer cannot be loaded
     interrupt.py         Ctrl-C without stack traces
     cpu_fixes.py         repairs of SGLang's CPU path, hooked only on machines without a GPU

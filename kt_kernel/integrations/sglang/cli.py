@@ -12,7 +12,7 @@ from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, KTError
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
-from kt_kernel.methods import require_method
+from kt_kernel.methods import AUTO, require_method
 
 # Attributes on ServerArgs; names with "_" are not configuration fields and travel to the child processes.
 FLAGS_ATTRIBUTE = "_kt_flags"
@@ -29,8 +29,9 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
     for flag in FLAGS:
         if flag.own is not None and flag.option not in known:
             group.add_argument(flag.option, dest=flag.destination, **flag.own)
-    # So that "not given" can be told from SGLang's default; one pool per NUMA node is then the better choice.
-    parser.set_defaults(kt_threadpool_count=None)
+    # So that "not given" can be told from SGLang's defaults: one pool per NUMA node and the checkpoint's own
+    # format are then the better choices.
+    parser.set_defaults(kt_threadpool_count=None, kt_method=None)
 
 
 def read_flags(original: Callable, cls: type, arguments: argparse.Namespace) -> Any:
@@ -39,13 +40,15 @@ def read_flags(original: Callable, cls: type, arguments: argparse.Namespace) -> 
     try:
         check_flags(flags)
         if flags.weight_path is not None:
-            require_method(flags.method)
+            if flags.method != AUTO:
+                require_method(flags.method)
             _check_model_path(arguments.model_path)
             _check_port(arguments.host, arguments.port)
     except KTError as error:
         raise SystemExit(f"error: {error}") from None
     if arguments.kt_threadpool_count is None:
         arguments.kt_threadpool_count = _STOCK_THREADPOOL_COUNT
+    arguments.kt_method = flags.method
     server_args = original(cls, arguments)
     setattr(server_args, FLAGS_ATTRIBUTE, flags)
     setattr(server_args, COMMAND_LINE_ATTRIBUTE, True)

@@ -42,6 +42,18 @@ def choose(options: Any, model: Any) -> dict[str, Any]:
     return chosen
 
 
+def choose_kernels() -> None:
+    """Switches of SGLang that are environment variables, for this process and its children.
+
+    MiniMax-M3's router multiplies in bfloat16 by an operation that torch has on GPUs only; the alternative is
+    float32.
+    """
+    from sglang.srt.environ import envs
+
+    if not envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.is_set():
+        envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.set(False)
+
+
 def most_cached_tokens(bytes_per_token: int, context_len: int, memory: int) -> int:
     """How many tokens the KV cache holds: limited by memory (bytes) and by the model's context, never below
     a minimum.

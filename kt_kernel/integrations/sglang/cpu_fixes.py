@@ -16,18 +16,34 @@ def moe_forward_skipping(
 ) -> torch.Tensor:
     """Around `moe_forward_native`: x [tokens, hidden] through the experts of ids >= 0; ids of -1 add nothing.
 
-    Written for plain SwiGLU experts, the only ones our layers wrap; without a negative id stock code runs.
+    Written for the experts our layers wrap: SwiGLU, or its clamped variants with gate rows before up rows,
+    which stock code computes wrongly. Without one of these and without a negative id stock code runs.
     """
     weights, ids, _ = topk_output
-    if bool((ids >= 0).all()):
+    if bool((ids >= 0).all()) and not _is_clamped(moe_runner_config):
         return original(layer, x, topk_output, moe_runner_config)
     output = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids[ids >= 0].unique().tolist():
         token, choice = (ids == expert).nonzero(as_tuple=True)
         gate, up = F.linear(x[token], layer.w13_weight[expert]).chunk(2, dim=-1)
-        down = F.linear(F.silu(gate) * up, layer.w2_weight[expert])
+        down = F.linear(_gated(gate, up, moe_runner_config), layer.w2_weight[expert])
         output.index_add_(0, token, down.float() * weights[token, choice, None].float())
     return output.to(x.dtype)
+
+
+def _is_clamped(config: Any) -> bool:
+    if config.gemm1_alpha is not None:
+        return not config.gate_up_interleaved
+    return config.swiglu_limit is not None
+
+
+def _gated(gate: torch.Tensor, up: torch.Tensor, config: Any) -> torch.Tensor:
+    limit = config.swiglu_limit or config.gemm1_clamp_limit
+    if limit:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    if config.gemm1_alpha is None:
+        return F.silu(gate) * up
+    return gate * torch.sigmoid(config.gemm1_alpha * gate) * (up + 1)
 
 
 def attention_handler(original: Callable, registry: type, backend_name: str) -> Callable:

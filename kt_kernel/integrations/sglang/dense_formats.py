@@ -36,8 +36,10 @@ NOT_NEEDED = frozenset(
     )
 )
 
+# Tensors that change what the codes mean, in ways that no row decodes.
+REFUSED = frozenset(("weight_zero_point", "weight_g_idx"))
+
 _E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-_E8M0_BIAS = 127
 _INT4_ZERO = 8
 
 
@@ -117,8 +119,8 @@ def _gptq_int4(parts: Parts) -> torch.Tensor:
 
 
 def _powers(exponents: torch.Tensor) -> torch.Tensor:
-    """ue8m0 as float32: 2 ** (byte - 127), exactly; the byte 0 is a subnormal number."""
-    return torch.ldexp(torch.ones(()), exponents.view(torch.uint8).to(torch.int32) - _E8M0_BIAS)
+    """ue8m0 as float32: 2 ** (byte - 127), exactly; the byte 0 is a subnormal number, 255 is no number."""
+    return exponents.view(torch.float8_e8m0fnu).float()
 
 
 def _nibbles(packed: torch.Tensor) -> torch.Tensor:

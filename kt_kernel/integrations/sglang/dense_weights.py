@@ -9,17 +9,18 @@ holds them; experts that live on the device are decoded like dense layers.
 from __future__ import annotations
 
 import contextvars
+import json
 import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from kt_kernel.errors import CheckpointError
-from kt_kernel.integrations.sglang.dense_formats import NOT_NEEDED, is_part, matching_format
+from kt_kernel.integrations.sglang.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
@@ -35,12 +36,26 @@ _EXPERT = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:.+\.)?experts\.(\d+)\.")
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
 
+# (key of quantization_config, values that can be decoded, the quant_methods that have it)
+_REQUIRED = (
+    ("bits", (4,), ("gptq",)),
+    ("sym", (True,), ("gptq",)),
+    ("desc_act", (False,), ("gptq",)),
+    ("weight_block_size", (None, [128, 128]), ("fp8",)),
+    ("weight_block_size", (None, [1, 32]), ("mxfp8",)),
+)
+
+
 @dataclass(frozen=True)
 class DecodingPlan:
-    """`quant_method`: of the checkpoint; `settings`: whose experts to leave out, None = leave out none."""
+    """`config`: the checkpoint's quantization_config; `settings`: which experts to leave out, None = none."""
 
-    quant_method: str
-    settings: KTSettings | None
+    config: dict[str, Any]
+    settings: KTSettings | None = None
+
+    @property
+    def quant_method(self) -> str:
+        return _quant_method(self.config)
 
     def leaves_out(self, name: str) -> bool:
         found = _EXPERT.search(name)
@@ -52,6 +67,24 @@ class DecodingPlan:
         if layer not in layout.moe_layers or expert >= layout.num_experts:
             return False
         return not bool(self.settings.device_mask(layer, layout.num_experts)[expert])
+
+
+def _quant_method(config: dict[str, Any] | None) -> str:
+    return str((config or {}).get("quant_method", "")).lower()
+
+
+def check_model(model: Any) -> None:
+    """Raise CheckpointError if the quantisation of `model`, a ModelConfig, is one that cannot be decoded."""
+    plan = getattr(model, _PLAN_ATTRIBUTE, None)
+    if plan is None:
+        return
+    for key, allowed, methods in _REQUIRED:
+        seen = plan.config.get(key, allowed[0])
+        if plan.quant_method in methods and seen not in allowed:
+            raise CheckpointError(
+                f"the model {model.model_path} is quantised with {key}={json.dumps(seen)}, expected "
+                f"{key}={json.dumps(allowed[-1])}; take a checkpoint quantised that way."
+            )
 
 
 _KT_IS_ON = contextvars.ContextVar("_KT_IS_ON", default=False)
@@ -66,10 +99,10 @@ def model_config(original: Callable, server_args: Any, *arguments: Any, **option
         config = original(server_args, *arguments, **options)
     finally:
         _KT_IS_ON.reset(token)
-    quant_method = getattr(config, _PLAN_ATTRIBUTE, None)
-    if quant_method is not None:
-        settings = None if config.is_draft_model else getattr(server_args, SETTINGS_ATTRIBUTE, None)
-        setattr(config, _PLAN_ATTRIBUTE, DecodingPlan(quant_method, settings))
+    plan = getattr(config, _PLAN_ATTRIBUTE, None)
+    if plan is not None and not config.is_draft_model:
+        settings = getattr(server_args, SETTINGS_ATTRIBUTE, None)
+        setattr(config, _PLAN_ATTRIBUTE, replace(plan, settings=settings))
     return config
 
 
@@ -78,10 +111,9 @@ def checkpoint_quantisation(original: Callable, config: Any) -> dict | None:
     if hasattr(config, _PLAN_ATTRIBUTE):
         return None
     found = original(config)
-    quant_method = str((found or {}).get("quant_method", "")).lower()
-    if not _KT_IS_ON.get() or quant_method not in DECODED_METHODS:
+    if not _KT_IS_ON.get() or _quant_method(found) not in DECODED_METHODS:
         return found
-    setattr(config, _PLAN_ATTRIBUTE, quant_method)
+    setattr(config, _PLAN_ATTRIBUTE, DecodingPlan(found))
     config.quantization = None
     return None
 
@@ -110,6 +142,11 @@ def decoded(
         if plan.leaves_out(name):
             continue
         layer, _, part = name.rpartition(".")
+        if part in REFUSED:
+            raise CheckpointError(
+                f"tensor '{name}' belongs to a layer with zero points or reordered inputs, which cannot be "
+                "decoded; use a symmetric checkpoint without activation order."
+            )
         if not is_part(part, tensor):
             yield name, tensor
         elif part not in NOT_NEEDED:

@@ -13,6 +13,7 @@ from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.placement import STRATEGIES
+from kt_kernel.methods import AUTO
 
 NOT_AVAILABLE_STRATEGIES = ("frequency",)
 
@@ -89,7 +90,7 @@ class KTFlags:
     """The values given. None = not given."""
 
     weight_path: str | None = None
-    method: str = "AMXINT4"
+    method: str = AUTO
     cpuinfer: int | None = None
     threadpool_count: int | None = None
     num_gpu_experts: int | None = None
@@ -160,8 +161,7 @@ def check_flags(flags: KTFlags) -> None:
     if not os.path.exists(flags.weight_path):
         raise CheckpointPathError(
             f"--kt-weight-path {flags.weight_path} does not exist; name the directory with the experts' "
-            "weights "
-            "(for --kt-method BF16 the model itself)."
+            "weights, often the model itself."
         )
     _check_numbers(flags)
     _check_threads(flags)

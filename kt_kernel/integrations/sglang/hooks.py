@@ -66,7 +66,7 @@ CPU_ONLY = (
         "sglang.srt.layers.moe.fused_moe_native.moe_forward_native",
         HookType.AROUND,
         cpu_fixes.moe_forward_skipping,
-        "ids of -1 (experts of ours) raise in scatter_",
+        "ids of -1 (experts of ours) raise in scatter_, and clamped activations are computed wrongly",
     ),
     Hook(
         "sglang.srt.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",

@@ -85,7 +85,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             method=settings.method,
             # The last MoE layer of the model never defers: kt_kernel/deferral.py.
             max_deferred_experts_per_token=min(settings.max_deferred, layer.top_k),
-            swiglu_limit=layer.moe_runner_config.swiglu_limit or 0.0,
+            swiglu_limit=_swiglu_limit(layer.moe_runner_config),
+            swiglu_alpha=layer.moe_runner_config.gemm1_alpha or 0.0,
         )
 
     def _check_layer(self, layer: torch.nn.Module, attributes: dict[str, Any]) -> None:
@@ -95,7 +96,11 @@ class HybridMoEMethod(FusedMoEMethodBase):
             (layer.num_fused_shared_experts > 0, "shared experts fused into the routed ones"),
             (config.activation != "silu", f"the activation {config.activation!r}"),
             (not config.is_gated, "experts without a gate projection"),
-            (config.gemm1_alpha is not None, "the clamped sigmoid activation of gpt-oss"),
+            (
+                config.gemm1_alpha is not None and config.gate_up_interleaved,
+                "gate and up projections in alternating rows",
+            ),
+            (config.gemm1_beta not in (None, 1.0), f"the activation offset {config.gemm1_beta}"),
             (config.apply_router_weight_on_input, "router weights applied to the input"),
             (bool(attributes.get("with_bias")), "experts with biases"),
         ):
@@ -220,6 +225,11 @@ class _SlotLoader:
                 shard_id=shard_id,
                 expert_id=slot,
             )
+
+
+def _swiglu_limit(config: Any) -> float:
+    """SGLang has two names for the limit of gate and up: DeepSeek-V4's, and the one of MiniMax-M3."""
+    return config.swiglu_limit or config.gemm1_clamp_limit or 0.0
 
 
 def _stream_of(tensor: torch.Tensor) -> int | None:

@@ -14,6 +14,7 @@ from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.placement import device_expert_masks
 from kt_kernel.integrations.sglang.flags import KTFlags
 from kt_kernel.integrations.sglang.layers import ExpertLayout
+from kt_kernel.methods import AUTO, require_method, resolve_method
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,22 @@ def _all_masks(settings: KTSettings) -> torch.Tensor:
     return device_expert_masks(
         settings.strategy, layout.num_layers, layout.moe_layers, layout.num_experts, settings.device_experts
     )
+
+
+def weight_method(flags: KTFlags) -> str:
+    """The method that reads the weight path; raises a KTError if it is not the one asked for, or none.
+
+    All layers are looked at, so that a wrong checkpoint is reported before the model is built.
+    """
+    if flags.method != AUTO:
+        require_method(flags.method)
+    found = resolve_method(AUTO, flags.weight_path).name
+    if flags.method not in (AUTO, found):
+        raise ConfigurationError(
+            f"--kt-method is {flags.method}, but {flags.weight_path} holds {found} experts; give "
+            f"--kt-method {found}, or leave it out."
+        )
+    return found
 
 
 def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSettings:

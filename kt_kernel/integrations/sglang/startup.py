@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
-from kt_kernel.integrations.sglang import cpu_defaults, hooks
+from kt_kernel.integrations.sglang import cpu_defaults, dense_weights, hooks
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.layers import expert_layout
-from kt_kernel.integrations.sglang.settings import make_settings
-from kt_kernel.methods import require_method
+from kt_kernel.integrations.sglang.settings import make_settings, weight_method
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,15 @@ def _configure(server_args: Any) -> None:
         return
     hooks.verify()
     check_flags(flags)
-    require_method(flags.method)
+    flags = replace(flags, method=weight_method(flags))
     _check_other_options(options)
     model = model_config_of(server_args)
+    dense_weights.check_model(model)
     settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
     declare_resolution(
         server_args,
         SOURCE,
+        kt_method=settings.method,
         kt_cpuinfer=settings.threads,
         kt_threadpool_count=settings.pools,
         kt_num_gpu_experts=flags.num_gpu_experts or 0,
@@ -66,6 +68,7 @@ def _configure(server_args: Any) -> None:
     )
     if options.device == "cpu":
         declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
+        cpu_defaults.choose_kernels()
     setattr(server_args, SETTINGS_ATTRIBUTE, settings)
     logger.info(
         "kt-kernel: method %s from %s, %d threads in %d pools, %d of %d experts on the device, at most %d "
