@@ -18,11 +18,18 @@ END = "<!-- end of support matrix -->"
 
 
 def matrix(rows: list[dict]) -> str:
-    """The dispatch table's rows as a Markdown table, in the table's order (first match wins)."""
-    lines = ["| method | operation | kernel | CPU features it needs |", "|---|---|---|---|"]
+    """The dispatch table's rows as a Markdown table, in the table's order (first match wins).
+
+    Methods that share a kernel share a line.
+    """
+    methods: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        line = (row["operation"], row["kernel"], " ".join(row["needs"]))
+        methods.setdefault(line, []).append(row["method"])
+    lines = ["| methods | operation | kernel | CPU features it needs |", "|---|---|---|---|"]
     lines += [
-        f"| {row['method']} | {row['operation']} | `{row['kernel']}` | {' '.join(row['needs'])} |"
-        for row in rows
+        f"| {', '.join(names)} | {operation} | `{kernel}` | {needs} |"
+        for (operation, kernel, needs), names in methods.items()
     ]
     return "\n".join(lines)
 
