@@ -109,6 +109,28 @@ def test_arithmetic_of(variant):
     assert passed(done.stdout) > 1500
 
 
+DIGESTS = """
+import hashlib
+from formats import FORMATS
+from harness import build_layer, ext, random_call, random_experts, run
+for format in FORMATS:
+    experts = random_experts(1, 3, 300, 170, format)
+    layer = build_layer(ext.Engine(2), experts)
+    call = random_call(1, experts, 40, top_k=2)
+    for tokens in (1, 40):
+        print(format, tokens, hashlib.sha256(run(layer, call.rows(slice(tokens))).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("variant", variants(["avx512"]))
+def test_kernels_with_fp32_activations_give_the_same_bits(variant):
+    """AVX2 and AVX512 (doc/kernels.md): a result does not depend on which of the two a server has."""
+    done, wider = (python("-c", DIGESTS, KT_KERNEL_CPU_VARIANT=v) for v in ("avx2", variant))
+    assert done.returncode == wider.returncode == 0, done.stdout + wider.stdout
+    assert len(done.stdout.splitlines()) > 50
+    assert done.stdout.splitlines() == wider.stdout.splitlines()
+
+
 def run_arithmetic(*options: str, **environment: str):
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *options, *ARITHMETIC]
     return python(*command, timeout=600, **environment)

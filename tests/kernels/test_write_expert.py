@@ -7,6 +7,7 @@ expected bytes are cut out of the checkpoint's tensors here. Destinations stand 
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import dataclass
 
@@ -307,6 +308,24 @@ def test_writes_forwards_and_loads_keep_their_order():
         for rank, shard in enumerate(shards):
             for actual, wanted in zip(shard.arrays, expected_shard(experts, rank, 2).arrays, strict=True):
                 assert same_bits(actual, wanted)
+
+
+def test_a_layer_dropped_while_its_write_is_queued():
+    engine = ext.Engine(2)
+    experts = make(Format("FP8"), 64, 256)
+    wide = random_experts(3, 2, 1024, 1024)
+    call = random_call(3, wide, 128, top_k=2)
+    output = poisoned(call.hidden.shape, F32)
+    first, layer = build_layer(engine, wide), build_layer(engine, experts)
+    shards = destinations(experts, 2)
+    first.submit(*arguments(call, output, F32))  # keeps the queue busy meanwhile
+    submit_write(layer, shards)
+    del first, layer
+    gc.collect()
+    engine.sync(0)
+    for rank, shard in enumerate(shards):
+        for actual, wanted in zip(shard.arrays, expected_shard(experts, rank, 2).arrays, strict=True):
+            assert same_bits(actual, wanted)
 
 
 # ---- arguments ----------------------------------------------------------------------------------
