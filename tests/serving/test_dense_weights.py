@@ -31,6 +31,10 @@ def stream(*layers: tuple[str, dict[str, torch.Tensor]]) -> list[tuple[str, torc
     return [(f"{layer}.{part}", tensor) for layer, parts in layers for part, tensor in parts.items()]
 
 
+def decode_one(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    return dict(decoded(stream(("q", parts)), PLAN, torch.float32))["q.weight"]
+
+
 @pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
 def test_decoded_exactly_whatever_the_order_of_the_tensors(maker):
     torch.manual_seed(0)
@@ -48,6 +52,28 @@ def test_decoded_exactly_whatever_the_order_of_the_tensors(maker):
         assert found["norm.weight"] is plain[1]
 
 
+def test_other_names_for_the_same_numbers():
+    """compressed-tensors' MXFP4 and NVFP4, and its 4-bit integers as bytes."""
+    torch.manual_seed(0)
+    stored, meant = quantised.mxfp4(160, 320, 0.1)
+    other = {
+        "weight_packed": stored["weight"].view(torch.uint8),
+        "weight_scale": stored["scale"].view(torch.uint8),
+    }
+    assert torch.equal(decode_one(other), meant)
+    stored, meant = quantised.nvfp4(160, 320, 0.1)
+    other = {
+        "weight_packed": stored["weight"],
+        "weight_scale": stored["weight_scale"],
+        "weight_global_scale": 1 / stored["weight_scale_2"],
+    }
+    assert torch.allclose(decode_one(other), meant, rtol=3e-7, atol=0)
+    stored, meant = quantised.packed_int4(32)(160, 320, 0.1)
+    assert torch.equal(
+        decode_one({**stored, "weight_packed": stored["weight_packed"].view(torch.uint8)}), meant
+    )
+
+
 def test_deepseek_v4_and_mistral_blocks():
     """Powers of two per 128 x 128, and the scales of blocks under the name of those of rows."""
     torch.manual_seed(0)
@@ -59,8 +85,7 @@ def test_deepseek_v4_and_mistral_blocks():
         {"weight": codes, "scale": exponents.view(torch.float8_e8m0fnu)},
         {"weight": codes, "weight_scale": scales.float()},
     ):
-        found = dict(decoded(stream(("q", parts)), PLAN, torch.float32))["q.weight"]
-        assert torch.equal(found, meant.float())
+        assert torch.equal(decode_one(parts), meant.float())
 
 
 def test_one_scale_for_the_whole_matrix():

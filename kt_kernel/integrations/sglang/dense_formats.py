@@ -45,7 +45,6 @@ _INT4_ZERO = 8
 
 @dataclass(frozen=True)
 class DenseFormat:
-    method: str
     needs: Mapping[str, tuple[torch.dtype, ...]]
     decode: Callable[[Parts], torch.Tensor]
 
@@ -70,6 +69,10 @@ def _scale_of(parts: Parts) -> torch.Tensor:
     return next(parts[name] for name in names if name in parts)
 
 
+def _codes_of(parts: Parts) -> torch.Tensor:
+    return parts["weight_packed"] if "weight_packed" in parts else parts["weight"]
+
+
 def _float8(parts: Parts) -> torch.Tensor:
     """One scale for the matrix, for each row, or for each block of 128 x 128: the shape says which."""
     weight, scales = parts["weight"], _scale_of(parts).float()
@@ -79,35 +82,29 @@ def _float8(parts: Parts) -> torch.Tensor:
     return weight.float() * _stretched(scales, rows, columns, (128, 128))
 
 
-def _float8_blocks_of_powers(parts: Parts) -> torch.Tensor:
-    weight = parts["weight"]
-    return weight.float() * _stretched(_powers(parts["scale"]), *weight.shape, (128, 128))
-
-
-def _mxfp8(parts: Parts) -> torch.Tensor:
-    weight = parts["weight"]
-    return weight.float() * _stretched(_powers(_scale_of(parts)), *weight.shape, (1, 32))
+def _float8_powers(parts: Parts) -> torch.Tensor:
+    """A power of two per 32 inputs (MXFP8), or per block of 128 x 128: the shape says which."""
+    weight, scales = parts["weight"], _powers(_scale_of(parts))
+    rows, columns = weight.shape
+    block = (1, 32) if scales.shape == (rows, columns // 32) else (128, 128)
+    return weight.float() * _stretched(scales, rows, columns, block)
 
 
 def _mxfp4(parts: Parts) -> torch.Tensor:
-    values = _E2M1[_nibbles(parts["weight"])]
-    return values * _stretched(_powers(parts["scale"]), *values.shape, (1, 32))
+    values = _E2M1[_nibbles(_codes_of(parts))]
+    return values * _stretched(_powers(_scale_of(parts)), *values.shape, (1, 32))
 
 
 def _nvfp4(parts: Parts) -> torch.Tensor:
-    values = _E2M1[_nibbles(parts["weight"])]
+    values = _E2M1[_nibbles(_codes_of(parts))]
     scales = _stretched(parts["weight_scale"], *values.shape, (1, 16))
-    return values * (scales * parts["weight_scale_2"].float())
-
-
-def _nvfp4_packed(parts: Parts) -> torch.Tensor:
-    values = _E2M1[_nibbles(parts["weight_packed"])]
-    scales = _stretched(parts["weight_scale"], *values.shape, (1, 16))
+    if "weight_scale_2" in parts:
+        return values * (scales * parts["weight_scale_2"].float())
     return values * (scales / parts["weight_global_scale"].float())
 
 
 def _packed_int4(parts: Parts) -> torch.Tensor:
-    """int32 [outputs, inputs / 8], scales [outputs, groups]."""
+    """int32 [outputs, inputs / 8] or bytes [outputs, inputs / 2], scales [outputs, groups]."""
     values = _nibbles(parts["weight_packed"]) - _INT4_ZERO
     return values * _in_groups(parts["weight_scale"], *values.shape)
 
@@ -146,26 +143,23 @@ def _stretched(scales: torch.Tensor, rows: int, columns: int, block: tuple[int, 
 
 
 FORMATS = (
-    # MiniMax-M3: a power of two per 32 inputs
-    DenseFormat("MXFP8", {"weight": _FLOAT8, "weight_scale_inv": _POWERS_OF_TWO}, _mxfp8),
-    DenseFormat("MXFP8", {"weight": _FLOAT8, "weight_scale": _POWERS_OF_TWO}, _mxfp8),
-    # DeepSeek, Qwen3, MiniMax-M2: a scale per block
-    DenseFormat("FP8", {"weight": _FLOAT8, "weight_scale_inv": _REAL}, _float8),
-    # compressed-tensors: a scale per row or one for all; Mistral: per block
-    DenseFormat("FP8_PERCHANNEL", {"weight": _FLOAT8, "weight_scale": _REAL}, _float8),
-    # DeepSeek-V4: powers of two, per block for the dense layers, per 32 inputs for the experts
-    DenseFormat("FP8", {"weight": _FLOAT8, "scale": _POWERS_OF_TWO}, _float8_blocks_of_powers),
-    DenseFormat("MXFP4", {"weight": _FOUR_BIT, "scale": _POWERS_OF_TWO}, _mxfp4),
-    # ModelOpt: a float8 scale per 16 inputs and a global one
-    DenseFormat("NVFP4", {"weight": _FOUR_BIT, "weight_scale": _FLOAT8, "weight_scale_2": _REAL}, _nvfp4),
-    # compressed-tensors' NVFP4: the same with the global scale's inverse
-    DenseFormat(
-        "NVFP4",
-        {"weight_packed": _FOUR_BIT, "weight_scale": _FLOAT8, "weight_global_scale": _REAL},
-        _nvfp4_packed,
-    ),
-    DenseFormat("RAWINT4", {"weight_packed": _WORDS, "weight_scale": _REAL}, _packed_int4),
-    DenseFormat("GPTQ_INT4", {"qweight": _WORDS, "scales": _REAL}, _gptq_int4),
+    # DeepSeek, Qwen3, MiniMax-M2: per block. compressed-tensors: per row, or one for all. Mistral: per block.
+    DenseFormat({"weight": _FLOAT8, "weight_scale_inv": _REAL}, _float8),
+    DenseFormat({"weight": _FLOAT8, "weight_scale": _REAL}, _float8),
+    # MiniMax-M3, and compressed-tensors' MXFP8: per 32 inputs. DeepSeek-V4: per block.
+    DenseFormat({"weight": _FLOAT8, "weight_scale_inv": _POWERS_OF_TWO}, _float8_powers),
+    DenseFormat({"weight": _FLOAT8, "weight_scale": _POWERS_OF_TWO}, _float8_powers),
+    DenseFormat({"weight": _FLOAT8, "scale": _POWERS_OF_TWO}, _float8_powers),
+    # MXFP4 of DeepSeek-V4 and of compressed-tensors
+    DenseFormat({"weight": _FOUR_BIT, "scale": _POWERS_OF_TWO}, _mxfp4),
+    DenseFormat({"weight_packed": _FOUR_BIT, "weight_scale": _POWERS_OF_TWO}, _mxfp4),
+    # NVFP4 of ModelOpt and, with the global scale's inverse, of compressed-tensors
+    DenseFormat({"weight": _FOUR_BIT, "weight_scale": _FLOAT8, "weight_scale_2": _REAL}, _nvfp4),
+    DenseFormat({"weight_packed": _FOUR_BIT, "weight_scale": _FLOAT8, "weight_global_scale": _REAL}, _nvfp4),
+    # compressed-tensors' pack-quantized
+    DenseFormat({"weight_packed": (*_WORDS, *_FOUR_BIT), "weight_scale": _REAL}, _packed_int4),
+    # GPTQ without activation order
+    DenseFormat({"qweight": _WORDS, "scales": _REAL}, _gptq_int4),
 )
 
 _PARTS = frozenset(part for row in FORMATS for part in row.needs) - {"weight"} | NOT_NEEDED
