@@ -10,13 +10,15 @@
 // both, byte b of a row has column 2b in its low nibble and 2b+1 in its high nibble. GPTQ_INT4 int32 [K/8, N], column
 // 8j + i of row n in bits 4i..4i+3 of word [j, n].
 //
-// Packed: panels of 32 rows; a chunk of 64 bytes holds 4 columns of them, two in the low nibbles and the next two in
-// the high ones, rows in the order of the 8-bit chunks (formats/e4m3.h):
+// Packed: panels of 32 rows; a chunk of 128 bytes holds 8 columns of them, a 32-bit word for each row:
 //
-//   byte 16*l + 8*v + 2*i + c  =  row 16*v + 4*l + i, low nibble column c, high nibble column 2 + c
+//   word r:  bits  0..15 = columns 0 2 4 6      one nibble each, ascending
+//            bits 16..31 = columns 1 3 5 7
 //
-//   panel:  | chunk k=0..3 | chunk k=4..7 | ... | scales: per group of columns one record of 32 |
-//           NVFP4's records are preceded by the factor, in 64 bytes
+//   panel:  | chunk k=0..7 | chunk k=8..15 | ... | header | scales: per group of columns one record of 32 |
+//
+// Shifted right by 4*i, the low nibbles of the two halves of each word are the pair of columns 2i, 2i+1: VPERMW, which
+// looks up 16-bit values by the low bits of each half, makes pairs of bf16 of them (AVX512).
 //
 // Padding: the code of zero, scale 0. Exact: codes and scales are kept as they are.
 #pragma once

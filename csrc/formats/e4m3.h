@@ -6,14 +6,17 @@
 //   FP8_PERCHANNEL  e4m3(q[n, k]) * s[n]                  fp32, bf16 or fp16 [N]
 //   MXFP8           e4m3(q[n, k]) * 2^(b[n, k/32] - 127)  bytes [N, K/32]  (OCP Microscaling formats 1.0, 2023)
 //
-// Checkpoint codes: row-major [N, K] bytes. Packed: panels of 32 rows; a chunk of 64 bytes holds 2 columns of them in
-// the order that unpacking bytes to 16-bit lanes wants (PanelGemm::vec_of):
+// Checkpoint codes: row-major [N, K] bytes. Packed: panels of 32 rows; a chunk of 64 bytes holds 2 columns of them,
+// eight rows at a time:
 //
-//   bytes 16*l + 8*v + 2*i + c  =  row 16*v + 4*l + i, column c      l, i < 4; v, c < 2
+//   bytes 16*l ..  =  | rows 8*l .. 8*l+7, column 0 | the same rows, column 1 |      l < 4
 //
-//   panel:  | chunk k=0,1 | chunk k=2,3 | ... | scales |
+//   panel:  | chunk k=0,1 | chunk k=2,3 | ... | header | scales |
 //   scales: FP8 one fp32 per 128 columns (a panel lies in one block of 128 rows); FP8_PERCHANNEL 32 fp32;
 //           MXFP8 32 bytes per 32 columns
+//
+// Unpacking such a chunk to 16 bits gives, per column, eight rows to a 128-bit lane, which is what the conversion from
+// IEEE half takes (AVX2, AVX512); with VBMI one byte permutation makes pairs of columns of it.
 //
 // Padding: code 0, scale 0. Exact: codes and scales are kept as they are (bf16 and fp16 scales widened to fp32).
 #pragma once

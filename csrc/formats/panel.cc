@@ -1,6 +1,7 @@
 #include "formats/panel.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "formats/panel_codes.h"
@@ -80,7 +81,7 @@ PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOp
   PanelLayout layout{};
   layout.k_padded = static_cast<int>(round_up(shape.k, kPanelK));
   layout.bytes_per_32k = code_bytes_of_32(format.codes);
-  layout.scale_offset = layout.k_padded / 32 * layout.bytes_per_32k;
+  layout.header_offset = layout.k_padded / 32 * layout.bytes_per_32k;
   layout.scale_type = stored_scale(format, options);
   layout.group_k = layout.k_padded;
   layout.step_k = kLargestStepK;
@@ -90,20 +91,16 @@ PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOp
     layout.step_k = step_columns(layout.group_k, layout.k_padded);
     layout.scale_stride = scale_bytes(layout.scale_type) * (layout.scale_type == ScaleType::kScalar ? 1 : kPanelRows);
     const int groups = (layout.k_padded + layout.group_k - 1) / layout.group_k;
-    scales = groups * layout.scale_stride + (layout.scale_type == ScaleType::kE4m3 ? 64 : 0);
+    scales = kPanelHeaderBytes + groups * layout.scale_stride;
   }
-  layout.panel_bytes = layout.scale_offset + round_up(scales, 64);
-  if (format.table != nullptr) {
-    for (int i = 0; i < 16; ++i) {
-      layout.table_low[i] = static_cast<uint8_t>(format.table->bf16[i]);
-      layout.table_high[i] = static_cast<uint8_t>(format.table->bf16[i] >> 8);
-    }
-  }
+  layout.panel_bytes = layout.header_offset + round_up(scales, 64);
+  if (format.table != nullptr) std::copy_n(format.table->bf16, 16, layout.table);
   return layout;
 }
 
 void pack_panel(const Format& format, const PanelLayout& layout, const FormatOptions& options,
                 const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
+  if (layout.scale_type != ScaleType::kNone) std::memset(panel + layout.header_offset, 0, kPanelHeaderBytes);
   pack_codes(format, layout, source.codes, shape, index, panel);
   pack_scales(format, layout, options, source, shape, index, panel);
 }

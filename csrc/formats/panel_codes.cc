@@ -1,6 +1,7 @@
 #include "formats/panel_codes.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include "formats/numbers.h"
@@ -8,16 +9,24 @@
 namespace kt {
 namespace {
 
-// Where a row's two codes stand in a chunk of 64 bytes.
-constexpr int chunk_position(int row) { return row % 16 / 4 * 16 + row / 16 * 8 + row % 4 * 2; }
+constexpr int kPairBytes = 128;    // bf16: two columns of a panel
+constexpr int kByteChunk = 64;     // 8-bit codes: two columns
+constexpr int kNibbleChunk = 128;  // 4-bit codes: eight columns
 
-constexpr int kChunkBytes = 64;
+// Where a row's first code stands in a chunk of 8-bit codes; its second is kNextColumn further.
+constexpr int byte_position(int row) { return row / 8 * 16 + row % 8; }
+constexpr int kNextColumn = 8;
 
-// The 16 bits that a row has in a chunk of 4-bit codes, from the 16 bits of its four columns in ascending order and
-// back: the two nibbles in the middle change places. Works on every 16-bit part of a word.
-constexpr uint64_t swap_middle_nibbles(uint64_t x) {
-  return (x & 0xF00FF00FF00FF00Full) | (x >> 4 & 0x00F000F000F000F0ull) | (x << 4 & 0x0F000F000F000F00ull);
+// Eight nibbles in ascending columns -> the word of a 4-bit chunk, and back. Each line swaps parts of the word.
+constexpr uint32_t exchange(uint32_t x, uint32_t mask, int shift) {
+  const uint32_t t = (x ^ x >> shift) & mask;
+  return x ^ t ^ t << shift;
 }
+constexpr uint32_t to_panel_word(uint32_t x) {
+  x = exchange(x, 0x00F000F0u, 4);     // 0 1 2 3 -> 0 2 1 3 in each half
+  return exchange(x, 0x0000FF00u, 8);  // 0 2 1 3 4 6 5 7 -> 0 2 4 6 1 3 5 7
+}
+constexpr uint32_t from_panel_word(uint32_t x) { return exchange(exchange(x, 0x0000FF00u, 8), 0x00F000F0u, 4); }
 
 template <class T>
 T read(const uint8_t* from) {
@@ -53,45 +62,56 @@ void pack_bf16(const uint8_t* codes, MatrixShape shape, int index, uint8_t* pane
   }
 }
 
-void pack_bytes(const uint8_t* codes, MatrixShape shape, int index, uint8_t* panel) {
+// Returns whether any code of the row is NaN (s1111111).
+bool pack_byte_row(const uint8_t* row, int begin, int end, uint8_t* out) {
+  constexpr uint64_t kEvery = 0x0101010101010101ull;
+  uint64_t nan = 0;
+  int k = begin;
+  for (; k + 8 <= end; k += 8) {
+    const uint64_t eight = read<uint64_t>(row + k);
+    nan |= (eight & 0x7F * kEvery) + kEvery;
+    for (int i = 0; i < 4; ++i) {
+      uint8_t* pair = out + (k / 2 + i) * kByteChunk;
+      pair[0] = static_cast<uint8_t>(eight >> 16 * i);
+      pair[kNextColumn] = static_cast<uint8_t>(eight >> (16 * i + 8));
+    }
+  }
+  for (; k < end; ++k) {
+    nan |= (row[k] & 0x7Fu) + 1;
+    out[k / 2 * kByteChunk + k % 2 * kNextColumn] = row[k];
+  }
+  return (nan & 0x80 * kEvery) != 0;
+}
+
+uint32_t pack_bytes(const uint8_t* codes, MatrixShape shape, int index, uint8_t* panel) {
   constexpr int kBlock = 64;
+  uint32_t nan_rows = 0;
   for (int begin = 0; begin < shape.k; begin += kBlock) {
     const int end = std::min(begin + kBlock, shape.k);
     for (int r = 0; r < live_rows(shape, index); ++r) {
       const uint8_t* row = codes + (static_cast<size_t>(index) * kPanelRows + r) * shape.k;
-      uint8_t* out = panel + chunk_position(r);
-      int k = begin;
-      for (; k + 8 <= end; k += 8) {
-        const uint64_t eight = read<uint64_t>(row + k);
-        for (int i = 0; i < 4; ++i) write(out + (k / 2 + i) * kChunkBytes, static_cast<uint16_t>(eight >> 16 * i));
-      }
-      for (; k < end; ++k) out[k / 2 * kChunkBytes + k % 2] = row[k];
+      if (pack_byte_row(row, begin, end, panel + byte_position(r))) nan_rows |= 1u << r;
     }
   }
+  return nan_rows;
 }
 
 void pack_nibbles(const Format& format, const uint8_t* codes, MatrixShape shape, int index, uint8_t* panel) {
   constexpr int kBlock = 128;
   const size_t row_bytes = code4_row_bytes(format, shape.k);
-  const uint64_t padding = 0x1111111111111111ull * format.table->zero_code;
+  const uint32_t padding = 0x11111111u * format.table->zero_code;
   for (int begin = 0; begin < shape.k; begin += kBlock) {
     const int end = std::min(begin + kBlock, shape.k);
     for (int r = 0; r < live_rows(shape, index); ++r) {
       const uint8_t* row = codes + (static_cast<size_t>(index) * kPanelRows + r) * row_bytes;
-      uint8_t* out = panel + chunk_position(r);
-      for (int k = begin; k < end; k += 16) {
-        uint64_t sixteen = padding;
-        const int live = std::min(16, end - k);
-        std::memcpy(&sixteen, row + k / 2, live == 16 ? 8 : (live + 1) / 2);
-        if (live < 16) {  // the checkpoint's own padding does not count
-          const uint64_t mask = ~uint64_t{0} << 4 * live;
-          sixteen = (sixteen & ~mask) | (padding & mask);
-        }
-        const uint64_t swapped = swap_middle_nibbles(sixteen);
-        for (int i = 0; i < (live + 3) / 4; ++i) {
-          write(out + (k / 4 + i) * kChunkBytes, static_cast<uint16_t>(swapped >> 16 * i));
-        }
-      }
+      uint8_t* out = panel + r * 4;
+      int k = begin;
+      for (; k + 8 <= end; k += 8) write(out + k / 8 * kNibbleChunk, to_panel_word(read<uint32_t>(row + k / 2)));
+      if (k == end) continue;
+      uint32_t word = 0;
+      std::memcpy(&word, row + k / 2, (end - k + 1) / 2);
+      const uint32_t beyond = ~0u << 4 * (end - k);  // the checkpoint's own padding does not count
+      write(out + k / 8 * kNibbleChunk, to_panel_word((word & ~beyond) | (padding & beyond)));
     }
   }
 }
@@ -99,30 +119,24 @@ void pack_nibbles(const Format& format, const uint8_t* codes, MatrixShape shape,
 void pack_transposed_nibbles(const uint8_t* codes, MatrixShape shape, int index, uint8_t* panel) {
   for (int j = 0; j < shape.k / 8; ++j) {
     const uint8_t* words = codes + (static_cast<size_t>(j) * shape.rows + static_cast<size_t>(index) * kPanelRows) * 4;
-    uint8_t* out = panel + 2 * j * kChunkBytes;
-    for (int r = 0; r < live_rows(shape, index); ++r) {
-      const uint64_t swapped = swap_middle_nibbles(read<uint32_t>(words + 4 * r));
-      write(out + chunk_position(r), static_cast<uint16_t>(swapped));
-      write(out + chunk_position(r) + kChunkBytes, static_cast<uint16_t>(swapped >> 16));
-    }
+    uint8_t* out = panel + j * kNibbleChunk;
+    for (int r = 0; r < live_rows(shape, index); ++r) write(out + 4 * r, to_panel_word(read<uint32_t>(words + 4 * r)));
   }
 }
 
-int nibble_at(const uint8_t* panel, int row, int column) {
-  const uint8_t byte = panel[column / 4 * kChunkBytes + chunk_position(row) + column % 2];
-  return column % 4 < 2 ? byte & 15 : byte >> 4;
+// Eight columns from a multiple of eight on, in ascending nibbles.
+uint32_t eight_nibbles_at(const uint8_t* panel, int row, int column) {
+  return from_panel_word(read<uint32_t>(panel + column / 8 * kNibbleChunk + row * 4));
 }
 
-// Four columns from a multiple of four on, in ascending nibbles.
-uint16_t four_nibbles_at(const uint8_t* panel, int row, int column) {
-  return static_cast<uint16_t>(
-      swap_middle_nibbles(read<uint16_t>(panel + column / 4 * kChunkBytes + chunk_position(row))));
+int nibble_at(const uint8_t* panel, int row, int column) {
+  return eight_nibbles_at(panel, row, column) >> column % 8 * 4 & 15;
 }
 
 void unpack_nibble_row(const Format& format, const uint8_t* panel, int row, const MatrixPart& part, uint8_t* out) {
   int c = 0;
-  if (part.column % 4 == 0) {
-    for (; c + 4 <= part.columns; c += 4) write(out + c / 2, four_nibbles_at(panel, row, part.column + c));
+  if (part.column % 8 == 0) {
+    for (; c + 8 <= part.columns; c += 8) write(out + c / 2, eight_nibbles_at(panel, row, part.column + c));
   }
   for (; c < part.columns; c += 2) {
     const int second = c + 1 < part.columns ? nibble_at(panel, row, part.column + c + 1) : format.table->zero_code;
@@ -140,16 +154,16 @@ void unpack_row(const Format& format, const uint8_t* panel, int row, const Matri
       uint8_t* out = target.codes + static_cast<size_t>(local_row) * part.columns * 2;
       for (int c = 0; c < part.columns; ++c) {
         const int column = part.column + c;
-        write(out + 2 * c, read<uint16_t>(panel + column / 2 * size_t{128} + row * 4 + column % 2 * 2));
+        write(out + 2 * c, read<uint16_t>(panel + column / 2 * size_t{kPairBytes} + row * 4 + column % 2 * 2));
       }
       return;
     }
     case CodeType::kE4m3: {
       uint8_t* out = target.codes + static_cast<size_t>(local_row) * part.columns;
-      const uint8_t* from = panel + chunk_position(row);
+      const uint8_t* from = panel + byte_position(row);
       for (int c = 0; c < part.columns; ++c) {
         const int column = part.column + c;
-        out[c] = from[column / 2 * size_t{kChunkBytes} + column % 2];
+        out[c] = from[column / 2 * size_t{kByteChunk} + column % 2 * kNextColumn];
       }
       return;
     }
@@ -163,9 +177,8 @@ void unpack_row(const Format& format, const uint8_t* panel, int row, const Matri
 void unpack_transposed_row(const uint8_t* panel, int row, const MatrixPart& part, int local_row,
                            const MatrixTarget& target) {
   for (int c = 0; c < part.columns; c += 8) {
-    const uint32_t word = four_nibbles_at(panel, row, part.column + c) |
-                          static_cast<uint32_t>(four_nibbles_at(panel, row, part.column + c + 4)) << 16;
-    write(target.codes + (static_cast<size_t>(c / 8) * target.row_length + local_row) * 4, word);
+    write(target.codes + (static_cast<size_t>(c / 8) * target.row_length + local_row) * 4,
+          eight_nibbles_at(panel, row, part.column + c));
   }
 }
 
@@ -175,13 +188,14 @@ void pack_codes(const Format& format, const PanelLayout& layout, const uint8_t* 
                 uint8_t* panel) {
   if (live_rows(shape, index) < kPanelRows || shape.k < layout.k_padded) {
     const int zero = format.codes == CodeType::kCode4 ? 0x11 * format.table->zero_code : 0;
-    std::memset(panel, zero, layout.scale_offset);
+    std::memset(panel, zero, layout.header_offset);
   }
   switch (format.codes) {
     case CodeType::kBf16:
       return pack_bf16(codes, shape, index, panel);
     case CodeType::kE4m3:
-      return pack_bytes(codes, shape, index, panel);
+      return write(panel + layout.header_offset + offsetof(PanelHeader, nan_rows),
+                   pack_bytes(codes, shape, index, panel));
     case CodeType::kCode4:
       if (format.order == Order::kTransposed) return pack_transposed_nibbles(codes, shape, index, panel);
       return pack_nibbles(format, codes, shape, index, panel);
@@ -204,9 +218,9 @@ void unpack_codes(const Format& format, const uint8_t* panel, int index, const M
 double code_value(const Format& format, const uint8_t* panel, int row, int column) {
   switch (format.codes) {
     case CodeType::kBf16:
-      return from_bf16(read<uint16_t>(panel + column / 2 * size_t{128} + row * 4 + column % 2 * 2));
+      return from_bf16(read<uint16_t>(panel + column / 2 * size_t{kPairBytes} + row * 4 + column % 2 * 2));
     case CodeType::kE4m3:
-      return from_e4m3(panel[column / 2 * kChunkBytes + chunk_position(row) + column % 2]);
+      return from_e4m3(panel[column / 2 * kByteChunk + byte_position(row) + column % 2 * kNextColumn]);
     case CodeType::kCode4:
       return from_bf16(format.table->bf16[nibble_at(panel, row, column)]);
   }

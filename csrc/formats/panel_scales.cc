@@ -1,6 +1,7 @@
 #include "formats/panel_scales.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <stdexcept>
 
@@ -77,7 +78,7 @@ void convert(const uint8_t* from, ScaleType from_type, uint8_t* to, ScaleType to
 }
 
 const uint8_t* records(const PanelLayout& layout, const uint8_t* panel) {
-  return panel + layout.scale_offset + (layout.scale_type == ScaleType::kE4m3 ? 64 : 0);
+  return panel + layout.header_offset + kPanelHeaderBytes;
 }
 
 // A record's entry for one row of the panel.
@@ -108,10 +109,9 @@ size_t scale_bytes(ScaleType type) {
 void pack_scales(const Format& format, const PanelLayout& layout, const FormatOptions& options,
                  const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
   if (layout.scale_type == ScaleType::kNone) return;
-  std::memset(panel + layout.scale_offset, 0, layout.panel_bytes - layout.scale_offset);
-  if (layout.scale_type == ScaleType::kE4m3) {
-    std::memcpy(panel + layout.scale_offset, &source.factor, sizeof(source.factor));
-  }
+  std::memcpy(panel + layout.header_offset + offsetof(PanelHeader, factor), &source.factor, sizeof(source.factor));
+  std::memset(panel + layout.header_offset + kPanelHeaderBytes, 0,
+              layout.panel_bytes - layout.header_offset - kPanelHeaderBytes);
   const SourceScales scales = source_scales(format, layout, options, source.scales, shape);
   const size_t size = scale_bytes(scales.type);
   const int first = index * kPanelRows;
@@ -154,9 +154,9 @@ double scale_value(const PanelLayout& layout, const uint8_t* panel, int row, int
   const uint8_t* at = entry(layout, panel, row, column / layout.group_k);
   if (layout.scale_type == ScaleType::kE8m0) return from_e8m0(*at);
   if (layout.scale_type != ScaleType::kE4m3) return to_float(at, layout.scale_type);
-  float factor;
-  std::memcpy(&factor, panel + layout.scale_offset, sizeof(factor));
-  return from_e4m3(*at) * factor;
+  PanelHeader header;
+  std::memcpy(&header, panel + layout.header_offset, sizeof(header));
+  return from_e4m3(*at) * header.factor;
 }
 
 }  // namespace kt

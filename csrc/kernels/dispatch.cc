@@ -12,9 +12,11 @@ using F = Feature;
 constexpr FeatureSet kAvx2 = {F::kAvx2, F::kFma, F::kF16c};
 constexpr FeatureSet kAvx512 = kAvx2 | FeatureSet{F::kAvx512f, F::kAvx512bw, F::kAvx512vl, F::kAvx512dq};
 constexpr FeatureSet kAvx512Bf16 = kAvx512 | FeatureSet{F::kAvx512bf16};
+constexpr FeatureSet kAvx512Vbmi = kAvx512Bf16 | FeatureSet{F::kAvx512vbmi};
 constexpr FeatureSet kAmxBf16 = kAvx512Bf16 | FeatureSet{F::kAmxTile, F::kAmxBf16};
 
 constexpr const char* kZen4 = "AMD Zen 4 (2022-), Zen 5; Intel Cooper Lake, Sapphire Rapids";
+constexpr const char* kZen4Vbmi = "AMD Zen 4 (2022-), Zen 5; Intel Sapphire Rapids";
 constexpr const char* kSkylakeSp = "Intel Skylake-SP (2017-), Cascade Lake, Ice Lake";
 constexpr const char* kHaswell = "Intel Haswell (2013-) and later clients, AMD Zen 1-3";
 
@@ -26,13 +28,13 @@ const std::vector<DispatchRow>& dispatch_table() {
       {"BF16", kAvx512Bf16, &kBf16Avx512Bf16, kZen4},
       {"BF16", kAvx512, &kBf16Avx512, kSkylakeSp},
       {"BF16", kAvx2, &kBf16Avx2, kHaswell},
-      {"FP8", kAvx512Bf16, &kE4m3Avx512Bf16, kZen4},
+      {"FP8", kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4Vbmi},
       {"FP8", kAvx512, &kE4m3Avx512, kSkylakeSp},
       {"FP8", kAvx2, &kE4m3Avx2, kHaswell},
-      {"FP8_PERCHANNEL", kAvx512Bf16, &kE4m3Avx512Bf16, kZen4},
+      {"FP8_PERCHANNEL", kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4Vbmi},
       {"FP8_PERCHANNEL", kAvx512, &kE4m3Avx512, kSkylakeSp},
       {"FP8_PERCHANNEL", kAvx2, &kE4m3Avx2, kHaswell},
-      {"MXFP8", kAvx512Bf16, &kE4m3Avx512Bf16, kZen4},
+      {"MXFP8", kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4Vbmi},
       {"MXFP8", kAvx512, &kE4m3Avx512, kSkylakeSp},
       {"MXFP8", kAvx2, &kE4m3Avx2, kHaswell},
       {"RAWINT4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4},

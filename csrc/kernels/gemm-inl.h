@@ -19,23 +19,29 @@ template <class Ops, class Codes>
 struct PanelGemm {
   using Vec = typename Ops::Vec;
   using Element = typename Ops::Element;
-  using Pairs = typename Ops::Pairs;
+  using Weights = typename Ops::Weights;
   static constexpr int kLanes = Ops::kLanes;
   static constexpr int kVecs = kt::kPanelRows / kLanes;             // vectors across a panel
-  static constexpr int kSliceBytes = 4 * kLanes;                    // one vector of codes, or of decoded pairs
-  static constexpr int kSlices = Codes::kChunkBytes / kSliceBytes;  // of a chunk: all rows, Codes::kChunkK columns
-  static constexpr size_t kPairBytes = size_t{4} * kt::kPanelRows;  // a decoded pair of k across a panel
-  static constexpr int kPairTokens = Codes::kScaled ? Ops::kScaledPairTokens : Ops::kPairTokens;
-  static constexpr int kWideTokens = Codes::kScaled ? Ops::kScaledWideTokens : Ops::kWideTokens;
-  // Distance of the software prefetch, half a page: far enough for one core to keep 90 % of its share of the memory
-  // bandwidth (bench/moe.py, Xeon 6, 2 threads, 2026-11-21); the hardware prefetchers do the rest.
-  static constexpr size_t kPrefetchBytes = 2048;
-
-  // Which vector of the panel the `output`-th result of a slice is.
-  static constexpr int vec_of(int slice, int output) { return output * kSlices + slice; }
+  static constexpr int kSliceBytes = 4 * kLanes;                    // one vector of codes
+  static constexpr int kSlices = Codes::kChunkBytes / kSliceBytes;  // of a chunk
+  static constexpr int kWeightBytes = sizeof(Weights);              // one vector of decoded weights
+  // Columns of a decoded block.
+  static constexpr int kBlockK = static_cast<int>(kt::kDecodedBytes / (kVecs * kWeightBytes)) * 2;
+  static constexpr bool kDecodes = Codes::kScaled || Ops::kWidens;  // many tokens: through scratch
+  // Distance of the software prefetch in bytes of codes, and that of the scales beside them. (Zen 5, 1 thread,
+  // 2026-11-21, cold RAWINT4 panels of K = 2048: 2 KiB without the scales and the start of the next panels 68 % of the
+  // read bandwidth, 4 KiB with them 95 %.)
+  static constexpr int kAheadBytes = 4096;
+  static constexpr int kAheadK = kAheadBytes / Codes::kChunkBytes * Codes::kChunkK;
 
   static inline __attribute__((always_inline)) const uint8_t* chunk_at(const uint8_t* panel, int k) {
     return panel + static_cast<size_t>(k) * Codes::kChunkBytes / Codes::kChunkK;
+  }
+
+  static inline kt::PanelHeader header_of(const kt::PanelLayout& layout, const uint8_t* panel) {
+    kt::PanelHeader header;
+    __builtin_memcpy(&header, panel + layout.header_offset, sizeof(header));
+    return header;
   }
 
   // ---- scales ----
@@ -45,15 +51,17 @@ struct PanelGemm {
     const kt::PanelLayout& layout;
     float factor;
 
-    Scales(const kt::PanelLayout& l, const uint8_t* panel) : records(panel + l.scale_offset), layout(l), factor(1) {
-      if (l.scale_type != kt::ScaleType::kE4m3) return;
-      __builtin_memcpy(&factor, records, sizeof(factor));
-      factor *= 256;  // from_e4m3 gives 2^-8 of the value
-      records += 64;
+    Scales(const kt::PanelLayout& l, const uint8_t* panel)
+        : records(panel + l.header_offset + kt::kPanelHeaderBytes),
+          layout(l),
+          factor(header_of(l, panel).factor * 256) {}  // from_e4m3 gives 2^-8 of the value
+
+    inline __attribute__((always_inline)) const uint8_t* record(int group) const {
+      return records + group * layout.scale_stride;
     }
 
     inline __attribute__((always_inline)) Vec at(int group, int vec) const {
-      const uint8_t* r = records + group * layout.scale_stride;
+      const uint8_t* r = record(group);
       const int row = vec * kLanes;
       switch (layout.scale_type) {
         case kt::ScaleType::kScalar: {
@@ -78,6 +86,12 @@ struct PanelGemm {
     }
   };
 
+  // total + scale * (sum of a step)
+  static inline __attribute__((always_inline)) Vec scaled(Vec sum, Vec scale, Vec total) {
+    if constexpr (Codes::kSumFactor != 1) sum = Ops::mul(sum, Ops::set(Codes::kSumFactor));
+    return Ops::fma(sum, scale, total);
+  }
+
   // Calls step(k, count, group) for every step of [begin, end).
   template <class Step>
   static inline __attribute__((always_inline)) void for_steps(const kt::PanelLayout& l, int begin, int end, Step step) {
@@ -94,6 +108,11 @@ struct PanelGemm {
 
   // ---- few tokens ----
 
+  struct Ahead {
+    const uint8_t* panel;
+    int k;
+  };
+
   // kTokens x kPanels whole panels in registers, all of the call's columns.
   template <int kTokens, int kPanels>
   static inline __attribute__((always_inline)) void few(const kt::GemmArgs& g, const uint8_t* panel, float* c) {
@@ -102,28 +121,35 @@ struct PanelGemm {
     const typename Codes::Tables tables(layout);
     const int end = g.first_k + g.k_count;
 
+    // Columns kAheadK further on, in the next panels when these end.
+    const auto ahead = [&](int k) __attribute__((always_inline)) {
+      const int further = k + kAheadK;
+      return further < end ? Ahead{panel, further} : Ahead{panel + kPanels * layout.panel_bytes, further - end};
+    };
     const auto accumulate = [&](Vec(&acc)[kTokens][kPanels][kVecs], int begin,
                                 int count) __attribute__((always_inline)) {
       const uint8_t* chunk = chunk_at(panel, begin);
+      const Ahead target = ahead(begin);
+      const uint8_t* far = chunk_at(target.panel, target.k);
       for (int k = begin; k < begin + count; k += Codes::kChunkK, chunk += Codes::kChunkBytes) {
         for (int p = 0; p < kPanels; ++p) {
           for (int line = 0; line < Codes::kChunkBytes; line += 64) {
-            __builtin_prefetch(chunk + p * layout.panel_bytes + line + kPrefetchBytes, 0, 3);
+            __builtin_prefetch(far + p * layout.panel_bytes + line, 0, 3);
           }
           for (int s = 0; s < kSlices; ++s) {
-            Pairs pairs[Codes::kPairs][Codes::kOutputs];
-            Codes::decode(tables, chunk + p * layout.panel_bytes + s * kSliceBytes, pairs);
+            Weights weights[Codes::kPairs][Codes::kOutputs];
+            Codes::decode(tables, chunk + p * layout.panel_bytes + s * kSliceBytes, weights);
             for (int q = 0; q < Codes::kPairs; ++q) {
               for (int j = 0; j < Codes::kOutputs; ++j) {
-                const typename Ops::Weights w = Ops::widen(pairs[q][j]);
                 for (int t = 0; t < kTokens; ++t) {
-                  Vec& sum = acc[t][p][vec_of(s, j)];
-                  sum = Ops::dot(sum, w, a + t * g.a_stride + k + 2 * q);
+                  Vec& sum = acc[t][p][s * Codes::kOutputs + j];
+                  sum = Ops::dot(sum, weights[q][j], a + t * g.a_stride + k + 2 * q);
                 }
               }
             }
           }
         }
+        far += Codes::kChunkBytes;
       }
     };
 
@@ -137,8 +163,6 @@ struct PanelGemm {
       }
     }
     if constexpr (Codes::kScaled) {
-      const Scales scales(layout, panel);
-      const Scales scales_of_second(layout, panel + (kPanels - 1) * layout.panel_bytes);
       for_steps(layout, g.first_k, end, [&](int k, int count, int group) __attribute__((always_inline)) {
         Vec acc[kTokens][kPanels][kVecs];
         for (auto& token : acc) {
@@ -146,11 +170,17 @@ struct PanelGemm {
             for (Vec& v : rows) v = Ops::zero();
           }
         }
+        const Ahead target = ahead(k);
+        for (int p = 0; p < kPanels; ++p) {
+          const Scales far(layout, target.panel + p * layout.panel_bytes);
+          __builtin_prefetch(far.record(target.k / layout.group_k), 0, 3);
+        }
         accumulate(acc, k, count);
         for (int p = 0; p < kPanels; ++p) {
+          const Scales scales(layout, panel + p * layout.panel_bytes);
           for (int v = 0; v < kVecs; ++v) {
-            const Vec scale = (p == 0 ? scales : scales_of_second).at(group, v);
-            for (int t = 0; t < kTokens; ++t) total[t][p][v] = Ops::fma(acc[t][p][v], scale, total[t][p][v]);
+            const Vec scale = scales.at(group, v);
+            for (int t = 0; t < kTokens; ++t) total[t][p][v] = scaled(acc[t][p][v], scale, total[t][p][v]);
           }
         }
       });
@@ -166,20 +196,34 @@ struct PanelGemm {
     }
   }
 
-  template <int kMost, int kPanels>
-  static void few_of(const kt::GemmArgs& g, const uint8_t* panel, float* c) {
+  // All panels, as many at once as kFewVectors sums allow.
+  template <int kTokens>
+  static void few_panels(const kt::GemmArgs& g) {
+    constexpr int kAtOnce = Ops::kFewVectors / (kTokens * kVecs) > 0 ? Ops::kFewVectors / (kTokens * kVecs) : 1;
+    int p = 0;
+    for (; p + kAtOnce <= g.panel_count; p += kAtOnce) few<kTokens, kAtOnce>(g, panel_at(g, p), columns_of(g, p));
+    if constexpr (kAtOnce > 2) {
+      for (; p + 2 <= g.panel_count; p += 2) few<kTokens, 2>(g, panel_at(g, p), columns_of(g, p));
+    }
+    if constexpr (kAtOnce > 1) {
+      for (; p < g.panel_count; ++p) few<kTokens, 1>(g, panel_at(g, p), columns_of(g, p));
+    }
+  }
+
+  template <int kMost>
+  static void few_of(const kt::GemmArgs& g) {
     if (g.tokens == kMost) {
-      few<kMost, kPanels>(g, panel, c);
+      few_panels<kMost>(g);
     } else if constexpr (kMost > 1) {
-      few_of<kMost - 1, kPanels>(g, panel, c);
+      few_of<kMost - 1>(g);
     }
   }
 
   // ---- many tokens ----
 
-  // A block of one panel ready for the tiles: bf16 pairs [k/2][32][2] and, per step, its 32 scales in fp32.
+  // A block of one panel ready for the tiles: Weights [k/2][kVecs] and, per step, its 32 scales in fp32.
   struct Block {
-    const uint8_t* pairs;
+    const uint8_t* weights;
     const float* scales;
     int count;  // columns
   };
@@ -189,18 +233,16 @@ struct PanelGemm {
   static inline __attribute__((always_inline)) void tile(const kt::GemmArgs& g, const Block& block, const Element* a,
                                                          float* c, int first_vec, kt::Store store) {
     constexpr int kUsed = Ops::kTileVecs;
-    const uint8_t* w = block.pairs + first_vec * kSliceBytes;
+    const uint8_t* w = block.weights + first_vec * kWeightBytes;
     float* const c_first = c + first_vec * kLanes;
     Vec acc[kTokens][kUsed];
 
     const auto accumulate = [&](int pairs) __attribute__((always_inline)) {
-      for (int i = 0; i < pairs; ++i, w += kPairBytes, a += 2) {
-        typename Ops::Weights weights[kUsed];
+      for (int i = 0; i < pairs; ++i, w += kVecs * kWeightBytes, a += 2) {
+        Weights weights[kUsed];
         for (int v = 0; v < kUsed; ++v) {
-          if constexpr (!Codes::kScaled) {
-            if (v % (64 / kSliceBytes) == 0) __builtin_prefetch(w + v * kSliceBytes + kPrefetchBytes, 0, 3);
-          }
-          weights[v] = Ops::widen(Ops::load_pairs(w + v * kSliceBytes));
+          if constexpr (!kDecodes) __builtin_prefetch(w + v * kWeightBytes + kAheadBytes, 0, 3);
+          weights[v] = Ops::load_weights(w + v * kWeightBytes);
         }
         for (int t = 0; t < kTokens; ++t) {
           for (int v = 0; v < kUsed; ++v) acc[t][v] = Ops::dot(acc[t][v], weights[v], a + t * g.a_stride);
@@ -221,7 +263,7 @@ struct PanelGemm {
           const Vec scale = Ops::load(scales + v * kLanes);
           for (int t = 0; t < kTokens; ++t) {
             float* total = c_first + t * g.c_stride + v * kLanes;
-            Ops::store(total, Ops::fma(acc[t][v], scale, fresh ? Ops::zero() : Ops::load(total)));
+            Ops::store(total, scaled(acc[t][v], scale, fresh ? Ops::zero() : Ops::load(total)));
           }
         }
       }
@@ -265,33 +307,35 @@ struct PanelGemm {
     const uint8_t* chunk = chunk_at(panel, begin);
     uint8_t* out = g.scratch;
     for (int k = 0; k < count; k += Codes::kChunkK, chunk += Codes::kChunkBytes) {
-      __builtin_prefetch(chunk + kPrefetchBytes, 0, 3);
+      for (int line = 0; line < Codes::kChunkBytes; line += 64) __builtin_prefetch(chunk + line + kAheadBytes, 0, 3);
       for (int s = 0; s < kSlices; ++s) {
-        Pairs pairs[Codes::kPairs][Codes::kOutputs];
-        Codes::decode(tables, chunk + s * kSliceBytes, pairs);
+        Weights weights[Codes::kPairs][Codes::kOutputs];
+        Codes::decode(tables, chunk + s * kSliceBytes, weights);
         for (int q = 0; q < Codes::kPairs; ++q) {
           for (int j = 0; j < Codes::kOutputs; ++j) {
-            Ops::store_pairs(out + q * kPairBytes + vec_of(s, j) * kSliceBytes, pairs[q][j]);
+            Ops::store_weights(out + (q * kVecs + s * Codes::kOutputs + j) * kWeightBytes, weights[q][j]);
           }
         }
       }
-      out += Codes::kPairs * kPairBytes;
+      out += Codes::kPairs * kVecs * kWeightBytes;
     }
-    float* const scales = reinterpret_cast<float*>(g.scratch + kt::kDecodeBlockK / 2 * kPairBytes);
-    const Scales stored(*g.layout, panel);
-    float* record = scales;
-    for_steps(*g.layout, begin, begin + count, [&](int, int, int group) {
-      for (int v = 0; v < kVecs; ++v) Ops::store(record + v * kLanes, stored.at(group, v));
-      record += kt::kPanelRows;
-    });
+    float* const scales = reinterpret_cast<float*>(g.scratch + kt::kDecodedBytes);
+    if constexpr (Codes::kScaled) {
+      const Scales stored(*g.layout, panel);
+      float* record = scales;
+      for_steps(*g.layout, begin, begin + count, [&](int, int, int group) {
+        for (int v = 0; v < kVecs; ++v) Ops::store(record + v * kLanes, stored.at(group, v));
+        record += kt::kPanelRows;
+      });
+    }
     return {g.scratch, scales, count};
   }
 
   static void many(const kt::GemmArgs& g, const uint8_t* panel, float* c) {
     const Element* a = static_cast<const Element*>(g.a);
-    if constexpr (Codes::kScaled) {
-      for (int k = 0; k < g.k_count; k += kt::kDecodeBlockK) {
-        const int count = g.k_count - k < kt::kDecodeBlockK ? g.k_count - k : kt::kDecodeBlockK;
+    if constexpr (kDecodes) {
+      for (int k = 0; k < g.k_count; k += kBlockK) {
+        const int count = g.k_count - k < kBlockK ? g.k_count - k : kBlockK;
         tiles(g, decoded(g, panel, g.first_k + k, count), a + k, c, k == 0 ? g.store : kt::Store::kAccumulate);
       }
     } else {
@@ -299,22 +343,25 @@ struct PanelGemm {
     }
   }
 
-  // Up to kPairTokens two panels at once, for more chains of additions; up to kWideTokens one.
+  // Rows with a NaN code: NaN times anything is NaN.
+  static void spread_nan(const kt::GemmArgs& g) {
+    for (int p = 0; p < g.panel_count; ++p) {
+      for (uint32_t rows = header_of(*g.layout, panel_at(g, p)).nan_rows; rows != 0; rows &= rows - 1) {
+        float* column = columns_of(g, p) + __builtin_ctz(rows);
+        for (int t = 0; t < g.tokens; ++t) column[t * g.c_stride] = __builtin_nanf("");
+      }
+    }
+  }
+
+  static inline const uint8_t* panel_at(const kt::GemmArgs& g, int p) { return g.panels + p * g.layout->panel_bytes; }
+  static inline float* columns_of(const kt::GemmArgs& g, int p) { return g.c + p * kt::kPanelRows; }
+
   static void run(const kt::GemmArgs& g) {
-    int p = 0;
-    if (g.tokens <= kPairTokens) {
-      for (; p + 2 <= g.panel_count; p += 2) {
-        few_of<kPairTokens, 2>(g, g.panels + p * g.layout->panel_bytes, g.c + p * kt::kPanelRows);
-      }
+    if (g.tokens <= Ops::kFewTokens) {
+      few_of<Ops::kFewTokens>(g);
+    } else {
+      for (int p = 0; p < g.panel_count; ++p) many(g, panel_at(g, p), columns_of(g, p));
     }
-    for (; p < g.panel_count; ++p) {
-      const uint8_t* panel = g.panels + p * g.layout->panel_bytes;
-      float* c = g.c + p * kt::kPanelRows;
-      if (g.tokens <= kWideTokens) {
-        few_of<kWideTokens, 1>(g, panel, c);
-      } else {
-        many(g, panel, c);
-      }
-    }
+    if constexpr (Codes::kScaled) spread_nan(g);
   }
 };

@@ -5,7 +5,9 @@
 // Panels. A weight matrix [N, K] is stored as ceil(N/32) panels of 32 output rows; every format says in its header
 // (formats/*.h) how the bytes of a panel run. K is padded to kPanelK with zeros.
 //
-//   | codes: chunks of kChunkBytes, ascending k | scales: one record per group of k, for all 32 rows |
+//   | codes: chunks, ascending k | PanelHeader | scales: one record per group of k, for all 32 rows |
+//
+// (a format without scales has the codes only)
 //
 // Order of summation. A format without scales adds the products of one output element in ascending k into one fp32
 // accumulator. A format with scales does so within a step of `step_k` columns, starting from zero, and then adds
@@ -36,30 +38,36 @@ enum class ScaleType : int {
   kBf16,    // 32 bf16
   kF16,     // 32 IEEE half
   kE8m0,    // 32 bytes: 2^(b-127)
-  kE4m3,    // 32 bytes of float8_e4m3fn, to be multiplied by the panel's fp32 factor (first record of the scales)
+  kE4m3,    // 32 bytes of float8_e4m3fn, to be multiplied by PanelHeader::factor
 };
+
+// Stands between the codes and the scales, in 64 bytes.
+struct PanelHeader {
+  float factor;
+  uint32_t nan_rows;  // bit r: row r holds a code that is NaN, so its outputs are NaN (kernels need not decode NaN)
+};
+constexpr size_t kPanelHeaderBytes = 64;
 
 constexpr int kLargestStepK = 128;  // columns summed before a scale is applied
 constexpr int kSmallestStepK = 16;
 
-// How the panels of one matrix are laid out. `scale_offset` is a multiple of 64, like `panel_bytes`.
+// How the panels of one matrix are laid out. `header_offset` is a multiple of 64, like `panel_bytes`.
 struct PanelLayout {
   size_t panel_bytes;
   size_t bytes_per_32k;  // code bytes of 32 columns
-  size_t scale_offset;   // from the start of the panel to the first group's record (kE4m3: to the factor, 64 bytes)
+  size_t header_offset;  // from the start of the panel
   size_t scale_stride;   // bytes of one record
   ScaleType scale_type;
   int k_padded;
-  int group_k;            // columns that share a record
-  int step_k;             // columns of one step: divides group_k, unless one group covers all of K
-  uint8_t table_low[16];  // 4-bit codes: low and high byte of each code's bf16 value
-  uint8_t table_high[16];
+  int group_k;         // columns that share a record
+  int step_k;          // columns of one step: divides group_k, unless one group covers all of K
+  uint16_t table[16];  // 4-bit codes: the bf16 value of each
 };
 
-// Bytes of scratch a gemm needs (GemmArgs::scratch): a decoded block of one panel and its scales.
-constexpr int kDecodeBlockK = 256;
-constexpr size_t kGemmScratchBytes =
-    size_t{kDecodeBlockK} * kPanelRows * 2 + size_t{kDecodeBlockK} / kSmallestStepK * kPanelRows * 4;
+// Scratch of a gemm (GemmArgs::scratch): decoded weights of one block of a panel, which stay in L1 beside the
+// activations, and the block's scales in fp32.
+constexpr size_t kDecodedBytes = size_t{16} << 10;
+constexpr size_t kGemmScratchBytes = kDecodedBytes + kDecodedBytes / 64 / kSmallestStepK * kPanelRows * 4;
 
 // C[t, 32*p + r] (+)= sum over k of A[t, k] * W[32*p + r, k], for t < tokens, p < panel_count, over k_count columns
 // from first_k on.

@@ -13,9 +13,10 @@ constexpr int kBlockTokens = 512;
 constexpr size_t kBlockBytes = size_t{256} << 10;
 constexpr int kMinBlockK = 256;
 
-// A piece of gate/up is this many gate+up panel pairs: one for few tokens (256 KiB of BF16 at hidden 2048: fine
-// enough to share evenly), more for many, so that gathering the activations costs little (S / L as above: eight pairs
-// 73 / 344 ms, four 76 / 342 ms, sixteen 74 / 370 ms, before the block sizes were chosen).
+// A piece of gate/up for few tokens: as many gate+up panel pairs as make about this many bytes, long enough a stream
+// and fine enough to share evenly. For many tokens kPairsForMany, so that gathering the activations costs little (S / L
+// as above: eight pairs 73 / 344 ms, four 76 / 342 ms, sixteen 74 / 370 ms, before the block sizes were chosen).
+constexpr size_t kPieceBytes = size_t{256} << 10;
 constexpr int kManyTokens = 32;
 constexpr int kPairsForMany = 8;
 
@@ -44,7 +45,8 @@ ForwardPass::ForwardPass(Engine& engine, const KernelSet& kernels, const LayerCo
 }
 
 int ForwardPass::pairs_per_piece(const ActiveExpert& expert) const {
-  return expert.pairs >= kManyTokens ? kPairsForMany : 1;
+  if (expert.pairs >= kManyTokens) return kPairsForMany;
+  return std::max(1, static_cast<int>(kPieceBytes / (2 * weights_.gate_up_layout().panel_bytes)));
 }
 
 void ForwardPass::plan(Engine& engine) {

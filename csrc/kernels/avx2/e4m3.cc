@@ -8,7 +8,7 @@ namespace {
 #include "kernels/avx2/ops-inl.h"
 using Ops = Avx2;
 
-#include "kernels/codes-inl.h"
+#include "kernels/avx2/e4m3-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace

@@ -4,18 +4,15 @@ struct Avx2 {
   using Vec = __m256;
   using Element = float;
   using Pairs = __m256i;  // 8 rows x one pair of bf16
-  using Bytes = __m256i;
   struct Weights {
     __m256 even, odd;
   };
   static constexpr int kLanes = 8;
-  // 6 tokens x 16 rows = 12 accumulators of the 16 registers; for up to 3 tokens x 32 rows, also 12.
+  // 6 tokens x 16 rows = 12 accumulators of the 16 registers.
   static constexpr int kTileTokens = 6;
   static constexpr int kTileVecs = 2;
-  static constexpr int kPairTokens = 1;
-  static constexpr int kWideTokens = 3;
-  static constexpr int kScaledPairTokens = 1;
-  static constexpr int kScaledWideTokens = 2;
+  static constexpr int kFewTokens = 2;
+  static constexpr int kFewVectors = 8;
 
   static inline Vec zero() { return _mm256_setzero_ps(); }
   static inline Vec set(float x) { return _mm256_set1_ps(x); }
@@ -63,29 +60,53 @@ struct Avx2 {
   static inline void store_activation(Vec v, Element* p) { _mm256_storeu_ps(p, v); }
 
   static inline Pairs load_pairs(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
-  static inline void store_pairs(uint8_t* p, Pairs v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
   static inline Weights widen(Pairs pairs) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
             _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+  }
+  static constexpr bool kWidens = true;
+  static inline Weights load_weights(const uint8_t* p) {
+    const float* f = reinterpret_cast<const float*>(p);
+    return {_mm256_load_ps(f), _mm256_load_ps(f + 8)};
+  }
+  static inline void store_weights(uint8_t* p, const Weights& w) {
+    float* f = reinterpret_cast<float*>(p);
+    _mm256_store_ps(f, w.even);
+    _mm256_store_ps(f + 8, w.odd);
   }
   static inline Vec dot(Vec acc, const Weights& w, const float* a) {
     acc = _mm256_fmadd_ps(w.even, _mm256_broadcast_ss(a), acc);
     return _mm256_fmadd_ps(w.odd, _mm256_broadcast_ss(a + 1), acc);
   }
 
-  static inline Bytes load_bytes(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
-  static inline Bytes table16(const uint8_t* p) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  // Words of eight 4-bit codes (formats/code4.h) -> four pairs of bf16, by their low and their high bytes.
+  struct NibbleTable {
+    __m256i low, high;
+  };
+  static inline NibbleTable nibble_table(const uint16_t* values) {
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    const __m256i low_bytes = _mm256_and_si256(all, _mm256_set1_epi16(0x00FF));
+    const __m256i high_bytes = _mm256_srli_epi16(all, 8);
+    const __m256i low = _mm256_permute4x64_epi64(_mm256_packus_epi16(low_bytes, low_bytes), 0x88);
+    const __m256i high = _mm256_permute4x64_epi64(_mm256_packus_epi16(high_bytes, high_bytes), 0x88);
+    return {low, high};
   }
-  static inline Bytes set_bytes(char b) { return _mm256_set1_epi8(b); }
-  static inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
-  static inline Bytes and_bits(Bytes a, Bytes b) { return _mm256_and_si256(a, b); }
-  static inline Bytes xor_bits(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
-  static inline Bytes shuffle_bytes(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
-  static inline Bytes high_nibbles(Bytes b) { return and_bits(_mm256_srli_epi16(b, 4), set_bytes(15)); }
-  static inline Bytes nibbles_up(Bytes b) { return _mm256_slli_epi16(b, 4); }
-  static inline Bytes unpack_low(Bytes low, Bytes high) { return _mm256_unpacklo_epi8(low, high); }
-  static inline Bytes unpack_high(Bytes low, Bytes high) { return _mm256_unpackhi_epi8(low, high); }
+  static inline void look_up_nibbles(const NibbleTable& t, Pairs words, Pairs (&pairs)[4]) {
+    // Bytes of a word: columns 0|2, 4|6, 1|3, 5|7 in low|high nibbles. First the bytes with columns 0..3 of the lane's
+    // four rows, then those with columns 4..7.
+    const __m256i order = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15,  //
+                                           0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i bytes = _mm256_shuffle_epi8(words, order);
+    const __m256i low_nibbles = _mm256_and_si256(bytes, nibble);
+    const __m256i high_nibbles = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+    const __m256i a_low = _mm256_shuffle_epi8(t.low, low_nibbles), a_high = _mm256_shuffle_epi8(t.high, low_nibbles);
+    const __m256i b_low = _mm256_shuffle_epi8(t.low, high_nibbles), b_high = _mm256_shuffle_epi8(t.high, high_nibbles);
+    pairs[0] = _mm256_unpacklo_epi8(a_low, a_high);
+    pairs[1] = _mm256_unpacklo_epi8(b_low, b_high);
+    pairs[2] = _mm256_unpackhi_epi8(a_low, a_high);
+    pairs[3] = _mm256_unpackhi_epi8(b_low, b_high);
+  }
 
   // 2^(b-127); b = 0 is a denormal, 0x00400000.
   static inline Vec from_e8m0(const uint8_t* p) {

@@ -4,7 +4,10 @@ struct Avx512DotBf16 : Avx512 {
   using Element = uint16_t;
   using Weights = __m512i;
 
+  static constexpr bool kWidens = false;
   static inline Weights widen(Pairs pairs) { return pairs; }
+  static inline Weights load_weights(const uint8_t* p) { return _mm512_load_si512(p); }
+  static inline void store_weights(uint8_t* p, const Weights& w) { _mm512_store_si512(p, w); }
   static inline Vec dot(Vec acc, const Weights& w, const uint16_t* a) {
     int pair;
     __builtin_memcpy(&pair, a, sizeof(pair));

@@ -8,7 +8,7 @@ namespace {
 #include "kernels/avx512/ops-inl.h"
 using Ops = Avx512;
 
-#include "kernels/codes-inl.h"
+#include "kernels/avx512/e4m3-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace

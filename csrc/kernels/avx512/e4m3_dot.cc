@@ -1,5 +1,5 @@
-// float8_e4m3fn weights on AVX512-BF16: VDPBF16PS multiplies pairs of bf16 and adds them to fp32 (denormals count as
-// zero).
+// float8_e4m3fn weights on AVX512-BF16 with VBMI: VDPBF16PS multiplies pairs of bf16 and adds them to fp32 (denormals
+// count as zero).
 #include <immintrin.h>
 
 #include "kernels/kernel_sets.h"
@@ -11,7 +11,7 @@ namespace {
 #include "kernels/avx512/dot_bf16-inl.h"
 using Ops = Avx512DotBf16;
 
-#include "kernels/codes-inl.h"
+#include "kernels/avx512/e4m3_vbmi-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace

@@ -4,7 +4,6 @@ struct Avx512 {
   using Vec = __m512;
   using Element = float;
   using Pairs = __m512i;  // 16 rows x one pair of bf16
-  using Bytes = __m512i;
   struct Weights {
     __m512 even, odd;
   };
@@ -13,10 +12,10 @@ struct Avx512 {
   // same share of peak in the prototype (Zen 5, 2026-11-21: 95-98 % of the VDPBF16PS peak for both).
   static constexpr int kTileTokens = 12;
   static constexpr int kTileVecs = 2;
-  static constexpr int kPairTokens = 4;
-  static constexpr int kWideTokens = 4;
-  static constexpr int kScaledPairTokens = 2;
-  static constexpr int kScaledWideTokens = 4;
+  static constexpr int kFewTokens = 4;
+  // More panels at once are more streams than the prefetchers follow (Zen 5, 2026-11-21, cold RAWINT4: 4 sums 95 % of
+  // the read bandwidth, 8 sums 62 %).
+  static constexpr int kFewVectors = 4;
 
   static inline Vec zero() { return _mm512_setzero_ps(); }
   static inline Vec set(float x) { return _mm512_set1_ps(x); }
@@ -63,29 +62,37 @@ struct Avx512 {
   static inline void store_activation(Vec v, Element* p) { _mm512_storeu_ps(p, v); }
 
   static inline Pairs load_pairs(const uint8_t* p) { return _mm512_load_si512(p); }
-  static inline void store_pairs(uint8_t* p, Pairs v) { _mm512_store_si512(p, v); }
   static inline Weights widen(Pairs pairs) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
             _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+  }
+  static constexpr bool kWidens = true;
+  static inline Weights load_weights(const uint8_t* p) {
+    const float* f = reinterpret_cast<const float*>(p);
+    return {_mm512_load_ps(f), _mm512_load_ps(f + 16)};
+  }
+  static inline void store_weights(uint8_t* p, const Weights& w) {
+    float* f = reinterpret_cast<float*>(p);
+    _mm512_store_ps(f, w.even);
+    _mm512_store_ps(f + 16, w.odd);
   }
   static inline Vec dot(Vec acc, const Weights& w, const float* a) {
     acc = _mm512_fmadd_ps(w.even, _mm512_set1_ps(a[0]), acc);
     return _mm512_fmadd_ps(w.odd, _mm512_set1_ps(a[1]), acc);
   }
 
-  static inline Bytes load_bytes(const uint8_t* p) { return _mm512_load_si512(p); }
-  static inline Bytes table16(const uint8_t* p) {
-    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  // Words of eight 4-bit codes (formats/code4.h) -> four pairs of bf16. VPERMW looks up in 32 values by the low five
+  // bits of each half: the table stands there twice, so that the fifth bit, the next code's, does not matter.
+  using NibbleTable = __m512i;
+  static inline NibbleTable nibble_table(const uint16_t* values) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
   }
-  static inline Bytes set_bytes(char b) { return _mm512_set1_epi8(b); }
-  static inline Bytes add_bytes(Bytes a, Bytes b) { return _mm512_add_epi8(a, b); }
-  static inline Bytes and_bits(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
-  static inline Bytes xor_bits(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
-  static inline Bytes shuffle_bytes(Bytes table, Bytes index) { return _mm512_shuffle_epi8(table, index); }
-  static inline Bytes high_nibbles(Bytes b) { return and_bits(_mm512_srli_epi16(b, 4), set_bytes(15)); }
-  static inline Bytes nibbles_up(Bytes b) { return _mm512_slli_epi16(b, 4); }
-  static inline Bytes unpack_low(Bytes low, Bytes high) { return _mm512_unpacklo_epi8(low, high); }
-  static inline Bytes unpack_high(Bytes low, Bytes high) { return _mm512_unpackhi_epi8(low, high); }
+  static inline void look_up_nibbles(NibbleTable values, Pairs words, Pairs (&pairs)[4]) {
+    pairs[0] = _mm512_permutexvar_epi16(words, values);
+    pairs[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), values);
+    pairs[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), values);
+    pairs[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), values);
+  }
 
   // 2^(b-127); b = 0 is a denormal, 0x00400000.
   static inline Vec from_e8m0(const uint8_t* p) {

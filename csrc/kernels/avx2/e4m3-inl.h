@@ -1,0 +1,27 @@
+// float8_e4m3fn on AVX2 + F16C: shifted into the place of an IEEE half, e4m3 has the same bits but an exponent bias
+// smaller by 8, so the conversion from half gives 2^-8 of the value, subnormals included. (As a half, NaN is a number;
+// PanelHeader::nan_rows takes care of it.)
+
+struct CodesE4m3 {
+  static constexpr bool kScaled = true;
+  static constexpr float kSumFactor = 256;
+  static constexpr int kChunkK = 2, kChunkBytes = 64, kPairs = 1, kOutputs = 2;
+  struct Tables {
+    explicit Tables(const kt::PanelLayout&) {}
+  };
+
+  // Codes in the high bytes of 16-bit lanes -> halves: s eeee mmm 0.. -> s 0 eeee mmm 0...
+  static inline __attribute__((always_inline)) __m256i halves(__m256i high_bytes) {
+    return _mm256_and_si256(_mm256_srai_epi16(high_bytes, 1), _mm256_set1_epi16(static_cast<short>(0xBFFF)));
+  }
+
+  // A slice is 16 rows x 2 columns: in each 128-bit lane eight rows of the first column, then of the second.
+  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice,
+                                                           Ops::Weights (&out)[1][2]) {
+    const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(slice));
+    const __m256i even = halves(_mm256_unpacklo_epi8(_mm256_setzero_si256(), codes));
+    const __m256i odd = halves(_mm256_unpackhi_epi8(_mm256_setzero_si256(), codes));
+    out[0][0] = {_mm256_cvtph_ps(_mm256_castsi256_si128(even)), _mm256_cvtph_ps(_mm256_castsi256_si128(odd))};
+    out[0][1] = {_mm256_cvtph_ps(_mm256_extracti128_si256(even, 1)), _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1))};
+  }
+};
