@@ -52,22 +52,22 @@ def detect_method(path: str | os.PathLike) -> str:
 def require_format(checkpoint: Checkpoint, layer_idx: int, method: str) -> Found:
     """The format of one layer; raises CheckpointError unless it and all other layers are what `method`
     reads."""
-    layers = _layer_formats(checkpoint)
-    if layer_idx not in layers:
-        locate_experts(checkpoint, layer_idx)  # raises
-    found = layers[layer_idx] if _is_draft(checkpoint, layer_idx) else _common_format(checkpoint)
-    if found.format.method != method:
+    location = locate_experts(checkpoint, layer_idx)
+    if _is_draft(checkpoint, layer_idx):
+        found = shown = _look_at(checkpoint, layer_idx, location)
+    else:
+        shown = _common_format(checkpoint)
+        found = _layer_formats(checkpoint)[layer_idx]
+    if shown.format.method != method:
         raise CheckpointError(
-            f"method {method} was asked for, but '{checkpoint.path}' holds {found.format.method} "
-            f"({found.evidence}); use method {found.format.method} or AUTO."
+            f"method {method} was asked for, but '{checkpoint.path}' holds {shown.format.method} "
+            f"({shown.evidence}); use method {shown.format.method} or AUTO."
         )
-    return layers[layer_idx]
+    return found
 
 
 def _common_format(checkpoint: Checkpoint) -> Found:
-    layers = [
-        found for layer, found in _layer_formats(checkpoint).items() if not _is_draft(checkpoint, layer)
-    ]
+    layers = list(_layer_formats(checkpoint).values())
     if not layers:
         raise MissingTensorError(
             f"'{checkpoint.path}' has no routed experts under any known name; groups of experts in it: "
@@ -87,10 +87,12 @@ _known: WeakKeyDictionary[Checkpoint, dict[int, Found]] = WeakKeyDictionary()
 
 
 def _layer_formats(checkpoint: Checkpoint) -> dict[int, Found]:
+    """Of the model's own layers."""
     if checkpoint not in _known:
         _known[checkpoint] = {
             layer: _look_at(checkpoint, layer, location)
             for layer, location in expert_layers(checkpoint).items()
+            if not _is_draft(checkpoint, layer)
         }
     return _known[checkpoint]
 
@@ -98,7 +100,7 @@ def _layer_formats(checkpoint: Checkpoint) -> dict[int, Found]:
 def _is_draft(checkpoint: Checkpoint, layer_idx: int) -> bool:
     """Layers after the model's last one belong to a draft model, which may be stored in another format."""
     config = checkpoint.config()
-    layers = config.get("num_hidden_layers") or config.get("text_config", {}).get("num_hidden_layers")
+    layers = config.get("num_hidden_layers") or (config.get("text_config") or {}).get("num_hidden_layers")
     return layers is not None and layer_idx >= layers
 
 

@@ -7,7 +7,6 @@ experts. A new model family is a new row; the code below does not change. Suffix
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kt_kernel.checkpoint.reader import Checkpoint
@@ -117,9 +116,9 @@ def wrong_expert_count(
     )
 
 
-def _belongs(names: ExpertNames | PackedNames, tails: Iterable[str]) -> bool:
+def _belongs(names: ExpertNames | PackedNames, tails: list[str]) -> bool:
     if isinstance(names, PackedNames):
-        return any(tail in (names.gate_up, names.down) for tail in tails)
+        return names.gate_up in tails or names.down in tails
     projections = {names.gate, names.up, names.down}
     return any(_projection_of(tail) in projections for tail in tails)
 

@@ -36,6 +36,13 @@ def _read(checkpoint: Checkpoint) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+def _weight_schemes(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """What compressed-tensors says of the weights, for each group of layers."""
+    groups = _read(checkpoint).get("config_groups")
+    groups = groups.values() if isinstance(groups, dict) else []
+    return [group["weights"] for group in groups if isinstance(group, dict) and group.get("weights")]
+
+
 def _check_gptq(checkpoint: Checkpoint) -> int | None:
     config = _read(checkpoint) or checkpoint.config("quantize_config.json")
     if not config:
@@ -50,11 +57,7 @@ def _check_gptq(checkpoint: Checkpoint) -> int | None:
 
 def _check_compressed_tensors(checkpoint: Checkpoint) -> int | None:
     """Of a checkpoint with several groups of layers, the 4-bit integer ones can be the experts'."""
-    groups = [
-        weights
-        for group in (_read(checkpoint).get("config_groups") or {}).values()
-        if (weights := group.get("weights")) and weights.get("type", "int") == "int"
-    ]
+    groups = [weights for weights in _weight_schemes(checkpoint) if weights.get("type", "int") == "int"]
     if groups and all(weights.get("num_bits") != 4 for weights in groups):
         _require(checkpoint, "num_bits", groups[0].get("num_bits"), 4)
     groups = [weights for weights in groups if weights.get("num_bits") == 4]
@@ -72,11 +75,8 @@ def _check_compressed_tensors(checkpoint: Checkpoint) -> int | None:
 
 
 def _check_blocks(checkpoint: Checkpoint) -> None:
-    config = _read(checkpoint)
-    sizes = [config.get("weight_block_size")]
-    for group in (config.get("config_groups") or {}).values():
-        sizes.append((group.get("weights") or {}).get("block_structure"))
-    for size in sizes:
+    sizes = [weights.get("block_structure") for weights in _weight_schemes(checkpoint)]
+    for size in [_read(checkpoint).get("weight_block_size"), *sizes]:
         if size is not None:
             _require(checkpoint, "block size", list(size), [BLOCK, BLOCK])
 

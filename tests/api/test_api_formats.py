@@ -121,6 +121,7 @@ def test_auto_reads_packed_bfloat16_and_ignores_draft_layers_in_another_format(t
     base = "model.language_model.layers.0.mlp.experts"
     tensors = {f"{base}.gate_up_proj": torch.cat([gate, up], dim=1), f"{base}.down_proj": down}
     draft = checkpoint_tensors("FP8", quantised("FP8"), "model.language_model.layers.1.mlp.experts")
+    tensors["model.language_model.layers.2.mlp.experts.0.up_proj.weight"] = torch.zeros(2, 2).half()
     path = save(tmp_path / "model", "BF16", tensors | draft, {"text_config": {"num_hidden_layers": 1}})
     loaded = load("AUTO", path)
     assert loaded.method == "BF16"
