@@ -24,13 +24,13 @@ SENTINEL = 0xA5
 MARGIN = 64
 
 
-def _load(method, **changes):
+def _load(method, intermediate=INTERMEDIATE, **changes):
     layer = make_layer(
-        method, num_experts=EXPERTS, hidden_size=HIDDEN, moe_intermediate_size=INTERMEDIATE, **changes
+        method, num_experts=EXPERTS, hidden_size=HIDDEN, moe_intermediate_size=intermediate, **changes
     )
     slots = torch.tensor([2, 0, 1])
-    layer.load_weights_from_tensors(*random_experts(4, EXPERTS, HIDDEN, INTERMEDIATE), slots)
-    return layer, quantised(method, 4, EXPERTS, HIDDEN, INTERMEDIATE), slots.tolist()
+    layer.load_weights_from_tensors(*random_experts(4, EXPERTS, HIDDEN, intermediate), slots)
+    return layer, quantised(method, 4, EXPERTS, HIDDEN, intermediate), slots.tolist()
 
 
 def _written_scales(method: str, matrix: ExpertMatrix) -> torch.Tensor:
@@ -41,24 +41,27 @@ def _written_scales(method: str, matrix: ExpertMatrix) -> torch.Tensor:
     return scale[:, None] if scale.dim() == 1 else scale
 
 
-def _part(tensor: torch.Tensor, dim: int, rank: int, ranks: int) -> torch.Tensor:
-    """A rank's part of a dimension; a dimension of one scale for everything belongs to every rank."""
-    return tensor if tensor.shape[dim] == 1 else tensor.chunk(ranks, dim)[rank]
-
-
 def _expected(method: str, layer: LayerExperts, expert: int, rank: int, ranks: int) -> list:
     """One rank's w13 codes and scales, w2 codes and scales; None for scales that the method does not have."""
     rows, columns = (1, 0) if method == "GPTQ_INT4" else (0, 1)  # GPTQ's matrices are stored transposed
     gate, up, down = layer.gate[expert], layer.up[expert], layer.down[expert]
+    intermediate = gate.weight.shape[rows]
+    width = intermediate // ranks
+
+    def part(tensor, dim):
+        """The entries along `dim` that the rank's `width` rows or columns touch."""
+        per_entry = -(-intermediate // tensor.shape[dim])
+        begin, end = rank * width // per_entry, -(-(rank + 1) * width // per_entry)
+        return tensor.narrow(dim, begin, end - begin)
 
     def w13(first, second):
-        return torch.cat([_part(half, rows, rank, ranks) for half in (first, second)], dim=rows)
+        return torch.cat([part(first, rows), part(second, rows)], dim=rows)
 
-    codes = w13(gate.weight, up.weight), _part(down.weight, columns, rank, ranks)
+    codes = w13(gate.weight, up.weight), part(down.weight, columns)
     if method == "BF16":
         return [codes[0], None, codes[1], None]
     gate_scale, up_scale, down_scale = (_written_scales(method, matrix) for matrix in (gate, up, down))
-    return [codes[0], w13(gate_scale, up_scale), codes[1], _part(down_scale, columns, rank, ranks)]
+    return [codes[0], w13(gate_scale, up_scale), codes[1], part(down_scale, columns)]
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,21 +89,43 @@ def _submit(layer, ranks, slot, targets):
     layer.submit_write_weight_scale_to_buffer(ranks, slot, *lists)
 
 
+def _check_write(method, layer, checkpoint, slot, expert, ranks):
+    targets = [
+        [_Target(part) for part in _expected(method, checkpoint, expert, rank, ranks)]
+        for rank in range(ranks)
+    ]
+    _submit(layer, ranks, slot, targets)
+    layer.sync_write_weight_scale_to_buffer()
+    for parts in targets:
+        for target in parts:
+            target.check()
+
+
 @pytest.mark.parametrize("pools", [1, 2])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 @pytest.mark.parametrize("method", METHODS)
 def test_written_experts_are_slices_of_the_checkpoint(method, ranks, pools):
     layer, checkpoint, slots = _load(method, threadpool_count=pools)
     for slot in range(EXPERTS):
-        targets = [
-            [_Target(part) for part in _expected(method, checkpoint, slots[slot], rank, ranks)]
-            for rank in range(ranks)
-        ]
-        _submit(layer, ranks, slot, targets)
-        layer.sync_write_weight_scale_to_buffer()
-        for parts in targets:
-            for target in parts:
-                target.check()
+        _check_write(method, layer, checkpoint, slot, slots[slot], ranks)
+
+
+@pytest.mark.parametrize("ranks", [3, 6, 12])
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_of_ranks_that_are_no_power_of_two_and_share_blocks(method, ranks):
+    """With 6 and 12 ranks of 384 columns, neighbours have the scales of the same block of 128 columns."""
+    layer, checkpoint, slots = _load(method, intermediate=384)
+    _check_write(method, layer, checkpoint, 1, slots[1], ranks)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "reason"), [(5, "equal parts"), (8, "scale groups of 32"), (96, "words of 8 codes")]
+)
+def test_cuts_that_the_layout_cannot_express(ranks, reason):
+    """Of 384 columns, 8 parts have one group of 32 and half of the next, 96 parts half a word."""
+    layer, _, _ = _load("RAWINT4", intermediate=384)
+    with pytest.raises(InputError, match=reason):
+        layer.submit_write_weight_scale_to_buffer(ranks, 0, *[[0] * ranks] * 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -120,14 +145,7 @@ def test_integer_scales_come_back_in_the_dtype_of_the_checkpoint(tmp_path, metho
     path = save(tmp_path / "model", method, checkpoint_tensors(method, checkpoint), config)
     layer = load(method, path, num_experts=EXPERTS, hidden_size=hidden, moe_intermediate_size=INTERMEDIATE)
     for ranks in (1, 4):
-        targets = [
-            [_Target(part) for part in _expected(method, checkpoint, 1, rank, ranks)] for rank in range(ranks)
-        ]
-        _submit(layer, ranks, 1, targets)
-        layer.sync_write_weight_scale_to_buffer()
-        for parts in targets:
-            for target in parts:
-                target.check()
+        _check_write(method, layer, checkpoint, 1, 1, ranks)
 
 
 def test_writes_and_forwards_take_turns():
