@@ -119,8 +119,8 @@ def test_paths_and_ports_are_looked_at_first(model, tmp_path):
 
 
 def test_quantised_checkpoints_are_looked_at_first(tmp_path):
-    gptq = tiny_quantised.build("GPTQ_INT4", tmp_path / "gptq") / "served"
-    fp8 = tiny_quantised.build("FP8", tmp_path / "fp8") / "served"
+    gptq = tiny_quantised.build("qwen3-gptq-int4", tmp_path / "gptq") / "served"
+    fp8 = tiny_quantised.build("deepseek-v3", tmp_path / "fp8") / "served"
 
     def changed(model: Path, **changes: object) -> Path:
         path = tmp_path / "-".join((model.parent.name, *changes))

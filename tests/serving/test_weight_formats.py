@@ -22,27 +22,28 @@ CONTINUATIONS = ("The keeper", "Water boils at", "1 2 3 4 5 6 7 8")
 TOKENS = 32
 
 # Experts of each layer that SGLang computes: none, or some, for which it must be given decoded weights.
-DEVICE_EXPERTS = {"GPTQ_INT4": 4, "MXFP8": 4}
+DEVICE_EXPERTS = {"qwen3-gptq-int4": 4, "minimax-m3": 4}
 
 
 @pytest.fixture(scope="module", params=tiny_quantised.LAYOUTS)
-def method(request: pytest.FixtureRequest) -> str:
+def layout(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def checkpoint(method: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_quantised.build(method, tmp_path_factory.mktemp(method))
+def checkpoint(layout: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_quantised.build(layout, tmp_path_factory.mktemp(layout))
 
 
 @pytest.fixture(scope="module")
-def served(method: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
+def served(layout: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
     model = checkpoint / "served"
     weights = checkpoint / "experts" if (checkpoint / "experts").exists() else model
     log = tmp_path_factory.mktemp("log") / "server.log"
     tokenizer = AutoTokenizer.from_pretrained(model)
-    options = kt_options(weights, DEVICE_EXPERTS.get(method, 0))
+    options = kt_options(weights, DEVICE_EXPERTS.get(layout, 0))
     with serving(model, log, *options, *OPTIONS) as server:
+        method = tiny_quantised.LAYOUTS[layout].method
         assert f"kt-kernel: method {method} from {weights}" in server.log_text()
         answers = [served_prompt(server, tokenizer(ENGLISH).input_ids)]
         return answers + [

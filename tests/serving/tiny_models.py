@@ -128,6 +128,18 @@ FAMILIES = {
 
 # Only served in a quantised layout (tiny_quantised.py). swiglu_limit is low enough to be reached.
 _OTHERS = {
+    "minimax_m2": (
+        "MiniMaxM2ForCausalLM",
+        "MiniMaxM2Config",
+        {
+            "head_dim": 64,
+            "rotary_dim": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5},
+            "intermediate_size": 128,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 4,
+        },
+    ),
     "minimax_m3": (
         "MiniMaxM3VLForCausalLM",
         "MiniMaxM3VLTextConfig",

@@ -35,11 +35,13 @@ _ALL_LINEAR = f"({_EXPERTS}|{_ATTENTION}|{_DENSE_MLP})$"
 
 @dataclass(frozen=True)
 class Layout:
-    """`like`: the model whose layout it is; `quantised`: matches the names, without .weight, of the tensors
-    that are stored quantised; `published`: from a tensor of transformers to its parts (views) and their names
-    in the published checkpoint.
+    """`method`: of the experts.
+    `like`: the model whose layout it is.
+    `quantised`: matches the names, without .weight, of the tensors that are stored quantised.
+    `published`: from a tensor of transformers to its parts (views), by their published names.
     """
 
+    method: str
     like: str
     family: str
     quantised: str
@@ -112,7 +114,8 @@ def _minimax_m3_names(name: str, tensor: torch.Tensor) -> quantised.Tensors:
 
 
 LAYOUTS = {
-    "FP8": Layout(
+    "deepseek-v3": Layout(
+        method="FP8",
         like="deepseek-ai/DeepSeek-V3",
         family="deepseek_v3",
         quantised=_ALL_LINEAR,
@@ -125,7 +128,28 @@ LAYOUTS = {
         },
         changes={"moe_intermediate_size": 256},
     ),
-    "FP8_PERCHANNEL": Layout(
+    "minimax-m2": Layout(
+        method="FP8",
+        like="MiniMaxAI/MiniMax-M2",
+        family="minimax_m2",
+        quantised=rf"\.experts\.\d+\.w[123]$|{_ATTENTION}$",
+        make=quantised.fp8_blocks(torch.float32),
+        quantization_config={
+            "activation_scheme": "dynamic",
+            "fmt": "float8_e4m3fn",
+            "quant_method": "fp8",
+            "weight_block_size": [128, 128],
+            "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"],
+        },
+        served_config={
+            "scoring_func": "sigmoid",
+            "use_routing_bias": True,
+            "use_qk_norm": True,
+            "qk_norm_type": "per_layer",
+        },
+    ),
+    "glm-4.7-fp8": Layout(
+        method="FP8_PERCHANNEL",
         like="zai-org/GLM-4.7-FP8",
         family="glm4_moe",
         quantised=_ALL_LINEAR,
@@ -136,7 +160,8 @@ LAYOUTS = {
             {"num_bits": 8, "type": "float", "strategy": "channel"},
         ),
     ),
-    "RAWINT4": Layout(
+    "kimi-k2-thinking": Layout(
+        method="RAWINT4",
         like="moonshotai/Kimi-K2-Thinking",
         family="deepseek_v3",
         quantised=f"{_EXPERTS}$",
@@ -153,7 +178,8 @@ LAYOUTS = {
         ),
         changes={"n_group": 1, "topk_group": 1},
     ),
-    "GPTQ_INT4": Layout(
+    "qwen3-gptq-int4": Layout(
+        method="GPTQ_INT4",
         like="Qwen/Qwen3-30B-A3B-GPTQ-Int4",
         family="qwen3_moe",
         quantised=_ALL_LINEAR,
@@ -170,7 +196,8 @@ LAYOUTS = {
         },
         changes={"moe_intermediate_size": 256},
     ),
-    "NVFP4": Layout(
+    "qwen3-nvfp4": Layout(
+        method="NVFP4",
         like="nvidia/Qwen3-30B-A3B-NVFP4",
         family="qwen3_moe",
         quantised=_ALL_LINEAR,
@@ -192,7 +219,8 @@ LAYOUTS = {
         also_written=_write_modelopt_file,
         more_tensors=_kv_cache_scales,
     ),
-    "MXFP4": Layout(
+    "deepseek-v4-experts": Layout(
+        method="MXFP4",
         like="deepseek-ai/DeepSeek-V4-Flash, its experts",
         family="deepseek_v3",
         quantised=r"\.ffn\.experts\.\d+\.w[123]$",
@@ -200,7 +228,8 @@ LAYOUTS = {
         quantization_config={},
         published=_deepseek_v4_names,
     ),
-    "MXFP8": Layout(
+    "minimax-m3": Layout(
+        method="MXFP8",
         like="MiniMaxAI/MiniMax-M3-MXFP8, its language model without sparse attention",
         family="minimax_m3",
         quantised=rf"\.experts\.\d+\.w[123]$|{_ATTENTION}$|\.(mlp|shared_experts)\.(gate|up|down)_proj$",
@@ -238,9 +267,9 @@ LAYOUTS = {
 }
 
 
-def build(method: str, path: Path) -> Path:
+def build(name: str, path: Path) -> Path:
     """Write the checkpoints of one row of LAYOUTS under `path`; the same bytes every time."""
-    layout = LAYOUTS[method]
+    layout = LAYOUTS[name]
     served, decoded = path / "served", path / "decoded"
     tiny_models.build(layout.family, served, **layout.changes)
     shutil.copytree(served, decoded)

@@ -100,3 +100,20 @@ def add_gated_shared_expert(
     """
     gate = torch.sigmoid(hidden_states.float() @ gate_weight.float()).unsqueeze(-1)
     final_hidden_states.add_((gate * shared_output.float()).to(final_hidden_states.dtype))
+
+
+def normalise_queries_and_keys(
+    norm: Any, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replaces `MiniMaxM2QKRMSNorm._forward_naive`: RMS norms of q and k [tokens, width] over all heads."""
+    from sglang.srt.layers.dp_attention import attn_tp_all_reduce
+
+    squares = torch.stack([matrix.float().square().sum(-1) for matrix in (q, k)])
+    if norm._world_size > 1:
+        squares = attn_tp_all_reduce(squares)
+    normalised = []
+    for matrix, of_matrix, sums in zip((q, k), (norm._q_norm, norm._k_norm), squares, strict=True):
+        mean = sums[:, None] / (matrix.shape[1] * norm._world_size)
+        scaled = matrix.float() * torch.rsqrt(mean + norm._eps) * of_matrix.weight.float()
+        normalised.append(scaled.to(matrix.dtype))
+    return tuple(normalised)

@@ -87,6 +87,12 @@ CPU_ONLY = (
         "Qwen2's shared expert gate is a Triton kernel",
     ),
     Hook(
+        "sglang.srt.models.minimax_m2.MiniMaxM2QKRMSNorm._forward_naive",
+        HookType.REPLACE,
+        cpu_fixes.normalise_queries_and_keys,
+        "MiniMax-M2's norm of queries and keys is a Triton kernel",
+    ),
+    Hook(
         "sglang.srt.configs.model_config.ModelConfig.from_server_args",
         HookType.AROUND,
         dense_weights.model_config,
