@@ -180,17 +180,21 @@ def demo_source() -> Finding:
 
 
 def expert_layer() -> Finding:
-    """A real layer, loaded and run, against exact arithmetic."""
-    from kt_kernel.cli.forward_check import TOLERANCE_NMSE, check_bf16_layer
+    """A real layer of each method, loaded and run, against exact arithmetic."""
+    from kt_kernel.cli.forward_check import TOLERANCE_NMSE, check_layers
 
-    results = check_bf16_layer(this_machine().threads)
-    seen = ", ".join(f"{result.tokens} tokens: error {result.nmse:.1e}" for result in results)
-    if not all(result.accepted for result in results):
+    results = check_layers(this_machine().threads)
+    wrong = [result for result in results if not result.accepted]
+    if wrong:
+        seen = ", ".join(
+            f"{result.method} {result.tokens} tokens: error {result.nmse:.1e}" for result in wrong
+        )
         advice = (
             f"the promise is {TOLERANCE_NMSE:.0e}: report this with the output of kt doctor and kt version"
         )
-        return Finding(Status.FAIL, f"BF16, {seen}", advice)
-    return Finding(Status.OK, f"BF16, {seen}")
+        return Finding(Status.FAIL, seen, advice)
+    methods = ", ".join(dict.fromkeys(result.method for result in results))
+    return Finding(Status.OK, f"{methods}: largest error {max(result.nmse for result in results):.1e}")
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {

@@ -1,7 +1,8 @@
-"""One real expert layer through `KTMoEWrapper`, compared with the same layer in double precision.
+"""One real expert layer per method through `KTMoEWrapper`, compared with the same layer in double precision.
 
 `kt doctor` runs it because a list of CPU flags proves nothing: this loads weights, routes tokens and runs
-the very kernels a server would.
+the very kernels a server would. The weights are -1, 0 or 1 times a number for which every scale is exact, so
+that each method computes with the very same ones.
 """
 
 from __future__ import annotations
@@ -10,10 +11,22 @@ from dataclasses import dataclass
 
 import torch
 
-from kt_kernel import KTMoEWrapper
+from kt_kernel import KTMoEWrapper, kt_kernel_ext
 
 TOLERANCE_NMSE = 1e-5
 """The promise of a method with bfloat16 activations: squared error over squared norm of the exact result."""
+
+_LARGEST = {
+    "BF16": 1.0,
+    "FP8": 448.0,
+    "FP8_PERCHANNEL": 448.0,
+    "MXFP8": 448.0,
+    "RAWINT4": 7.0,
+    "GPTQ_INT4": 7.0,
+    "MXFP4": 6.0,
+    "NVFP4": 6.0 * 448.0,
+}
+"""The largest code of each method, for NVFP4 times the largest scale."""
 
 EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 8, 2, 256, 192
 TOKEN_COUNTS = (1, 16)  # the few-token and the many-token driver
@@ -23,6 +36,7 @@ TOKEN_COUNTS = (1, 16)  # the few-token and the many-token driver
 class ForwardResult:
     """Error of one forward pass against the exact result."""
 
+    method: str
     tokens: int
     nmse: float
 
@@ -32,12 +46,18 @@ class ForwardResult:
         return self.nmse <= TOLERANCE_NMSE
 
 
-def check_bf16_layer(threads: int) -> list[ForwardResult]:
+def check_layers(threads: int) -> list[ForwardResult]:
+    """Run a random layer of every method; raises whatever the layer raises."""
+    return [result for method in kt_kernel_ext.METHODS for result in check_layer(method, threads)]
+
+
+def check_layer(method: str, threads: int) -> list[ForwardResult]:
     """Run a random layer for each of `TOKEN_COUNTS`; raises whatever the layer raises."""
     generator = torch.Generator().manual_seed(0)
+    largest = _LARGEST[method]
 
     def random(*shape: int) -> torch.Tensor:
-        return (torch.randn(*shape, generator=generator) * shape[-1] ** -0.5).to(torch.bfloat16)
+        return (largest * torch.randint(-1, 2, shape, generator=generator)).to(torch.bfloat16)
 
     gate, up = random(EXPERTS, INTERMEDIATE, HIDDEN), random(EXPERTS, INTERMEDIATE, HIDDEN)
     down = random(EXPERTS, HIDDEN, INTERMEDIATE)
@@ -52,20 +72,21 @@ def check_bf16_layer(threads: int) -> list[ForwardResult]:
         threadpool_count=1,
         weight_path="",
         chunked_prefill_size=max(TOKEN_COUNTS),
-        method="BF16",
+        method=method,
     )
     layer.load_weights_from_tensors(gate, up, down, torch.arange(EXPERTS))
 
     results = []
     for tokens in TOKEN_COUNTS:
-        hidden = torch.randn(tokens, HIDDEN, generator=generator).to(torch.bfloat16)
+        hidden = torch.randn(tokens, HIDDEN, generator=generator) / (largest * HIDDEN**0.5)
+        hidden = hidden.to(torch.bfloat16)
         probabilities = torch.rand(tokens, EXPERTS, generator=generator)
         weights, ids = torch.topk(probabilities, TOP_K)
         expected = exact_layer(hidden, ids, weights, gate, up, down)
         # float32 in, so that the result is not rounded to bfloat16 once more on the way out
         got = layer.forward(hidden.float(), ids, weights, None).double()
         results.append(
-            ForwardResult(tokens, float((got - expected).square().sum() / expected.square().sum()))
+            ForwardResult(method, tokens, float((got - expected).square().sum() / expected.square().sum()))
         )
     return results
 

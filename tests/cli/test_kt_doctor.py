@@ -50,7 +50,7 @@ def test_layer_that_drops_an_expert_is_caught(monkeypatch):
 
 
 def test_nan_is_not_accepted():
-    assert not forward_check.ForwardResult(1, float("nan")).accepted
+    assert not forward_check.ForwardResult("BF16", 1, float("nan")).accepted
 
 
 def test_missing_plugin_is_a_failure(monkeypatch):
