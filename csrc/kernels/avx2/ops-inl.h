@@ -11,6 +11,7 @@ struct Avx2 {
   // 6 tokens x 16 rows = 12 accumulators of the 16 registers.
   static constexpr int kTileTokens = 6;
   static constexpr int kTileVecs = 2;
+  static constexpr int kShortStepTokens = 0;
   static constexpr int kFewTokens = 2;
   static constexpr int kFewVectors = 8;
 
