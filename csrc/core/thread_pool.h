@@ -52,6 +52,7 @@ class ThreadPools {
   int threads() const { return static_cast<int>(workers_.size()); }
   int subpools() const { return static_cast<int>(threads_per_subpool_.size()); }
   int threads_in(int subpool) const { return threads_per_subpool_[subpool]; }
+  int subpool_of(int worker) const { return workers_[worker].subpool; }
   int node_of(int subpool) const { return numa_nodes_[subpool]; }
   const std::vector<int>& numa_nodes() const { return numa_nodes_; }
   const std::vector<int>& threads_per_subpool() const { return threads_per_subpool_; }

@@ -42,6 +42,7 @@ ForwardPass::ForwardPass(Engine& engine, const KernelSet& kernels, const LayerCo
       args_(args),
       subpools_(engine.pools().subpools()) {
   plan(engine);
+  reserve_scratch(engine);
 }
 
 int ForwardPass::pairs_per_piece(const ActiveExpert& expert) const {
@@ -84,6 +85,36 @@ void ForwardPass::plan(Engine& engine) {
     plan.panels_per_strip = std::min({kMaxStripPanels, even_share, fits});
     plan.strips = ceil_div(panels, plan.panels_per_strip);
   }
+}
+
+// Everything the workers need is reserved before they start: a job that waits at barriers must not throw.
+void ForwardPass::reserve_scratch(Engine& engine) {
+  for (int s = 0; s < engine.pools().subpools(); ++s) {
+    const size_t strip_columns = static_cast<size_t>(subpools_[s].panels_per_strip) * kPanelRows;
+    size_t product = 0;
+    size_t gathered = 0;
+    for (const ActiveExpert& expert : routing_.experts()) {
+      const Block block = block_of(expert.pairs, weights_.gate_up_layout().k_padded);
+      const size_t columns = std::max(size_t{2} * pairs_per_piece(expert) * kPanelRows, strip_columns);
+      product = std::max(product, block.rows * columns * sizeof(float));
+      if (block.rows > 1) gathered = std::max(gathered, block.rows * padded_stride(block.k) * element_bytes());
+    }
+    for (int worker = 0; worker < engine.pools().threads(); ++worker) {
+      if (engine.pools().subpool_of(worker) != s) continue;
+      WorkerScratch& scratch = engine.scratch(worker);
+      const int node = engine.pools().node_of(s);
+      scratch.product.reserve(product, node);
+      scratch.gathered.reserve(gathered, node);
+      scratch.sum.reserve(args_.routing.tokens * strip_columns * sizeof(float), node);
+    }
+  }
+}
+
+// Blocks of tokens x K are cut so that a block's activations stay in L2.
+ForwardPass::Block ForwardPass::block_of(int rows, int k) const {
+  const int block_rows = std::min(rows, kBlockTokens);
+  const int fitting = static_cast<int>(kBlockBytes / (block_rows * element_bytes())) / kLargestStepK * kLargestStepK;
+  return {block_rows, std::min(k, std::max(kMinBlockK, fitting))};
 }
 
 void ForwardPass::operator()(const Worker& worker) {
@@ -159,7 +190,6 @@ void ForwardPass::down_strip(const Worker& worker, int strip) {
 
   WorkerScratch& scratch = engine_.scratch(worker.index);
   const size_t sum_bytes = static_cast<size_t>(args_.routing.tokens) * columns * sizeof(float);
-  scratch.sum.reserve(sum_bytes, worker.pools->node_of(worker.subpool));
   float* sum = scratch.sum.as<float>();
   std::memset(sum, 0, sum_bytes);
 
@@ -209,29 +239,25 @@ const uint8_t* ForwardPass::gathered(WorkerScratch& scratch, const Rows& rows, i
     return source(first_row);
   }
   *stride = padded_stride(k_count);
-  scratch.gathered.reserve(row_count * *stride * bytes);
   for (int r = 0; r < row_count; ++r) {
     std::memcpy(scratch.gathered.data() + r * *stride * bytes, source(first_row + r), k_count * bytes);
   }
   return scratch.gathered.data();
 }
 
-// All rows of one expert against the panels of one piece. Blocks of tokens x K are cut so that a block's activations
-// stay in L2; the product of a block of tokens is complete when `epilogue(product, stride, first_row, rows)` sees it.
+// All rows of one expert against the panels of one piece. The product of a block of tokens is complete when
+// `epilogue(product, stride, first_row, rows)` sees it.
 template <class Epilogue>
 void ForwardPass::multiply(WorkerScratch& scratch, const Operand& w, const Rows& rows, Epilogue epilogue) {
   const size_t columns = static_cast<size_t>(w.panel_count) * kPanelRows;
-  const int block_rows = std::min(rows.count, kBlockTokens);
-  const int fitting_k = static_cast<int>(kBlockBytes / (block_rows * element_bytes())) / kLargestStepK * kLargestStepK;
   const int k_total = w.layout.k_padded;
-  const int block_k = std::min(k_total, std::max(kMinBlockK, fitting_k));
-  scratch.product.reserve(block_rows * columns * sizeof(float));
+  const Block block = block_of(rows.count, k_total);
   float* product = scratch.product.as<float>();
 
-  for (int r = 0; r < rows.count; r += block_rows) {
-    const int row_count = std::min(block_rows, rows.count - r);
-    for (int k = 0; k < k_total; k += block_k) {
-      const int k_count = std::min(block_k, k_total - k);
+  for (int r = 0; r < rows.count; r += block.rows) {
+    const int row_count = std::min(block.rows, rows.count - r);
+    for (int k = 0; k < k_total; k += block.k) {
+      const int k_count = std::min(block.k, k_total - k);
       size_t stride = 0;
       const uint8_t* a = gathered(scratch, rows, r, row_count, k, k_count, &stride);
       kernels_.gemm({&w.layout, w.panels, w.panel_count, a, stride, row_count, k, k_count, product, columns,

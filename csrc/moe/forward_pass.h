@@ -37,7 +37,15 @@ class ForwardPass {
     std::atomic<int> next_strip{0};
   };
 
+  // How much of an expert's rows and of K one gemm call takes.
+  struct Block {
+    int rows;
+    int k;
+  };
+
   void plan(Engine& engine);
+  void reserve_scratch(Engine& engine);
+  Block block_of(int rows, int k) const;
   void convert_hidden(const Worker& worker);
   void gate_up(const Worker& worker);
   void gate_up_piece(const Worker& worker, const ActiveExpert& expert, int strip);

@@ -3,6 +3,7 @@
 struct Avx512DotBf16 : Avx512 {
   using Element = uint16_t;
   using Weights = __m512i;
+  static constexpr int kShortStepTokens = 7;
 
   static constexpr bool kWidens = false;
   static inline Weights widen(Pairs pairs) { return pairs; }

@@ -12,7 +12,7 @@ struct Avx512 {
   // same share of peak in the prototype (Zen 5, 2026-11-21: 95-98 % of the VDPBF16PS peak for both).
   static constexpr int kTileTokens = 12;
   static constexpr int kTileVecs = 2;
-  static constexpr int kShortStepTokens = 7;
+  static constexpr int kShortStepTokens = 0;
   static constexpr int kFewTokens = 4;
   // More panels at once are more streams than the prefetchers follow (Zen 5, 2026-11-21, cold RAWINT4: 4 sums 95 % of
   // the read bandwidth, 8 sums 62 %).
