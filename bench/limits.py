@@ -1,4 +1,4 @@
-"""What this machine can do at most; every other figure of bench/ is a share of these."""
+"""What this machine can do at most: on one thread and on all cores."""
 
 from __future__ import annotations
 
@@ -6,17 +6,9 @@ import argparse
 import json
 
 from kt_kernel import kt_kernel_ext
+from kt_kernel.bench.limits import describe_limits, measure_limits, median_limits
 
-
-def measure(threads: int, gigabytes: float = 1.0, repeats: int = 5) -> dict[str, dict]:
-    """{"read": {"how", "per_second"}, "bf16_dot", "int8_dot", "f32_fma"} on `threads` threads at once."""
-    engine = kt_kernel_ext.Engine(threads)
-    return kt_kernel_ext.measure_limits(engine, bytes=int(gigabytes * 2**30), repeats=repeats)
-
-
-def describe(threads: int, limits: dict[str, dict]) -> str:
-    parts = [f"{name} {limit['per_second'] / 1e9:.0f} G/s ({limit['how']})" for name, limit in limits.items()]
-    return f"limits on {threads} thread(s): " + ", ".join(parts)
+ROUNDS = 3
 
 
 def main() -> None:
@@ -25,8 +17,10 @@ def main() -> None:
     arguments = parser.parse_args()
     cores = kt_kernel_ext.topology()["physical_cores"]
     for threads in sorted({1, cores}):
-        limits = measure(threads)
-        print(json.dumps({"threads": threads, **limits}) if arguments.json else describe(threads, limits))
+        engine = kt_kernel_ext.Engine(threads)
+        limits = median_limits([measure_limits(engine) for _ in range(ROUNDS)])
+        line = {"threads": threads, **limits}
+        print(json.dumps(line) if arguments.json else describe_limits(threads, limits), flush=True)
 
 
 if __name__ == "__main__":

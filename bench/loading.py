@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from workload import SHAPES, Shape
 
 from kt_kernel import KTMoEWrapper, kt_kernel_ext
+from kt_kernel.bench.shapes import SHAPES, Shape
 from kt_kernel.checkpoint.formats import FORMATS, Format
 from kt_kernel.checkpoint.safetensors_file import TORCH_DTYPES
 

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn.functional import linear, silu
-from workload import Call, Experts
+
+from kt_kernel.bench.layer import random_expert
+from kt_kernel.bench.shapes import Call, Shape
+
+
+@dataclass(frozen=True)
+class Experts:
+    gate: torch.Tensor  # bf16 [E, I, H]
+    up: torch.Tensor  # bf16 [E, I, H]
+    down: torch.Tensor  # bf16 [E, H, I]
+
+
+def copies_of_one_expert(shape: Shape) -> Experts:
+    """The weights of `kt_kernel.bench.layer.RandomLayer`: equal experts, each in memory of its own."""
+    return Experts(*(matrix.repeat(shape.experts, 1, 1) for matrix in random_expert(shape)))
 
 
 @torch.inference_mode()

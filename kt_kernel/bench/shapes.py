@@ -1,4 +1,4 @@
-"""What the benchmarks run: the two reference shapes, random experts, routing that changes with every call."""
+"""What is measured: the two reference shapes, and routing that changes with every call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one MoE layer; `experts` is small enough that two copies of the weights fit in 8 GiB."""
+    """Sizes of one MoE layer; `experts` is small enough that two copies of bf16 weights fit in 4 GiB."""
 
     name: str
     hidden: int
@@ -19,6 +19,7 @@ class Shape:
 
     @property
     def expert_elements(self) -> int:
+        """Weights of one expert."""
         return 3 * self.hidden * self.intermediate
 
     def flops(self, tokens: int) -> float:
@@ -33,37 +34,21 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Experts:
-    gate: torch.Tensor  # bf16 [E, I, H]
-    up: torch.Tensor  # bf16 [E, I, H]
-    down: torch.Tensor  # bf16 [E, H, I]
-
-
-def random_experts(shape: Shape) -> Experts:
-    generator = torch.Generator().manual_seed(1)
-
-    def matrices(rows: int, columns: int) -> torch.Tensor:
-        out = torch.empty(shape.experts, rows, columns, dtype=torch.bfloat16)
-        for expert in out:  # one at a time: fp32 temporaries of a whole layer would double the memory
-            expert.copy_(torch.randn(rows, columns, generator=generator) * columns**-0.5)
-        return out
-
-    gate, up = (matrices(shape.intermediate, shape.hidden) for _ in range(2))
-    return Experts(gate, up, matrices(shape.hidden, shape.intermediate))
-
-
-@dataclass(frozen=True)
 class Call:
-    hidden: torch.Tensor  # bf16 [T, H]
-    ids: torch.Tensor  # int64 [T, k], distinct within a token
-    weights: torch.Tensor  # fp32 [T, k]
+    """Tokens: hidden bf16 [T, H]; ids int64 [T, k], distinct within a token; weights fp32 [T, k]."""
+
+    hidden: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
 
     @property
     def distinct_experts(self) -> int:
+        """How many experts' weights have to be read."""
         return int(self.ids.unique().numel())
 
 
 def random_call(shape: Shape, tokens: int, seed: int) -> Call:
+    """Random tokens whose experts are drawn evenly; the weights of a token sum to 1."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(tokens, shape.experts, generator=generator)
     weights, ids = scores.topk(shape.top_k)

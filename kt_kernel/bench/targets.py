@@ -1,0 +1,40 @@
+"""What a row should reach, as a share of one of the machine's limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """At least `share` of `limit`: "read", "peak" or "roof" (`kt_kernel.bench.measure.Row`)."""
+
+    limit: str
+    share: float
+
+
+_FOUR_BIT_WITH_SCALES = 5.0  # the most bits per weight that a 4-bit format takes with its scales is 4.5
+
+_FEW, _SOME, _MANY = 1, 16, 1024
+
+
+def target_for(kernel: str, bits_per_weight: float, shape: str, tokens: int) -> Target | None:
+    """The target of a reference shape with 1, 16 or 1024 tokens; None for all others.
+
+    One token can only be as fast as the weights are read, 1024 only as fast as they are multiplied; with 16
+    it depends on the machine, and the slower limit counts. The AVX2 kernels decode in more steps and sum in
+    fp32 registers half as wide.
+    """
+    is_avx2 = kernel.endswith(".avx2")
+    is_four_bit = bits_per_weight <= _FOUR_BIT_WITH_SCALES
+    if tokens == _FEW:
+        if is_avx2:
+            return Target("read", 0.35 if is_four_bit else 0.50)
+        return Target("read", 0.70 if is_four_bit else 0.75)
+    if tokens == _SOME and shape == "S" and not is_avx2:
+        return Target("roof", 0.60)
+    if tokens == _MANY:
+        if is_avx2:
+            return Target("peak", 0.55)
+        return Target("peak", 0.75 if shape == "L" else 0.60)
+    return None

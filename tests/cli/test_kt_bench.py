@@ -1,0 +1,161 @@
+"""`kt bench` must count what it says it counts, and judge by the targets; how fast it is here is no test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from kt_kernel import kt_kernel_ext
+from kt_kernel.bench import limits, measure, shapes
+from kt_kernel.bench.layer import RandomLayer
+from kt_kernel.bench.measure import Effort, measure_method
+from kt_kernel.bench.report import verdict
+from kt_kernel.bench.targets import Target, target_for
+from kt_kernel.cli import bench
+from kt_kernel.cli.main import app
+
+TINY = shapes.Shape("S", hidden=256, intermediate=128, experts=4, top_k=2)
+LIMITS = {name: {"how": "made up", "per_second": 1e9} for name in ("read", "bf16_dot", "int8_dot", "f32_fma")}
+
+# Codes and scales of one expert of the shape TINY, in bits per weight.
+BITS_PER_WEIGHT = {
+    "BF16": 16,
+    "FP8": 8 + 32 / 128**2,
+    "FP8_PERCHANNEL": 8 + 32 * (2 / 256 + 1 / 128) / 3,
+    "MXFP8": 8 + 8 / 32,
+    "RAWINT4": 4 + 16 / 32,
+    "GPTQ_INT4": 4 + 16 / 128,
+    "MXFP4": 4 + 8 / 32,
+    "NVFP4": 4 + 8 / 16 + 3 * 32 / TINY.expert_elements,
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kt bench --shape S` measures a layer and a stretch of memory that take milliseconds."""
+    monkeypatch.setitem(shapes.SHAPES, "S", TINY)
+    monkeypatch.setattr(limits, "READ_BYTES", 2**22)
+    monkeypatch.setattr(limits, "_REPEATS", 1)
+    monkeypatch.setattr(measure, "QUICK", Effort(rounds=2, seconds=0, least=1))
+
+
+def kt_bench(*options: str):
+    return CliRunner().invoke(app, ["bench", *options], env={"COLUMNS": "200"})
+
+
+def test_json_has_a_line_for_every_method_and_token_count(tiny):
+    result = kt_bench("--json", "--tokens", "16,1", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["method"], row["tokens"]) for row in rows] == [
+        (method, tokens) for method in kt_kernel_ext.METHODS for tokens in (1, 16)
+    ]
+    for row in rows:
+        assert row["threads"] == 1 and row["shape"] == "S" and row["calls"] == 2
+        assert row["ms"] > 0 and row["verdict"] in ("good", "below target", "-")
+        assert row["share_of_roof"] == max(row["share_of_read"], row["share_of_peak"]) > 0
+        read = row["limits"]["read"]["per_second"]
+        assert row["gigabytes_per_second"] * 1e9 / read == pytest.approx(row["share_of_read"])
+
+
+def test_table_has_a_verdict_for_every_method(tiny):
+    result = kt_bench("--tokens", "1,3")
+    assert result.exit_code == 0, result.output
+    chosen = {
+        row["method"]: row["kernel"] for row in kt_kernel_ext.dispatch_table() if row["state"] == "chosen"
+    }
+    for method, kernel in chosen.items():
+        line = next(line for line in result.stdout.splitlines() if line.split()[:2] == [method, kernel])
+        assert "good" in line or "below target" in line
+    assert "1 token " in result.stdout and "3 tokens" in result.stdout
+
+
+def test_one_method_can_be_chosen(tiny):
+    result = kt_bench("--json", "--tokens", "2", "--method", "FP8", "--method", "MXFP4", "--method", "FP8")
+    assert [json.loads(line)["method"] for line in result.stdout.splitlines()] == ["FP8", "MXFP4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "seen", "expected"),
+    [
+        (["--method", "INT3"], "INT3", "NVFP4"),
+        (["--shape", "XL"], "XL", "S, L"),
+        (["--tokens", "1,0"], "1,0", "1,16,1024"),
+        (["--tokens", "few"], "few", "1,16,1024"),
+        (["--tokens", ""], "''", "1,16,1024"),
+    ],
+)
+def test_impossible_options_are_one_sentence(options, seen, expected):
+    result = kt_bench(*options)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("kt: ") and len(result.stderr.splitlines()) == 1
+    assert seen in result.stderr and expected in result.stderr
+
+
+def test_defaults_are_all_methods_on_all_cores():
+    chosen = bench.plan((), "S", "16,1,16", None)
+    assert chosen.methods == tuple(kt_kernel_ext.METHODS) and chosen.tokens == (1, 16) and chosen.threads >= 1
+
+
+@pytest.mark.parametrize("method", kt_kernel_ext.METHODS)
+def test_bytes_are_those_of_a_checkpoint_with_scales(method):
+    layer = RandomLayer(method, TINY, threads=1, max_tokens=1)
+    assert 8 * layer.expert_bytes / TINY.expert_elements == pytest.approx(BITS_PER_WEIGHT[method])
+
+
+def test_every_slot_is_memory_of_its_own():
+    one, four = (
+        RandomLayer("FP8", dataclasses.replace(TINY, experts=n, top_k=1), threads=1, max_tokens=1)
+        for n in (1, 4)
+    )
+    assert four.moe.weight_bytes >= 4 * one.moe.weight_bytes * 0.9
+
+
+def test_a_moment_of_slowness_does_not_count():
+    def at(per_second: float) -> dict:
+        return {"read": {"how": "made up", "per_second": per_second}}
+
+    assert limits.median_limits([at(2.0), at(0.1), at(3.0)]) == at(2.0)
+
+
+def test_shares_follow_from_the_limits(monkeypatch):
+    monkeypatch.setattr(measure, "measure_limits", lambda engine: LIMITS)
+    # Four experts, two per token: 64 tokens use all of them.
+    (row,) = measure_method("BF16", TINY, [64], 1, Effort(rounds=3, seconds=0, least=1))
+    seconds = row.ms / 1e3
+    assert row.share_of_read == pytest.approx(4 * TINY.expert_elements * 2 / 1e9 / seconds)
+    assert row.share_of_peak == pytest.approx(2 * 64 * 2 * TINY.expert_elements / 1e9 / seconds)
+    assert row.target is None and verdict([row]) == "-"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bits", "shape", "tokens", "target"),
+    [
+        ("bf16.avx512", 16, "L", 1, Target("read", 0.75)),
+        ("e4m3.avx512_bf16", 8.25, "S", 1, Target("read", 0.75)),
+        ("code4.avx512_bf16", 4.5, "S", 1, Target("read", 0.70)),
+        ("e4m3.avx2", 8.25, "S", 1, Target("read", 0.50)),
+        ("code4.avx2", 4.5, "L", 1, Target("read", 0.35)),
+        ("code4.avx512", 4.5, "S", 16, Target("roof", 0.60)),
+        ("code4.avx512", 4.5, "L", 16, None),
+        ("code4.avx2", 4.5, "S", 16, None),
+        ("e4m3.avx512", 8.25, "S", 1024, Target("peak", 0.60)),
+        ("e4m3.avx512", 8.25, "L", 1024, Target("peak", 0.75)),
+        ("bf16.avx2", 16, "L", 1024, Target("peak", 0.55)),
+        ("bf16.avx512", 16, "S", 64, None),
+    ],
+)
+def test_targets(kernel, bits, shape, tokens, target):
+    assert target_for(kernel, bits, shape, tokens) == target
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.80, "good"), (0.75, "good"), (0.74, "below target")])
+def test_one_row_below_its_target_decides(monkeypatch, share, word):
+    monkeypatch.setattr(measure, "measure_limits", lambda engine: LIMITS)
+    (row,) = measure_method("BF16", TINY, [2], 1, Effort(rounds=1, seconds=0, least=1))
+    good = dataclasses.replace(row, target=Target("peak", 0.6), share_of_peak=0.9)
+    judged = dataclasses.replace(row, target=Target("read", 0.75), share_of_read=share, share_of_peak=9.0)
+    assert verdict([good, row, judged]) == word
