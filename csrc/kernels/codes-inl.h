@@ -1,6 +1,8 @@
 // How the codes of a panel become weights that Ops can multiply: formats whose decode is the same text on every
 // instruction set (the e4m3-inl.h files hold the others). Included before gemm-inl.h, with `Ops` defined.
 //
+// Decoding comes in two steps, so that few registers wait: decode() for a whole slice, weights() for one result of it.
+//
 // A chunk holds all 32 rows of kChunkK columns. One vector of it, a slice, gives kPairs pairs of columns (ascending)
 // for kOutputs vectors of rows: output j of slice s is vector s * kOutputs + j of the panel. Every decoded value is
 // exact, or exact but for the factor 1 / kSumFactor.
@@ -13,10 +15,11 @@ struct CodesBf16 {
   struct Tables {
     explicit Tables(const kt::PanelLayout&) {}
   };
-  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice,
-                                                           Ops::Weights (&out)[1][1]) {
-    out[0][0] = Ops::widen(Ops::load_pairs(slice));
+  using Decoded = Ops::Pairs;
+  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice, Decoded (&out)[1][1]) {
+    out[0][0] = Ops::load_pairs(slice);
   }
+  static inline __attribute__((always_inline)) Ops::Weights weights(Decoded pairs) { return Ops::widen(pairs); }
 };
 
 // 4-bit codes, any table of 16 bf16 values.
@@ -28,10 +31,12 @@ struct Codes4 {
     Ops::NibbleTable values;
     explicit Tables(const kt::PanelLayout& layout) : values(Ops::nibble_table(layout.table)) {}
   };
+  using Decoded = Ops::Pairs;
   static inline __attribute__((always_inline)) void decode(const Tables& t, const uint8_t* slice,
-                                                           Ops::Weights (&out)[4][1]) {
+                                                           Decoded (&out)[4][1]) {
     Ops::Pairs pairs[4];
     Ops::look_up_nibbles(t.values, Ops::load_pairs(slice), pairs);
-    for (int q = 0; q < 4; ++q) out[q][0] = Ops::widen(pairs[q]);
+    for (int q = 0; q < 4; ++q) out[q][0] = pairs[q];
   }
+  static inline __attribute__((always_inline)) Ops::Weights weights(Decoded pairs) { return Ops::widen(pairs); }
 };

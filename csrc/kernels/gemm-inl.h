@@ -136,18 +136,24 @@ struct PanelGemm {
       const Ahead target = ahead(begin);
       const uint8_t* far = chunk_at(target.panel, target.k);
       for (int k = begin; k < begin + count; k += Codes::kChunkK, chunk += Codes::kChunkBytes) {
+#pragma GCC unroll 16
         for (int p = 0; p < kPanels; ++p) {
           for (int line = 0; line < Codes::kChunkBytes; line += 64) {
             __builtin_prefetch(far + p * layout.panel_bytes + line, 0, 3);
           }
+#pragma GCC unroll 16
           for (int s = 0; s < kSlices; ++s) {
-            Weights weights[Codes::kPairs][Codes::kOutputs];
-            Codes::decode(tables, chunk + p * layout.panel_bytes + s * kSliceBytes, weights);
+            typename Codes::Decoded decoded[Codes::kPairs][Codes::kOutputs];
+            Codes::decode(tables, chunk + p * layout.panel_bytes + s * kSliceBytes, decoded);
+#pragma GCC unroll 16
             for (int q = 0; q < Codes::kPairs; ++q) {
+#pragma GCC unroll 16
               for (int j = 0; j < Codes::kOutputs; ++j) {
+                const Weights weights = Codes::weights(decoded[q][j]);
+#pragma GCC unroll 16
                 for (int t = 0; t < kTokens; ++t) {
                   Vec& sum = acc[t][p][s * Codes::kOutputs + j];
-                  sum = Ops::dot(sum, weights[q][j], a + t * g.a_stride + k + 2 * q);
+                  sum = Ops::dot(sum, weights, a + t * g.a_stride + k + 2 * q);
                 }
               }
             }
@@ -158,8 +164,11 @@ struct PanelGemm {
     };
 
     Vec total[kTokens][kPanels][kVecs];
+#pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 16
       for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVecs; ++v) {
           const float* from = c + t * g.c_stride + p * kt::kPanelRows + v * kLanes;
           total[t][p][v] = g.store == kt::Store::kAccumulate ? Ops::load(from) : Ops::zero();
@@ -169,21 +178,22 @@ struct PanelGemm {
     if constexpr (Codes::kScaled) {
       for_steps(layout, g.first_k, end, [&](int k, int count, int group) __attribute__((always_inline)) {
         Vec acc[kTokens][kPanels][kVecs];
-        for (auto& token : acc) {
-          for (auto& rows : token) {
-            for (Vec& v : rows) v = Ops::zero();
-          }
-        }
+#pragma GCC unroll 16
+        for (Vec& sum : reinterpret_cast<Vec(&)[kTokens * kPanels * kVecs]>(acc)) sum = Ops::zero();
         const Ahead target = ahead(k);
+#pragma GCC unroll 16
         for (int p = 0; p < kPanels; ++p) {
           const Scales far(layout, target.panel + p * layout.panel_bytes);
           __builtin_prefetch(far.record(target.k / layout.group_k), 0, 3);
         }
         accumulate(acc, k, count);
+#pragma GCC unroll 16
         for (int p = 0; p < kPanels; ++p) {
           const Scales scales(layout, panel + p * layout.panel_bytes);
+#pragma GCC unroll 16
           for (int v = 0; v < kVecs; ++v) {
             const Vec scale = scales.at(group, v);
+#pragma GCC unroll 16
             for (int t = 0; t < kTokens; ++t) total[t][p][v] = scaled(acc[t][p][v], scale, total[t][p][v]);
           }
         }
@@ -191,8 +201,11 @@ struct PanelGemm {
     } else {
       accumulate(total, g.first_k, g.k_count);
     }
+#pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 16
       for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVecs; ++v) {
           Ops::store(c + t * g.c_stride + p * kt::kPanelRows + v * kLanes, total[t][p][v]);
         }
@@ -385,11 +398,12 @@ struct PanelGemm {
     for (int k = 0; k < count; k += Codes::kChunkK, chunk += Codes::kChunkBytes) {
       for (int line = 0; line < Codes::kChunkBytes; line += 64) __builtin_prefetch(chunk + line + kAheadBytes, 0, 3);
       for (int s = 0; s < kSlices; ++s) {
-        Weights weights[Codes::kPairs][Codes::kOutputs];
-        Codes::decode(tables, chunk + s * kSliceBytes, weights);
+        typename Codes::Decoded decoded[Codes::kPairs][Codes::kOutputs];
+        Codes::decode(tables, chunk + s * kSliceBytes, decoded);
         for (int q = 0; q < Codes::kPairs; ++q) {
           for (int j = 0; j < Codes::kOutputs; ++j) {
-            Ops::store_weights(out + (q * kVecs + s * Codes::kOutputs + j) * kWeightBytes, weights[q][j]);
+            Ops::store_weights(out + (q * kVecs + s * Codes::kOutputs + j) * kWeightBytes,
+                               Codes::weights(decoded[q][j]));
           }
         }
       }

@@ -16,12 +16,13 @@ struct CodesE4m3 {
   }
 
   // A slice is 16 rows x 2 columns: in each 128-bit lane eight rows of the first column, then of the second.
-  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice,
-                                                           Ops::Weights (&out)[1][2]) {
+  using Decoded = Ops::Weights;
+  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice, Decoded (&out)[1][2]) {
     const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(slice));
     const __m256i even = halves(_mm256_unpacklo_epi8(_mm256_setzero_si256(), codes));
     const __m256i odd = halves(_mm256_unpackhi_epi8(_mm256_setzero_si256(), codes));
     out[0][0] = {_mm256_cvtph_ps(_mm256_castsi256_si128(even)), _mm256_cvtph_ps(_mm256_castsi256_si128(odd))};
     out[0][1] = {_mm256_cvtph_ps(_mm256_extracti128_si256(even, 1)), _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1))};
   }
+  static inline __attribute__((always_inline)) Ops::Weights weights(const Decoded& w) { return w; }
 };

@@ -16,8 +16,8 @@ struct CodesE4m3 {
   }
 
   // A slice is the chunk: in each 128-bit lane eight rows of the first column, then of the second.
-  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice,
-                                                           Ops::Weights (&out)[1][2]) {
+  using Decoded = Ops::Weights;
+  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice, Decoded (&out)[1][2]) {
     const __m512i codes = _mm512_load_si512(slice);
     const __m512i even = halves(_mm512_unpacklo_epi8(_mm512_setzero_si512(), codes));
     const __m512i odd = halves(_mm512_unpackhi_epi8(_mm512_setzero_si512(), codes));
@@ -25,4 +25,5 @@ struct CodesE4m3 {
     out[0][1] = {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1)),
                  _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1))};
   }
+  static inline __attribute__((always_inline)) Ops::Weights weights(const Decoded& w) { return w; }
 };

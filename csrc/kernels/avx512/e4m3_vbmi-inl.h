@@ -55,13 +55,15 @@ struct CodesE4m3 {
           low{_mm512_load_si512(kE4m3Tables.low), _mm512_load_si512(kE4m3Tables.low + 64)},
           high{_mm512_load_si512(kE4m3Tables.high), _mm512_load_si512(kE4m3Tables.high + 64)} {}
   };
+  using Decoded = Ops::Pairs;
   static inline __attribute__((always_inline)) void decode(const Tables& t, const uint8_t* slice,
-                                                           Ops::Weights (&out)[1][2]) {
+                                                           Decoded (&out)[1][2]) {
     const __m512i codes = _mm512_permutexvar_epi8(t.order, _mm512_load_si512(slice));
     const __m512i low = _mm512_permutex2var_epi8(t.low[0], codes, t.low[1]);  // by bits 0..6
     const __m512i magnitude = _mm512_permutex2var_epi8(t.high[0], codes, t.high[1]);
     const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(-128), 0xF8);  // a | (b & c)
-    out[0][0] = Ops::widen(_mm512_unpacklo_epi8(low, high));
-    out[0][1] = Ops::widen(_mm512_unpackhi_epi8(low, high));
+    out[0][0] = _mm512_unpacklo_epi8(low, high);
+    out[0][1] = _mm512_unpackhi_epi8(low, high);
   }
+  static inline __attribute__((always_inline)) Ops::Weights weights(Decoded pairs) { return Ops::widen(pairs); }
 };
