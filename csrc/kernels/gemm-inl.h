@@ -2,15 +2,15 @@
 // including file instantiates it in its own anonymous namespace with its own `Ops` and `Codes`).
 //
 // Ops provides, for vectors of kLanes fp32:
-//   Vec, Element (activation element), Pairs (kLanes output rows x one pair of bf16), Weights
-//   zero(), set(float), load(const float*), store(float*, Vec), mul, fma
-//   load_pairs, store_pairs, widen(Pairs) -> Weights
-//   dot(Vec acc, Weights, const Element* pair)       acc + w[k] * a[k] + w[k+1] * a[k+1], in that order
-//   kTileTokens, kTileVecs                           register tile for many tokens
-//   kShortStepTokens                                 tokens of a tile that keeps totals in registers; 0 = too few
-//   registers kPairTokens, kWideTokens                         see run(); kScaledPairTokens, kScaledWideTokens for
-//   codes with scales
-// Codes (codes-inl.h) turns one vector of stored codes, a slice, into Pairs.
+//   Vec, Element (activation element), Weights (kLanes output rows x one pair of columns)
+//   zero(), set(float), load(const float*), store(float*, Vec), mul, fma, from_bf16 and the like for scales
+//   load_weights, store_weights                 to and from scratch
+//   dot(Vec acc, Weights, const Element* pair)  acc + w[k] * a[k] + w[k+1] * a[k+1], in that order
+//   kWidens                                     Weights are wider than pairs of bf16
+//   kTileTokens, kTileVecs                      register tile for many tokens
+//   kShortStepTokens                            tokens of a tile that keeps totals in registers, 0 = too few of them
+//   kFewTokens, kFewVectors                     up to so many tokens without scratch; sums side by side then
+// Codes (codes-inl.h, e4m3*-inl.h) turns one vector of stored codes, a slice, into Weights.
 //
 // Few tokens: codes are decoded in registers, every byte is read once and memory sets the pace. Many tokens: a block of
 // K of one panel is decoded into scratch that stays in L1, and register tiles of tokens pass over it. Both do the same
@@ -26,8 +26,9 @@ struct PanelGemm {
   static constexpr int kSliceBytes = 4 * kLanes;                    // one vector of codes
   static constexpr int kSlices = Codes::kChunkBytes / kSliceBytes;  // of a chunk
   static constexpr int kWeightBytes = sizeof(Weights);              // one vector of decoded weights
-  // Up to here totals belong in registers. (Zen 5, 1 thread in L2, 2026-11-21, 512 tokens: steps of 16 / 32 / 128
-  // columns reach 374 / 417 / 466 GFLOP/s with totals in memory, 411 / 421 / 431 in registers.)
+  // Up to here totals belong in registers. (Zen 5, 1 thread in L2, 2026-11-21, 512 tokens, three interleaved runs:
+  // steps of 16 / 32 / 128 columns reach 366-372 / 409-426 / 448-464 GFLOP/s with totals in memory, 389-402 / 414-426 /
+  // 387-441 in registers.)
   static constexpr int kShortStep = 32;
   // Columns of a decoded block.
   static constexpr int kBlockK = static_cast<int>(kt::kDecodedBytes / (kVecs * kWeightBytes)) * 2;
