@@ -33,15 +33,7 @@ size_t code_bytes_of_32(CodeType codes) {
 
 ScaleType stored_scale(const Format& format, const FormatOptions& options) {
   if (format.rows_per_scale == 0 || format.scale != ScaleType::kNone) return format.scale;
-  switch (options.scale_dtype) {
-    case DType::kBf16:
-      return ScaleType::kBf16;
-    case DType::kF16:
-      return ScaleType::kF16;
-    case DType::kF32:
-      return ScaleType::kF32;
-  }
-  __builtin_unreachable();
+  return as_scale_type(options.scale_dtype);
 }
 
 // Columns per scale as the checkpoint says; checks that they fit the matrix.

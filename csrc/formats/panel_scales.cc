@@ -20,18 +20,6 @@ struct SourceScales {
   size_t stride_group;
 };
 
-ScaleType as_scale_type(DType dtype) {
-  switch (dtype) {
-    case DType::kBf16:
-      return ScaleType::kBf16;
-    case DType::kF16:
-      return ScaleType::kF16;
-    case DType::kF32:
-      return ScaleType::kF32;
-  }
-  __builtin_unreachable();
-}
-
 int groups_of(const PanelLayout& layout, MatrixShape shape) { return (shape.k + layout.group_k - 1) / layout.group_k; }
 
 SourceScales source_scales(const Format& format, const PanelLayout& layout, const FormatOptions& options,
@@ -120,6 +108,18 @@ const uint8_t* entry(const PanelLayout& layout, const uint8_t* panel, int row, i
 }
 
 }  // namespace
+
+ScaleType as_scale_type(DType dtype) {
+  switch (dtype) {
+    case DType::kBf16:
+      return ScaleType::kBf16;
+    case DType::kF16:
+      return ScaleType::kF16;
+    case DType::kF32:
+      return ScaleType::kF32;
+  }
+  __builtin_unreachable();
+}
 
 size_t scale_bytes(ScaleType type) {
   switch (type) {

@@ -12,5 +12,6 @@ void unpack_scales(const Format& format, const PanelLayout& layout, const uint8_
 double scale_value(const PanelLayout& layout, const uint8_t* panel, int row, int column);
 
 size_t scale_bytes(ScaleType type);
+ScaleType as_scale_type(DType dtype);
 
 }  // namespace kt
