@@ -159,6 +159,7 @@ def test_option_before_the_model_is_not_taken_for_the_model():
 def test_only_finished_commands_exist():
     result = kt("--help")
     assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
+        "bench",
         "run",
         "chat",
         "doctor",

@@ -50,15 +50,29 @@ def test_served_tokens_are_the_models_tokens(server, family, tiny_checkpoint, ti
     assert agreement.holds(), str(agreement)
 
 
+# torch's own products depend on the batch in their last bits, and a rounding to bf16 may enlarge that: where
+# the two best tokens are this close (the agreement criterion's mean difference), either may come out.
+TIE = 0.02
+
+
 def test_concurrent_requests_do_not_change_each_other(server):
     prompts = [ENGLISH[start : start + 40 + 11 * start % 60] for start in range(0, 800, 100)]
 
-    def answer(prompt: str) -> list[int]:
+    def answer(prompt: str) -> tuple[list[int], list[float]]:
+        """The tokens, and by how much each was better than the second best."""
         sampling = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
-        return server.post("/generate", text=prompt, sampling_params=sampling)["output_ids"]
+        reply = server.post(
+            "/generate", text=prompt, sampling_params=sampling, return_logprob=True, top_logprobs_num=2
+        )
+        best_two = reply["meta_info"]["output_top_logprobs"]
+        return reply["output_ids"], [best[0] - second[0] for best, second in best_two]
 
     alone = [answer(prompt) for prompt in prompts]
     assert requests.post(f"{server.url}/flush_cache", timeout=60).ok
     with ThreadPoolExecutor(len(prompts)) as pool:
         together = list(pool.map(answer, prompts))
-    assert together == alone
+    for prompt, (expected, margins), (tokens, _) in zip(prompts, alone, together, strict=True):
+        assert len(tokens) == len(expected)
+        changed = [i for i in range(len(expected)) if tokens[i] != expected[i]]
+        assert not changed or margins[changed[0]] < TIE, (prompt, changed[0], margins[changed[0]])
+    assert sum(tokens == expected for (expected, _), (tokens, _) in zip(alone, together, strict=True)) >= 6
