@@ -106,13 +106,26 @@ void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<So
   layer.load({sources(gate), sources(up), sources(down)}, options);
 }
 
-void submit_write_expert(const std::shared_ptr<MoeLayer>& layer, int slot, int ranks,
-                         const std::vector<uintptr_t>& w13_weights, const std::vector<uintptr_t>& w13_scales,
-                         const std::vector<uintptr_t>& w2_weights, const std::vector<uintptr_t>& w2_scales) {
-  layer->check_write(slot, ranks);
-  const bool scaled = kt::format_of(layer->config().method).rows_per_scale > 0;
-  const kt::RankTargets written = {targets("w13", ranks, w13_weights, w13_scales, scaled),
-                                   targets("w2", ranks, w2_weights, w2_scales, scaled)};
+using Addresses = std::vector<uintptr_t>;
+
+kt::RankTargets rank_targets(const MoeLayer& layer, int expert, int ranks, const Addresses& w13_weights,
+                             const Addresses& w13_scales, const Addresses& w2_weights, const Addresses& w2_scales) {
+  layer.check_write(expert, ranks);
+  const bool scaled = kt::format_of(layer.config().method).rows_per_scale > 0;
+  return {targets("w13", ranks, w13_weights, w13_scales, scaled), targets("w2", ranks, w2_weights, w2_scales, scaled)};
+}
+
+// In this thread, at once: neither behind queued calls nor with their errors.
+void write_expert(const std::shared_ptr<MoeLayer>& layer, int expert, int ranks, const Addresses& w13_weights,
+                  const Addresses& w13_scales, const Addresses& w2_weights, const Addresses& w2_scales) {
+  const auto written = rank_targets(*layer, expert, ranks, w13_weights, w13_scales, w2_weights, w2_scales);
+  py::gil_scoped_release release;
+  layer->write(expert, written);
+}
+
+void submit_write_expert(const std::shared_ptr<MoeLayer>& layer, int slot, int ranks, const Addresses& w13_weights,
+                         const Addresses& w13_scales, const Addresses& w2_weights, const Addresses& w2_scales) {
+  const auto written = rank_targets(*layer, slot, ranks, w13_weights, w13_scales, w2_weights, w2_scales);
   py::gil_scoped_release release;
   layer->engine().queue().submit([layer, slot, written] { layer->write(slot, written); });
 }
@@ -207,6 +220,15 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("numa_nodes", [](Engine& e) { return e.pools().numa_nodes(); })
       .def_property_readonly("threads_per_subpool", [](Engine& e) { return e.pools().threads_per_subpool(); })
       .def_property_readonly("warnings", [](Engine& e) { return e.pools().warnings(); })
+      .def("stats",
+           [](Engine& e) {
+             const kt::EngineStats stats = e.stats();
+             py::dict d;
+             d["calls"] = stats.calls;
+             d["seconds"] = stats.seconds;
+             d["bytes"] = stats.bytes;
+             return d;
+           })
       .def_property_readonly("pending", [](Engine& e) { return e.queue().pending(); })
       .def(
           "sync", [](Engine& e, int allowed) { e.queue().sync(allowed); }, py::arg("allowed_pending") = 0,
@@ -237,6 +259,8 @@ void bind_layer(py::module_& m) {
       .def("load_experts", &load, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
            py::arg("group_size") = 0, py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32),
            py::call_guard<py::gil_scoped_release>())
+      .def("write_expert", &write_expert, py::arg("expert"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
+           py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def("submit_write_expert", &submit_write_expert, py::arg("slot"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
            py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def_property_readonly("loaded", &MoeLayer::loaded)

@@ -1,6 +1,9 @@
 // What the MoE layers of a process share: compute threads, the task queue, scratch memory.
 #pragma once
 
+#include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <mutex>
 #include <vector>
 
@@ -19,6 +22,13 @@ struct WorkerScratch {
   Buffer sum;                         // weighted sums of one strip of hidden columns
 };
 
+// What forward calls have cost since the engine began; only calls that multiplied at least one expert count.
+struct EngineStats {
+  int64_t calls;
+  double seconds;  // of computing, without waiting for other calls
+  int64_t bytes;   // stored weights of the distinct experts of each call: what a call must read at least once
+};
+
 class Engine {
  public:
   explicit Engine(const PoolConfig& config) : pools_(config, read_topology()), scratch_(pools_.threads()) {}
@@ -30,6 +40,14 @@ class Engine {
   // Holds the compute threads and the shared scratch; one call computes at a time.
   std::unique_lock<std::mutex> exclusive() { return std::unique_lock<std::mutex>(compute_mutex_); }
 
+  // Safe on any thread; figures of a call that ends meanwhile may be in or out, each on its own.
+  EngineStats stats() const { return {calls_.load(), 1e-9 * nanoseconds_.load(), bytes_.load()}; }
+  void count_call(std::chrono::nanoseconds time, int64_t bytes) {
+    calls_.fetch_add(1, std::memory_order_relaxed);
+    nanoseconds_.fetch_add(time.count(), std::memory_order_relaxed);
+    bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  }
+
   Buffer& rows() { return rows_; }                  // hidden states in the kernel's activation type
   Buffer& intermediate() { return intermediate_; }  // SwiGLU output of every pair
 
@@ -39,6 +57,9 @@ class Engine {
   std::mutex compute_mutex_;
   Buffer rows_;
   Buffer intermediate_;
+  std::atomic<int64_t> calls_{0};
+  std::atomic<int64_t> nanoseconds_{0};
+  std::atomic<int64_t> bytes_{0};
   TaskQueue queue_;  // last member: destroyed first, while what its tasks use still exists
 };
 

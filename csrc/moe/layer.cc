@@ -1,5 +1,6 @@
 #include "moe/layer.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -127,8 +128,11 @@ void MoeLayer::forward(const ForwardArgs& args) {
     return;
   }
   const auto weights = require_weights();
+  const auto begin = std::chrono::steady_clock::now();
   ForwardPass pass(*engine_, kernels_, config_, *weights, routing_, args);
   engine_->pools().run(pass);
+  engine_->count_call(std::chrono::steady_clock::now() - begin,
+                      routing_.experts().size() * weights->bytes_per_expert());
 }
 
 void MoeLayer::forward_reference(const ForwardArgs& args) {

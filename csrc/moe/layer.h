@@ -60,7 +60,7 @@ class MoeLayer {
   void forward(const ForwardArgs& args);
   // Throws std::invalid_argument unless `expert` exists and can be split over `ranks`.
   void check_write(int expert, int ranks) const;
-  // Writes one expert back in checkpoint layout.
+  // Writes one expert back in checkpoint layout, on the calling thread and the pool.
   void write(int expert, const RankTargets& targets);
   // The same result from the slow twin (moe/reference.h), on the calling thread.
   void forward_reference(const ForwardArgs& args);

@@ -44,9 +44,9 @@ ExpertWeights::ExpertWeights(const Format& format, const FormatOptions& options,
   }
 }
 
-size_t ExpertWeights::bytes() const {
+size_t ExpertWeights::bytes_per_expert() const {
   size_t total = 0;
-  for (const Share& share : shares_) total += share.bytes_per_expert * shape_.num_experts;
+  for (const Share& share : shares_) total += share.bytes_per_expert;
   return total;
 }
 

@@ -76,7 +76,8 @@ class ExpertWeights {
   const PanelLayout& down_layout() const { return down_layout_; }
   PanelRange gate_up_panels(int subpool) const { return shares_[subpool].gate_up; }
   PanelRange down_panels(int subpool) const { return shares_[subpool].down; }
-  size_t bytes() const;
+  size_t bytes() const { return bytes_per_expert() * shape_.num_experts; }
+  size_t bytes_per_expert() const;
 
  private:
   struct Share {

@@ -10,6 +10,7 @@
     test_swiglu                              activation and its variants
     test_queue, test_idle_threads            order, errors, threads, lifetimes
     test_write_expert                        experts given back to a device in their checkpoint's layout
+    test_engine_stats                        what the engine says of its own work
     test_bad_arguments, test_bad_weights     everything a caller can get wrong
     test_device_stream                       host functions on a (fake) device stream
     test_instruction_leaks                   machine code that does not belong in its file

@@ -1,14 +1,16 @@
 """Risk: an expert handed to a device (layerwise prefill) differs from the checkpoint's, or lands elsewhere.
 
-submit_write_expert writes one expert for R ranks of a device, each with the rows [r I/R, (r+1) I/R) of gate,
-then the same rows of up, and the columns [r I/R, (r+1) I/R) of down, in the layout of the checkpoint. The
-expected bytes are cut out of the checkpoint's tensors here. Destinations stand against guard pages.
+write_expert (at once) and submit_write_expert (queued) write one expert for R ranks of a device, each with the
+rows [r I/R, (r+1) I/R) of gate, then the same rows of up, and the columns [r I/R, (r+1) I/R) of down, in the
+layout of the checkpoint. The expected bytes are cut out of the checkpoint's tensors here. Destinations stand
+against guard pages.
 """
 
 from __future__ import annotations
 
 import gc
 import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,9 +118,16 @@ def address(array: np.ndarray | None) -> int:
     return 0 if array is None else array.ctypes.data
 
 
+def pointers(shards: list[Shard]) -> list[list[int]]:
+    return [[address(getattr(s, name)) for s in shards] for name in SHARD_FIELDS]
+
+
 def submit_write(layer, shards: list[Shard]) -> None:
-    pointers = [[address(getattr(s, name)) for s in shards] for name in SHARD_FIELDS]
-    layer.submit_write_expert(SLOT, len(shards), *pointers)
+    layer.submit_write_expert(SLOT, len(shards), *pointers(shards))
+
+
+def write_now(layer, shards: list[Shard]) -> None:
+    layer.write_expert(SLOT, len(shards), *pointers(shards))
 
 
 def destination(like: np.ndarray) -> np.ndarray:
@@ -152,15 +161,23 @@ def can_split(experts: Experts, ranks: int) -> bool:
     )
 
 
-def assert_written(engine, layer, experts: Experts, ranks: int) -> None:
-    shards = destinations(experts, ranks)
-    submit_write(layer, shards)
-    engine.sync(0)
+def assert_holds(shards: list[Shard], experts: Experts) -> None:
+    ranks = len(shards)
     for rank, shard in enumerate(shards):
         expected = expected_shard(experts, rank, ranks)
         for name in SHARD_FIELDS:
             actual, wanted = getattr(shard, name), getattr(expected, name)
             assert wanted is None or same_bits(actual, wanted), f"{name} of rank {rank} of {ranks}"
+
+
+def assert_written(engine, layer, experts: Experts, ranks: int) -> None:
+    shards = destinations(experts, ranks)
+    submit_write(layer, shards)
+    engine.sync(0)
+    assert_holds(shards, experts)
+    shards = destinations(experts, ranks)
+    write_now(layer, shards)
+    assert_holds(shards, experts)
 
 
 def sizes(format: Format) -> tuple[int, int]:
@@ -328,6 +345,54 @@ def test_a_layer_dropped_while_its_write_is_queued():
             assert same_bits(actual, wanted)
 
 
+def test_writing_at_once_goes_past_the_queue_and_its_errors():
+    engine = ext.Engine(2)
+    experts = make(Format("FP8"), 64, 256)
+    layer = build_layer(engine, experts)
+    call = random_call(1, experts, 8, top_k=2)
+    call.ids[0, 0] = 99
+    output = poisoned(call.hidden.shape, F32)
+    layer.submit(*arguments(call, output, F32))
+    while engine.pending:
+        pass
+    shards = destinations(experts, 2)
+    write_now(layer, shards)
+    assert_holds(shards, experts)
+    with pytest.raises(ValueError, match="id 99"):
+        engine.sync(0)
+
+
+def test_writing_on_several_threads_while_calls_are_computed():
+    """Layers of one engine share its threads and scratch: every write and every call must stay whole."""
+    engine = ext.Engine(2)
+    experts = make(Format("RAWINT4", 32, BF16), 256, 256)
+    layer = build_layer(engine, experts)
+    call = random_call(2, experts, 16, top_k=2)
+    expected = run(layer, call)
+    failures = []
+
+    def write_again_and_again() -> None:
+        try:
+            for _ in range(50):
+                shards = destinations(experts, 2)
+                write_now(layer, shards)
+                assert_holds(shards, experts)
+        except BaseException as failure:
+            failures.append(failure)
+
+    writers = [threading.Thread(target=write_again_and_again) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for _ in range(50):
+        output = poisoned(call.hidden.shape, F32)
+        layer.submit(*arguments(call, output, F32))
+        assert same_bits(run(layer, call), expected)
+        assert same_bits(output, expected)
+    for writer in writers:
+        writer.join()
+    assert not failures, failures[0]
+
+
 # ---- arguments ----------------------------------------------------------------------------------
 
 ARGUMENTS = ("w13_weight_ptrs", "w13_scale_ptrs", "w2_weight_ptrs", "w2_scale_ptrs")
@@ -344,14 +409,17 @@ def layer(experts):
 
 
 def write_arguments(shards: list[Shard], **changes) -> dict:
-    lists = [[address(getattr(s, name)) for s in shards] for name in SHARD_FIELDS]
-    return {"slot": SLOT, "ranks": len(shards)} | dict(zip(ARGUMENTS, lists, strict=True)) | changes
+    lists = dict(zip(ARGUMENTS, pointers(shards), strict=True))
+    return {"slot": SLOT, "ranks": len(shards)} | lists | changes
 
 
 def assert_refused(layer, shards: list[Shard], message: str, **changes) -> None:
-    with pytest.raises(ValueError, match=message) as raised:
-        layer.submit_write_expert(**write_arguments(shards, **changes))
-    assert "\n" not in str(raised.value)
+    queued = write_arguments(shards, **changes)
+    at_once = {"expert" if name == "slot" else name: value for name, value in queued.items()}
+    for write, values in ((layer.submit_write_expert, queued), (layer.write_expert, at_once)):
+        with pytest.raises(ValueError, match=message) as raised:
+            write(**values)
+        assert "\n" not in str(raised.value)
     assert ENGINE.pending == 0
     assert all((array.view(np.uint8) == FILL).all() for shard in shards for array in shard.arrays)
 
@@ -385,3 +453,5 @@ def test_write_before_load(experts):
     layer = make_layer(ENGINE, experts, layer_idx=17)
     with pytest.raises(RuntimeError, match="layer 17 has no weights"):
         submit_write(layer, destinations(experts, 1))
+    with pytest.raises(RuntimeError, match="layer 17 has no weights"):
+        write_now(layer, destinations(experts, 1))
