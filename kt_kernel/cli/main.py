@@ -89,6 +89,23 @@ def chat(
 
 
 @app.command()
+def top(
+    host: Annotated[str, typer.Option("--host", "-H", help="Where the server listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", help="The server's port.")] = 30000,
+    interval: Annotated[
+        float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two readings.")
+    ] = 1.0,
+    readings: Annotated[
+        int | None, typer.Option("--readings", "-n", min=1, help="Stop after so many; default: at Ctrl-C.")
+    ] = None,
+) -> None:
+    """Watch where a running server's experts live: hit rates, moved experts, bytes, CPU speed."""
+    from kt_kernel.cli.top import TopSettings, watch
+
+    watch(TopSettings(host, port, interval, readings))
+
+
+@app.command()
 def doctor() -> None:
     """Check this installation, down to one real expert layer; exit status 1 if something is broken."""
     from kt_kernel.cli.doctor import examine

@@ -1,0 +1,145 @@
+"""What `kt top` shows of two readings: totals since the server's start, and what happened between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from kt_kernel.cli.top import Reading, Report
+
+_BAR_CELLS = 20
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def view(before: Reading, now: Reading, trouble: str = "") -> Group:
+    """The whole screen. `before` is `now` for the first reading; `trouble` says why there is no newer one."""
+    parts = [_summary(before, now), _layers(before.report, now.report)]
+    if trouble:
+        parts.append(f"[red]{escape(trouble)}[/]")
+    return Group(*parts)
+
+
+def _summary(before: Reading, now: Reading) -> Table:
+    report, earlier = now.report, before.report
+    seconds = now.time - before.time
+    table = Table(title=escape(now.model), title_justify="left", box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in (
+        ("experts", _experts(report)),
+        (
+            "hit rate",
+            f"{percent(recent_hit_rate([earlier], [report]))} now, {percent(report['hit_rate'])} in all",
+        ),
+        ("moved", f"{report['experts_moved']} experts in {report['updates']} updates"),
+        ("copied", _copied(earlier, report, seconds)),
+        ("prefill", _prefill(report["prefill"])),
+        ("CPU", _cpu(earlier["cpu"], report["cpu"], seconds)),
+        ("misses", _misses(report)),
+    ):
+        table.add_row(name, text)
+    return table
+
+
+def _experts(report: Report) -> str:
+    share = report["device_experts"] / report["experts"] if report["experts"] else None
+    return f"{report['device_experts']} of {report['experts']} on the device ({percent(share)})"
+
+
+def _copied(earlier: Report, report: Report, seconds: float) -> str:
+    purposes = ", ".join(f"{name} {size(count)}" for name, count in report["bytes"].items())
+    rate = _rate(report["bytes_copied"] - earlier["bytes_copied"], seconds)
+    return f"{size(report['bytes_copied'])} to the device ({purposes}), {rate}"
+
+
+def _prefill(prefill: dict[str, Any]) -> str:
+    if not prefill["threshold"]:
+        return "layer by layer: off"
+    text = f"layer by layer from {prefill['threshold']} tokens: {prefill['chunks']} chunks"
+    if prefill["fallbacks"]:
+        text += f", [yellow]{prefill['fallbacks']} without enough device memory[/]"
+    return text
+
+
+def _cpu(earlier: dict[str, Any], cpu: dict[str, Any], seconds: float) -> str:
+    calls, busy, read = (cpu[key] - earlier[key] for key in ("calls", "seconds", "bytes"))
+    share = busy / seconds if seconds > 0 else None
+    speed = f"{cpu['gb_per_s']:.1f} GB/s" if cpu["gb_per_s"] is not None else "nothing"
+    recent = f"{read / busy / 1e9:.1f} GB/s" if busy > 0 else "idle"
+    return f"{recent} in {calls} calls, busy {percent(share)}; {speed} in all of {cpu['calls']} calls"
+
+
+def _misses(report: Report) -> str:
+    deferred = report["deferred"]
+    later = f"up to {deferred} of a token's experts one layer later" if deferred else "nothing deferred"
+    return f"policy {report['miss_policy']}, {later}"
+
+
+def _layers(earlier: Report, report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("layer", "slots", "version", "hits now", "", "in all", "experts on the device"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    known = {layer["layer"]: layer for layer in earlier["layers"]}
+    for layer in report["layers"]:
+        rate = recent_hit_rate([known.get(layer["layer"], layer)], [layer])
+        table.add_row(
+            str(layer["layer"]),
+            f"{len(layer['device_experts'])}/{layer['capacity']}",
+            str(layer["version"]),
+            percent(rate),
+            bar(rate),
+            percent(layer["hit_rate"]),
+            ranges(layer["device_experts"]),
+        )
+    return table
+
+
+def recent_hit_rate(earlier: Iterable[dict[str, Any]], now: Iterable[dict[str, Any]]) -> float | None:
+    """Share of the experts used between two reports that were on the device; None if none was used."""
+    hits = uses = 0.0
+    for sign, reports in ((-1, earlier), (1, now)):
+        for part in reports:
+            for layer in part.get("layers", [part]):
+                uses += sign * layer["uses"]
+                hits += sign * layer["uses"] * (layer["hit_rate"] or 0.0)
+    return hits / uses if uses > 0 else None
+
+
+def percent(share: float | None) -> str:
+    """0.25 -> '25.0 %'; '-' if there is none."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def bar(share: float | None) -> str:
+    """A share as cells."""
+    filled = round((share or 0.0) * _BAR_CELLS)
+    return "█" * filled + "·" * (_BAR_CELLS - filled)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> '0-2 5'."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def size(count: float) -> str:
+    """1500000 -> '1.5 MB'."""
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the last unit takes every size")
+
+
+def _rate(count: float, seconds: float) -> str:
+    return f"{size(count / seconds)}/s now" if seconds > 0 else "- now"
