@@ -9,8 +9,8 @@ import quantised
 import torch
 
 from kt_kernel.errors import CheckpointError
+from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.integrations.sglang.dense_weights import DecodingPlan, decoded
-from kt_kernel.integrations.sglang.layers import ExpertLayout
 from kt_kernel.integrations.sglang.settings import KTSettings
 
 MAKERS = {

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.hybrid.layout import ExpertLayout, expert_layout
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
-from kt_kernel.integrations.sglang.layers import ExpertLayout, expert_layout
 from kt_kernel.integrations.sglang.settings import make_settings
 
 LAYOUT = ExpertLayout(num_layers=4, num_experts=16, moe_layers=(1, 2, 3))
 
-# Section 3.1 of the interface: each must parse.
+# The flags of the interface, and two of our own: each must parse.
 INTERFACE = {
     "--kt-weight-path",
     "--kt-method",
@@ -26,6 +26,8 @@ INTERFACE = {
     "--kt-gpu-prefill-token-threshold",
     "--kt-enable-dynamic-expert-update",
     "--kt-expert-placement-strategy",
+    "--kt-expert-update-interval",
+    "--kt-miss-policy",
     "--record-kt-gpu-expert-distribution",
     "--kt-lora-path",
     "--kt-expert-lora-path",
@@ -39,10 +41,6 @@ def test_every_flag_of_the_interface_is_in_the_table():
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ({"enable_dynamic_expert_update": True}, "--kt-enable-dynamic-expert-update"),
-        ({"gpu_prefill_token_threshold": 500}, "--kt-gpu-prefill-token-threshold"),
-        ({"expert_placement_strategy": "frequency"}, "frequency"),
-        ({"record_gpu_expert_distribution": True}, "--record-kt-gpu-expert-distribution"),
         ({"expert_lora_path": "adapter"}, "--kt-expert-lora-path"),
         ({"lora_path": "adapter"}, "--kt-expert-lora-path"),
     ],
@@ -60,7 +58,14 @@ def test_a_flag_without_its_behaviour_stops_the_server(tmp_path, flags, part):
         ({"num_gpu_experts": -1}, "--kt-num-gpu-experts is -1"),
         ({"max_deferred_experts_per_token": -2}, "--kt-max-deferred-experts-per-token is -2"),
         ({"gpu_prefill_token_threshold": -1}, "--kt-gpu-prefill-token-threshold is -1"),
+        ({"expert_update_interval": -5}, "--kt-expert-update-interval is -5, expected at least 0"),
         ({"gpu_experts_ratio": 1.5}, "--kt-gpu-experts-ratio is 1.5, expected a number from 0 to 1"),
+        ({"gpu_experts_ratio": -0.5}, "--kt-gpu-experts-ratio is -0.5, expected a number from 0 to 1"),
+        ({"gpu_experts_ratio": float("nan")}, "--kt-gpu-experts-ratio is nan"),
+        ({"enable_dynamic_expert_update": True}, "without an occasion to move experts"),
+        ({"expert_update_interval": 8}, "8 without --kt-enable-dynamic-expert-update"),
+        ({"expert_placement_strategy": "frequency"}, "frequency needs counts of an earlier run"),
+        ({"init_expert_location": "counts.pt"}, "counts.pt is read by .* but the strategy is uniform"),
         ({"numa_nodes": (0, 1), "threadpool_count": 1}, "names 2 nodes"),
         ({"cpuinfer": 2, "threadpool_count": 4}, "more than the 2 threads"),
         ({"lora_path": "a", "expert_lora_path": "b"}, "they mean the same"),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, KTError
-from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
+from kt_kernel.integrations.sglang.flags import FLAGS, NO_STATISTICS, STATISTICS, KTFlags, check_flags
 from kt_kernel.methods import AUTO, require_method
 
 # Attributes on ServerArgs; names with "_" are not configuration fields and travel to the child processes.
@@ -49,6 +49,9 @@ def read_flags(original: Callable, cls: type, arguments: argparse.Namespace) -> 
     if arguments.kt_threadpool_count is None:
         arguments.kt_threadpool_count = _STOCK_THREADPOOL_COUNT
     arguments.kt_method = flags.method
+    if flags.weight_path is not None:
+        # Ours alone: to SGLang it would mean copies of experts on several devices.
+        setattr(arguments, STATISTICS.destination, NO_STATISTICS)
     server_args = original(cls, arguments)
     setattr(server_args, FLAGS_ATTRIBUTE, flags)
     setattr(server_args, COMMAND_LINE_ATTRIBUTE, True)

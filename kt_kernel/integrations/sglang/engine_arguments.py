@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from kt_kernel.integrations.sglang.cli import FLAGS_ATTRIBUTE
-from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags
+from kt_kernel.integrations.sglang.flags import FLAGS, STATISTICS, KTFlags
 
 
 def install() -> None:
@@ -32,6 +32,8 @@ class _ServerArgsBuilder:
         for flag in FLAGS:
             if flag.own is not None:
                 arguments.pop(flag.destination, None)
+        if flags.weight_path is not None:
+            arguments.pop(STATISTICS.destination, None)
         server_args = self._server_args_class(**arguments)
         setattr(server_args, FLAGS_ATTRIBUTE, flags)
         return server_args

@@ -1,7 +1,8 @@
 """The --kt-* flags: one table, their values as a dataclass, and the checks that need nothing but the flags.
 
 SGLang 0.5.23 itself has six of them (`own=None` in the table); the others are added to its command line. A
-flag whose behaviour is not built yet is refused with "not available yet", never ignored.
+flag whose behaviour is not built yet is refused with "not available yet", never ignored, and so is a
+combination in which a flag could have no effect.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
-from kt_kernel.hybrid.placement import STRATEGIES
+from kt_kernel.hybrid.placement import FREQUENCY, STRATEGIES
 from kt_kernel.methods import AUTO
 
-NOT_AVAILABLE_STRATEGIES = ("frequency",)
+ON_CPU, AUTOMATIC = MISS_POLICIES = ("cpu", "auto")
+
+# What SGLang's --init-expert-location says when it is not given.
+NO_STATISTICS = "trivial"
 
 
 @dataclass(frozen=True)
@@ -60,29 +64,60 @@ FLAGS = (
         "expert_placement_strategy",
         "--kt-expert-placement-strategy",
         {
-            "choices": [*STRATEGIES, *NOT_AVAILABLE_STRATEGIES],
+            "choices": STRATEGIES,
             "default": "uniform",
-            "help": "Which experts live on the device.",
+            "help": "Which experts live on the device; frequency: by the counts of --init-expert-location.",
         },
     ),
     Flag(
         "gpu_prefill_token_threshold",
         "--kt-gpu-prefill-token-threshold",
-        {"type": int, "help": "Prompts of at least this many tokens run wholly on the device (0: never)."},
+        {
+            "type": int,
+            "help": "Chunks of at least this many tokens run wholly on the device (0: none).",
+        },
     ),
     Flag(
         "enable_dynamic_expert_update",
         "--kt-enable-dynamic-expert-update",
-        {"action": "store_true", "help": "Move often used experts to the device while serving."},
+        {
+            "action": "store_true",
+            "help": "Move often used experts to the device after long prompts, or every so many steps.",
+        },
+    ),
+    Flag(
+        "expert_update_interval",
+        "--kt-expert-update-interval",
+        {
+            "type": int,
+            "help": "Look every this many steps which experts to move (0: never).",
+        },
+    ),
+    Flag(
+        "miss_policy",
+        "--kt-miss-policy",
+        {
+            "choices": MISS_POLICIES,
+            "default": ON_CPU,
+            "help": "Experts that are not on the device: always computed on the CPU, or also fetched where "
+            "this machine is measured to be faster at that.",
+        },
     ),
     Flag(
         "record_gpu_expert_distribution",
         "--record-kt-gpu-expert-distribution",
-        {"action": "store_true", "help": "Record which experts were on the device at each forward pass."},
+        {
+            "action": "store_true",
+            "help": "Let /start_, /stop_ and /dump_expert_distribution_record record which experts were used "
+            "and which were on the device.",
+        },
     ),
     Flag("lora_path", "--kt-lora-path", {"help": "Deprecated name of --kt-expert-lora-path."}),
     Flag("expert_lora_path", "--kt-expert-lora-path", {"help": "Adapter (LoRA) for the experts on the CPU."}),
 )
+
+# SGLang's own, with a meaning of its own where there are no CPU experts: not part of the table.
+STATISTICS = Flag("init_expert_location", "--init-expert-location")
 
 
 @dataclass(frozen=True)
@@ -100,16 +135,19 @@ class KTFlags:
     expert_placement_strategy: str = "uniform"
     gpu_prefill_token_threshold: int | None = None
     enable_dynamic_expert_update: bool = False
+    expert_update_interval: int | None = None
+    miss_policy: str = ON_CPU
     record_gpu_expert_distribution: bool = False
     lora_path: str | None = None
     expert_lora_path: str | None = None
+    init_expert_location: str = NO_STATISTICS
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> KTFlags:
         """From a namespace's dict, or keyword arguments, by the destinations of the table; the rest is
         ignored.
         """
-        given = {flag.field: values.get(flag.destination) for flag in FLAGS}
+        given = {flag.field: values.get(flag.destination) for flag in (*FLAGS, STATISTICS)}
         if given["numa_nodes"] is not None:
             given["numa_nodes"] = tuple(given["numa_nodes"])
         return cls(**{name: value for name, value in given.items() if value is not None})
@@ -122,22 +160,6 @@ class KTFlags:
 
 # (when, what): asked for, understood, and not built yet.
 _LATER: tuple[tuple[Callable[[KTFlags], bool], str], ...] = (
-    (
-        lambda f: f.enable_dynamic_expert_update,
-        "--kt-enable-dynamic-expert-update (moving experts while serving)",
-    ),
-    (
-        lambda f: (f.gpu_prefill_token_threshold or 0) > 0,
-        "--kt-gpu-prefill-token-threshold above 0 (long prompts wholly on the device)",
-    ),
-    (
-        lambda f: f.expert_placement_strategy in NOT_AVAILABLE_STRATEGIES,
-        "--kt-expert-placement-strategy frequency (placement from recorded statistics)",
-    ),
-    (
-        lambda f: f.record_gpu_expert_distribution,
-        "--record-kt-gpu-expert-distribution (recording where experts were)",
-    ),
     (
         lambda f: f.lora_path is not None or f.expert_lora_path is not None,
         "--kt-expert-lora-path (adapters for CPU experts)",
@@ -165,6 +187,8 @@ def check_flags(flags: KTFlags) -> None:
         )
     _check_numbers(flags)
     _check_threads(flags)
+    _check_update(flags)
+    _check_statistics(flags)
 
 
 def _refuse_flags_without_effect(flags: KTFlags) -> None:
@@ -184,6 +208,7 @@ def _check_numbers(flags: KTFlags) -> None:
         ("num_gpu_experts", "--kt-num-gpu-experts", 0),
         ("max_deferred_experts_per_token", "--kt-max-deferred-experts-per-token", 0),
         ("gpu_prefill_token_threshold", "--kt-gpu-prefill-token-threshold", 0),
+        ("expert_update_interval", "--kt-expert-update-interval", 0),
     ):
         value = getattr(flags, name)
         if value is not None and value < least:
@@ -205,4 +230,33 @@ def _check_threads(flags: KTFlags) -> None:
         raise ConfigurationError(
             f"--kt-threadpool-count is {pools}, more than the {threads} threads of --kt-cpuinfer; "
             "every pool needs a thread."
+        )
+
+
+def _check_update(flags: KTFlags) -> None:
+    interval = flags.expert_update_interval or 0
+    if interval and not flags.enable_dynamic_expert_update:
+        raise ConfigurationError(
+            f"--kt-expert-update-interval is {interval} without --kt-enable-dynamic-expert-update, so no "
+            "expert would move; add that flag, or leave the interval out."
+        )
+    if flags.enable_dynamic_expert_update and not (interval or flags.gpu_prefill_token_threshold):
+        raise ConfigurationError(
+            "--kt-enable-dynamic-expert-update is given without an occasion to move experts; add "
+            "--kt-expert-update-interval (every so many steps) or --kt-gpu-prefill-token-threshold (after "
+            "long prompts)."
+        )
+
+
+def _check_statistics(flags: KTFlags) -> None:
+    given = flags.init_expert_location != NO_STATISTICS
+    if flags.expert_placement_strategy == FREQUENCY and not given:
+        raise ConfigurationError(
+            "--kt-expert-placement-strategy frequency needs counts of an earlier run; name their file with "
+            "--init-expert-location, or choose another strategy."
+        )
+    if given and flags.expert_placement_strategy != FREQUENCY:
+        raise ConfigurationError(
+            f"--init-expert-location {flags.init_expert_location} is read by --kt-expert-placement-strategy "
+            f"{FREQUENCY}, but the strategy is {flags.expert_placement_strategy}; give both, or neither."
         )

@@ -11,9 +11,10 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import ConfigurationError
-from kt_kernel.hybrid.placement import device_expert_masks
-from kt_kernel.integrations.sglang.flags import KTFlags
-from kt_kernel.integrations.sglang.layers import ExpertLayout
+from kt_kernel.hybrid.activation import read_activation_counts
+from kt_kernel.hybrid.layout import ExpertLayout
+from kt_kernel.hybrid.placement import FREQUENCY, device_expert_masks
+from kt_kernel.integrations.sglang.flags import AUTOMATIC, ON_CPU, KTFlags
 from kt_kernel.methods import AUTO, require_method, resolve_method
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KTSettings:
-    """`device_experts`: how many experts of the whole model live on the device; `max_tokens`: the most of
-    one call.
+    """What every layer of one server has in common.
+
+    `device_experts`: how many experts of the whole model live on the device.
+    `statistics`: the file with the counts of the frequency strategy.
+    `max_tokens`: the most of one call.
+    `prefill_threshold`: calls of at least as many tokens run wholly on the device, 0 = none.
+    `updates`: do experts move while serving; `update_interval`: look every so many steps, 0 = after prefill.
+    `records`: can be told to record where experts were.
     """
 
     weight_path: str
@@ -35,6 +42,17 @@ class KTSettings:
     device_experts: int
     max_deferred: int
     max_tokens: int
+    statistics: str | None = None
+    prefill_threshold: int = 0
+    updates: bool = False
+    update_interval: int = 0
+    miss_policy: str = ON_CPU
+    records: bool = False
+
+    @property
+    def moves_experts(self) -> bool:
+        """Are experts ever written to the device while serving?"""
+        return self.prefill_threshold > 0 or self.updates or self.miss_policy == AUTOMATIC
 
     def device_mask(self, layer_idx: int, num_experts: int) -> torch.Tensor:
         """bool [num_experts], True = on the device. Raises ConfigurationError if the layer is not as
@@ -54,8 +72,16 @@ class KTSettings:
 @lru_cache(maxsize=2)
 def _all_masks(settings: KTSettings) -> torch.Tensor:
     layout = settings.layout
+    counts = None
+    if settings.strategy == FREQUENCY:
+        counts = read_activation_counts(settings.statistics, layout.num_layers, layout.num_experts)
     return device_expert_masks(
-        settings.strategy, layout.num_layers, layout.moe_layers, layout.num_experts, settings.device_experts
+        settings.strategy,
+        layout.num_layers,
+        layout.moe_layers,
+        layout.num_experts,
+        settings.device_experts,
+        counts,
     )
 
 
@@ -85,7 +111,7 @@ def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSe
             "--kt-threadpool-count lower or "
             "--kt-cpuinfer higher."
         )
-    return KTSettings(
+    settings = KTSettings(
         weight_path=flags.weight_path,
         method=flags.method,
         threads=threads,
@@ -96,7 +122,15 @@ def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSe
         device_experts=_device_experts(flags, layout),
         max_deferred=flags.max_deferred_experts_per_token or 0,
         max_tokens=max_tokens,
+        statistics=flags.init_expert_location if flags.expert_placement_strategy == FREQUENCY else None,
+        prefill_threshold=flags.gpu_prefill_token_threshold or 0,
+        updates=flags.enable_dynamic_expert_update,
+        update_interval=flags.expert_update_interval or 0,
+        miss_policy=flags.miss_policy,
+        records=flags.record_gpu_expert_distribution,
     )
+    _all_masks(settings)  # a damaged statistics file is reported now, not by the processes that load layers
+    return settings
 
 
 def _pools(flags: KTFlags) -> tuple[int, tuple[int, ...] | None]:

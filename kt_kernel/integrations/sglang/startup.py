@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
+from kt_kernel.hybrid.layout import expert_layout
 from kt_kernel.integrations.sglang import cpu_defaults, dense_weights, hooks
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
-from kt_kernel.integrations.sglang.layers import expert_layout
 from kt_kernel.integrations.sglang.settings import make_settings, weight_method
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,6 @@ def _check_other_options(options: Any) -> None:
             f"--ep-num-redundant-experts {options.ep_num_redundant_experts}",
             options.ep_num_redundant_experts > 0,
         ),
-        (f"--init-expert-location {options.init_expert_location}", options.init_expert_location != "trivial"),
         (f"--moe-a2a-backend {options.moe_a2a_backend}", options.moe_a2a_backend not in (None, "none")),
         ("--enable-two-batch-overlap", options.enable_two_batch_overlap),
         ("--enable-lora", bool(options.enable_lora)),

@@ -2,7 +2,7 @@
 
 A layer's tensors share their name up to the last dot; what follows it is called a part here. One row of
 FORMATS is one way to store a layer: the parts it needs with the types that tell it from the other rows, and
-its decoder. Nothing is rounded before the last step: codes and powers of two are exact in float32.
+its decoder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kt_kernel.errors import CheckpointError
+from kt_kernel import decoding
 
 Parts = Mapping[str, torch.Tensor]
 
@@ -38,9 +38,6 @@ NOT_NEEDED = frozenset(
 
 # Tensors that change what the codes mean, in ways that no row decodes.
 REFUSED = frozenset(("weight_zero_point", "weight_g_idx"))
-
-_E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-_INT4_ZERO = 8
 
 
 @dataclass(frozen=True)
@@ -76,70 +73,41 @@ def _codes_of(parts: Parts) -> torch.Tensor:
 def _float8(parts: Parts) -> torch.Tensor:
     """One scale for the matrix, for each row, or for each block of 128 x 128: the shape says which."""
     weight, scales = parts["weight"], _scale_of(parts).float()
-    rows, columns = weight.shape
+    rows = weight.shape[0]
     if scales.numel() == 1 or scales.shape in ((rows,), (rows, 1)):
         return weight.float() * scales.reshape(-1, 1)
-    return weight.float() * _stretched(scales, rows, columns, (128, 128))
+    return decoding.float8(weight, scales, (128, 128))
 
 
 def _float8_powers(parts: Parts) -> torch.Tensor:
     """A power of two per 32 inputs (MXFP8), or per block of 128 x 128: the shape says which."""
-    weight, scales = parts["weight"], _powers(_scale_of(parts))
+    weight, scales = parts["weight"], decoding.powers(_scale_of(parts))
     rows, columns = weight.shape
     block = (1, 32) if scales.shape == (rows, columns // 32) else (128, 128)
-    return weight.float() * _stretched(scales, rows, columns, block)
+    return decoding.float8(weight, scales, block)
 
 
 def _mxfp4(parts: Parts) -> torch.Tensor:
-    values = _E2M1[_nibbles(_codes_of(parts))]
-    return values * _stretched(_powers(_scale_of(parts)), *values.shape, (1, 32))
+    return decoding.e2m1(_codes_of(parts), decoding.powers(_scale_of(parts)), 32)
 
 
 def _nvfp4(parts: Parts) -> torch.Tensor:
-    values = _E2M1[_nibbles(_codes_of(parts))]
-    scales = _stretched(parts["weight_scale"], *values.shape, (1, 16))
+    scales = parts["weight_scale"].float()
     if "weight_scale_2" in parts:
-        return values * (scales * parts["weight_scale_2"].float())
-    return values * (scales / parts["weight_global_scale"].float())
+        scales = scales * parts["weight_scale_2"].float()
+    else:
+        scales = scales / parts["weight_global_scale"].float()
+    return decoding.e2m1(_codes_of(parts), scales, 16)
 
 
 def _packed_int4(parts: Parts) -> torch.Tensor:
     """int32 [outputs, inputs / 8] or bytes [outputs, inputs / 2], scales [outputs, groups]."""
-    values = _nibbles(parts["weight_packed"]) - _INT4_ZERO
-    return values * _in_groups(parts["weight_scale"], *values.shape)
+    return decoding.packed_int4(parts["weight_packed"], parts["weight_scale"])
 
 
 def _gptq_int4(parts: Parts) -> torch.Tensor:
-    """int32 [inputs / 8, outputs], scales [groups, outputs]: a word holds eight inputs of one output."""
-    values = _nibbles(parts["qweight"].t()) - _INT4_ZERO
-    return values * _in_groups(parts["scales"].t(), *values.shape)
-
-
-def _powers(exponents: torch.Tensor) -> torch.Tensor:
-    """ue8m0 as float32: 2 ** (byte - 127), exactly; the byte 0 is a subnormal number, 255 is no number."""
-    return exponents.view(torch.float8_e8m0fnu).float()
-
-
-def _nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """Any integers [rows, n] -> int64 [rows, 2 * bytes]: low nibbles are even columns."""
-    octets = packed.contiguous().view(torch.uint8)
-    return torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2).long()
-
-
-def _in_groups(scales: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    return _stretched(scales, rows, columns, (1, -(-columns // scales.shape[1])))
-
-
-def _stretched(scales: torch.Tensor, rows: int, columns: int, block: tuple[int, int]) -> torch.Tensor:
-    """One scale per block -> one per element, float32 [rows, columns]; blocks at the edges may be cut off."""
-    expected = (-(-rows // block[0]), -(-columns // block[1]))
-    if tuple(scales.shape) != expected:
-        raise CheckpointError(
-            f"a weight of {rows} x {columns} in blocks of {block[0]} x {block[1]} has scales of shape "
-            f"{list(scales.shape)}, expected {list(expected)}; download the checkpoint again."
-        )
-    scales = scales.float().repeat_interleave(block[0], 0)[:rows]
-    return scales.repeat_interleave(block[1], 1)[:, :columns]
+    """int32 [inputs / 8, outputs], scales [groups, outputs]."""
+    return decoding.gptq_int4(parts["qweight"], parts["scales"])
 
 
 FORMATS = (
