@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts, wait_ignoring_errors
+from kt_kernel.deferral import (
+    DeferralChain,
+    DeferredOutput,
+    select_deferred_experts,
+    wait_ignoring_errors,
+    without_experts,
+)
 from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.inputs import check_inputs, native_arguments
 from kt_kernel.layer_config import LayerConfig
@@ -35,13 +41,21 @@ class CpuPath:
         self._mask = mask
         self._in_flight: _InFlight | None = None
 
-    def forward(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        device_experts: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Compute now, on this thread and the engine's. Copies nothing unless deferral is in play."""
         config = self._config
         if self._chain.pending is not None or self._defers():
-            self.submit(hidden, ids, weights)
+            self.submit(hidden, ids, weights, device_experts)
             return self.sync(hidden)
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
+        if device_experts is not None:
+            ids = without_experts(ids, device_experts)
         output = torch.empty_like(hidden)
         try:
             self._native.forward(*native_arguments(hidden, ids, weights, output), 0)
@@ -49,7 +63,13 @@ class CpuPath:
             raise InputError(f"layer {config.layer_idx}: {error}") from None
         return output
 
-    def submit(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
+    def submit(
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        device_experts: torch.Tensor | None = None,
+    ) -> None:
         """Queue the call. `hidden` must stay unchanged until `sync`; ids and weights are copied at once."""
         config = self._config
         self._give_up_unfetched()
@@ -61,6 +81,11 @@ class CpuPath:
         if self._defers():
             protected_k = config.num_experts_per_tok - config.max_deferred_experts_per_token
             ids, deferred_ids = select_deferred_experts(ids, weights, protected_k, config.num_experts)
+        if device_experts is not None:
+            # Only now: experts on the device take part in the ranking.
+            ids = without_experts(ids, device_experts)
+            if deferred_ids is not None:
+                deferred_ids = without_experts(deferred_ids, device_experts)
         output = torch.empty_like(hidden) if earlier is None else earlier.output
         self._in_flight = _InFlight(output, 0 if deferred_ids is None else 1, (hidden, ids, weights, earlier))
         self._submit(hidden, ids, weights, output, 0 if earlier is None else 1)
@@ -91,9 +116,20 @@ class CpuPath:
             )
         return call.output
 
+    def take_deferred(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """What the layer before deferred for this batch, once it is there; None if nothing."""
+        earlier = self._chain.take(self._config.layer_idx, hidden)
+        if earlier is None:
+            return None
+        try:
+            self._engine.sync(0)
+        except ValueError as error:
+            raise InputError(f"layer {earlier.layer_idx}: {error}") from None
+        return earlier.output
+
     def _defers(self) -> bool:
         config = self._config
-        return config.max_deferred_experts_per_token > 0 and config.layer_idx < self._chain.last_layer_idx
+        return config.max_deferred_experts_per_token > 0 and self._chain.may_defer(config.layer_idx)
 
     def _submit(
         self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, add: int

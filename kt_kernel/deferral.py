@@ -2,8 +2,8 @@
 
 Of each token's k experts the `protected_k` with the largest weights are computed at once; an expert protected
 for any token of the batch is computed at once for all. The rest is deferred: its sum is added to the output
-of the next MoE layer of the model, one residual step late. Nothing is lost: "next" is whichever MoE layer of
-the model runs next (dense layers may lie between), and the model's last MoE layer defers nothing.
+of the next decoder layer, one residual step late. Nothing is lost: a layer defers only if the next decoder
+layer is a MoE layer with CPU experts, so neither the last layer nor one before a dense layer does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -48,6 +47,15 @@ def select_deferred_experts(
     return torch.where(immediate, topk_ids, skipped), torch.where(immediate, skipped, topk_ids)
 
 
+def without_experts(ids: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
+    """`ids` [tokens, k] with -1 in place of the experts that `skipped` (bool [E+1], last entry False) marks.
+
+    Impossible ids stay, for the forward call to report.
+    """
+    # -1 and everything too large index the last entry.
+    return torch.where(skipped[ids.long().clamp(-1, skipped.numel() - 1)], -1, ids)
+
+
 @dataclass
 class DeferredOutput:
     """The deferred sum of layer `layer_idx`: `output` [tokens, H] is valid once the queued task is done.
@@ -60,24 +68,32 @@ class DeferredOutput:
     keep_alive: Any
 
 
+class ChainedLayer(Protocol):
+    """What a chain asks of its layers."""
+
+    @property
+    def has_cpu_experts(self) -> bool: ...
+
+
 class DeferralChain:
     """The MoE layers of one model, and the deferred sum on its way from one to the next."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._layers: Counter[int] = Counter()
+        self._layers: weakref.WeakValueDictionary[int, ChainedLayer] = weakref.WeakValueDictionary()
         self.pending: DeferredOutput | None = None
-        self.last_layer_idx = -1
 
-    def join(self, layer: object, layer_idx: int) -> None:
-        """Count `layer` among the model's MoE layers for as long as it lives."""
-        self._layers[layer_idx] += 1
-        self.last_layer_idx = max(self._layers)
-        weakref.finalize(layer, self._leave, layer_idx).atexit = False
+    def join(self, layer: ChainedLayer, layer_idx: int) -> None:
+        """Count `layer` among the model's MoE layers for as long as it lives.
 
-    def _leave(self, layer_idx: int) -> None:
-        self._layers -= Counter((layer_idx,))
-        self.last_layer_idx = max(self._layers, default=-1)
+        Of two with the same number, the one that joined last is the model's.
+        """
+        self._layers[layer_idx] = layer
+
+    def may_defer(self, layer_idx: int) -> bool:
+        """Is the next decoder layer one that can add what this layer defers?"""
+        following = self._layers.get(layer_idx + 1)
+        return following is not None and following.has_cpu_experts
 
     def take(self, layer_idx: int, hidden: torch.Tensor) -> DeferredOutput | None:
         """What an earlier layer deferred for the batch of `hidden` [tokens, H], to be added to the output.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kt_kernel.buffers import BufferCache, BufferKey
-from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts
+from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts, without_experts
 from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.inputs import check_inputs, native_arguments
 from kt_kernel.layer_config import LayerConfig
@@ -65,33 +65,55 @@ class DevicePath:
         self._in_flight: _InFlight | None = None
 
     def forward(
-        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, stream: int | None
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        stream: int | None,
+        device_experts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`submit` and `sync` in one call."""
-        self.submit(hidden, ids, weights, stream)
+        self.submit(hidden, ids, weights, stream, device_experts)
         return self.sync(hidden, stream)
 
     def submit(
-        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, stream: int | None
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        stream: int | None,
+        device_experts: torch.Tensor | None = None,
     ) -> None:
         """Enqueue the copies to the host and the task on `stream` (default: the current one)."""
         if stream is None:
             stream = self._runtime.current_stream(hidden.device)
         with self._runtime.on_stream(stream, hidden.device):
-            self._submit(hidden, ids, weights, stream)
+            self._submit(hidden, ids, weights, stream, device_experts)
 
-    def _submit(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, stream: int) -> None:
+    def _submit(
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        stream: int,
+        device_experts: torch.Tensor | None,
+    ) -> None:
         config = self._config
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
         tokens = hidden.shape[0]
         key = BufferKey(hidden.device, hidden.dtype, config.hidden_size, config.num_experts_per_tok, stream)
         slot = self._buffers.ring(key, max(tokens, 1), self._runtime.page_locked).next_slot()
         earlier = self._chain.take(config.layer_idx, hidden)
-        defers = config.max_deferred_experts_per_token > 0 and config.layer_idx < self._chain.last_layer_idx
+        defers = config.max_deferred_experts_per_token > 0 and self._chain.may_defer(config.layer_idx)
         if defers:
             protected_k = config.num_experts_per_tok - config.max_deferred_experts_per_token
             ids, deferred_ids = select_deferred_experts(ids, weights, protected_k, config.num_experts)
+            if device_experts is not None:
+                deferred_ids = without_experts(deferred_ids, device_experts)
             host_deferred_ids = _copied(deferred_ids, slot.deferred_ids)
+        if device_experts is not None:
+            # Only now: experts on the device take part in the ranking.
+            ids = without_experts(ids, device_experts)
         host_hidden = _copied(hidden, slot.hidden)
         host_ids = _copied(ids, slot.ids)
         host_weights = _copied(weights, slot.weights)
@@ -126,6 +148,18 @@ class DevicePath:
             self._chain.drop()
             raise InputError(f"layer {self._config.layer_idx} or one before it: {error}") from None
         return output
+
+    def take_deferred(self, hidden: torch.Tensor, stream: int | None) -> torch.Tensor | None:
+        """What the layer before deferred for this batch, filled in stream order; None if nothing."""
+        earlier = self._chain.take(self._config.layer_idx, hidden)
+        if earlier is None:
+            return None
+        if stream is None:
+            stream = self._runtime.current_stream(hidden.device)
+        self._engine.sync_on_stream(stream, 0)
+        with self._runtime.on_stream(stream, hidden.device):
+            output = torch.empty_like(earlier.output, device=hidden.device)
+            return output.copy_(earlier.output, non_blocking=True)
 
     def _enqueue(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from kt_kernel.errors import (
     InputError,
     KTError,
 )
+from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.layer_config import LayerConfig
 from kt_kernel.masks import resolve_gpu_experts_mask
 from kt_kernel.matrices import LayerExperts
@@ -119,6 +121,8 @@ class KTMoEWrapper:
         self._chain.join(self, self._config.layer_idx)
         self._cpu: CpuPath | None = None
         self._device: DevicePath | None = None
+        self._stored: _Stored | None = None
+        self._has_cpu_experts: bool | None = None
 
     # ---- what other code reads ---------------------------------------------------------------
 
@@ -159,6 +163,20 @@ class KTMoEWrapper:
     def num_gpu_experts(self) -> int:
         """How many experts the mask puts on the accelerator now."""
         return int(self._gpu_experts_mask.sum())
+
+    @property
+    def has_cpu_experts(self) -> bool:
+        """May any expert of this layer be computed here? The layer before defers only if so.
+
+        By default what `gpu_experts_mask` says; set it where `device_experts` of the calls decides.
+        """
+        if self._has_cpu_experts is None:
+            return not bool(self._gpu_experts_mask.all())
+        return self._has_cpu_experts
+
+    @has_cpu_experts.setter
+    def has_cpu_experts(self, value: bool) -> None:
+        self._has_cpu_experts = value
 
     # ---- loading -----------------------------------------------------------------------------
 
@@ -223,6 +241,7 @@ class KTMoEWrapper:
             raise error_type(f"layer {self.layer_idx}: {error}{where}") from None
         announce_kernels(self.method)
         self.moe = native
+        self._stored = _Stored.of(experts, order)
         shared = (config, self.cpu_infer, self._chain, native, self._gpu_experts_mask)
         self._cpu = CpuPath(*shared)
         self._device = DevicePath(*shared, BUFFERS, CudaRuntime())
@@ -235,19 +254,24 @@ class KTMoEWrapper:
         topk_ids: torch.Tensor,
         topk_weights: torch.Tensor,
         cuda_stream: int | None = None,
+        *,
+        device_experts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The weighted sum of each token's CPU experts: a new tensor [tokens, H] like `hidden_states`.
 
         `hidden_states` [..., H] bf16, f16 or f32; `topk_ids` [tokens, k] of any integer type, -1 = skip;
         `topk_weights` [tokens, k]. All on the CPU, or all on an accelerator, whose raw stream handle is
-        `cuda_stream` (default: the current stream). Raises InputError, or CallOrderError before the weights
-        are loaded.
+        `cuda_stream` (default: the current stream). `device_experts`, bool [E+1] where the ids are, last
+        entry False: experts that this call skips besides those of `gpu_experts_mask`; they take part in the
+        ranking of deferral. Raises InputError, or CallOrderError before the weights are loaded.
         """
         if self._cpu is None:
             raise self._not_loaded()
         if hidden_states.is_cpu:
-            return self._cpu.forward(hidden_states, topk_ids, topk_weights)
-        return self._on_device(hidden_states).forward(hidden_states, topk_ids, topk_weights, cuda_stream)
+            return self._cpu.forward(hidden_states, topk_ids, topk_weights, device_experts)
+        return self._on_device(hidden_states).forward(
+            hidden_states, topk_ids, topk_weights, cuda_stream, device_experts
+        )
 
     def submit_forward(
         self,
@@ -255,14 +279,18 @@ class KTMoEWrapper:
         topk_ids: torch.Tensor,
         topk_weights: torch.Tensor,
         cuda_stream: int | None = None,
+        *,
+        device_experts: torch.Tensor | None = None,
     ) -> None:
         """Start `forward` and return; until `sync_forward`, `hidden_states` on the CPU must not change."""
         if self._cpu is None:
             raise self._not_loaded()
         if hidden_states.is_cpu:
-            self._cpu.submit(hidden_states, topk_ids, topk_weights)
+            self._cpu.submit(hidden_states, topk_ids, topk_weights, device_experts)
         else:
-            self._on_device(hidden_states).submit(hidden_states, topk_ids, topk_weights, cuda_stream)
+            self._on_device(hidden_states).submit(
+                hidden_states, topk_ids, topk_weights, cuda_stream, device_experts
+            )
 
     def sync_forward(self, hidden_states: torch.Tensor, cuda_stream: int | None = None) -> torch.Tensor:
         """The result of `submit_forward`; an accelerator fills it in stream order, without waiting here."""
@@ -271,6 +299,19 @@ class KTMoEWrapper:
         if hidden_states.is_cpu:
             return self._cpu.sync(hidden_states)
         return self._on_device(hidden_states).sync(hidden_states, cuda_stream)
+
+    def take_deferred(
+        self, hidden_states: torch.Tensor, cuda_stream: int | None = None
+    ) -> torch.Tensor | None:
+        """What the layer before deferred, for a caller that does not run this layer's CPU experts.
+
+        [tokens, H] like `hidden_states`, to be added to this layer's output; None if there is nothing.
+        """
+        if self._cpu is None:
+            raise self._not_loaded()
+        if hidden_states.is_cpu:
+            return self._cpu.take_deferred(hidden_states)
+        return self._on_device(hidden_states).take_deferred(hidden_states, cuda_stream)
 
     def select_deferred_experts(
         self, expert_ids: torch.Tensor, expert_scores: torch.Tensor, protected_k: int
@@ -308,6 +349,40 @@ class KTMoEWrapper:
         """Wait until everything queued on the engine is done; its errors are raised here."""
         self.cpu_infer.sync(0)
 
+    def encoding(self, ranks: int) -> ExpertEncoding:
+        """How `write_expert` writes this layer's experts for `ranks` devices.
+
+        Raises ConfigurationError if they cannot be cut so, CallOrderError before the weights are loaded.
+        """
+        if self._stored is None:
+            raise self._not_loaded()
+        config = self._config
+        return ExpertEncoding(
+            self.method,
+            ranks,
+            config.hidden_size,
+            config.moe_intermediate_size,
+            self._stored.group_size,
+            self._stored.scale_dtype,
+        )
+
+    def write_expert(self, expert_id: int, shards: Sequence[ExpertTensors]) -> None:
+        """Write one expert (physical slot), a shard per rank, into tensors of `encoding(len(shards))`.
+
+        At once, on any thread, beside calls that are queued or running: it shares neither their order nor
+        their errors. Raises InputError.
+        """
+        if self.moe is None:
+            raise self._not_loaded()
+        lists = [[_address(shard[part]) for shard in shards] for part in range(4)]
+        try:
+            self.moe.write_expert(expert_id, len(shards), *lists)
+        except ValueError as error:
+            raise InputError(f"layer {self.layer_idx}: {error}") from None
+        for shard in shards:
+            if shard.global_scales is not None:
+                shard.global_scales.copy_(self._stored.global_scales[expert_id])
+
     # ---- process-wide caches -----------------------------------------------------------------
 
     @staticmethod
@@ -341,6 +416,32 @@ class KTMoEWrapper:
 
     def _not_loaded(self) -> CallOrderError:
         return CallOrderError(f"layer {self.layer_idx}: the weights are not loaded; call load_weights first.")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the bytes of this layer's experts leave open; `global_scales` float32 [E, 3] by physical slot."""
+
+    group_size: int
+    scale_dtype: torch.dtype | None
+    global_scales: torch.Tensor
+
+    @classmethod
+    def of(cls, experts: LayerExperts, order: list[int]) -> _Stored:
+        scale = experts.gate[0].scale
+        factors = [
+            [matrices[expert].global_scale for matrices in (experts.gate, experts.up, experts.down)]
+            for expert in order
+        ]
+        return cls(
+            experts.group_size,
+            None if scale is None else scale.dtype,
+            torch.tensor(factors, dtype=torch.float32),
+        )
+
+
+def _address(part: torch.Tensor | None) -> int:
+    return 0 if part is None else part.data_ptr()
 
 
 def _require_inference(mode: str, training_options: dict[str, Any]) -> None:

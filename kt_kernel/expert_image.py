@@ -1,0 +1,228 @@
+"""One expert as bytes: what KTMoEWrapper writes for a device rank (doc/formats.md, "Copying experts out").
+
+    buffer:  w13_weight | w13_scale | w2_weight | w2_scale | global scales, each at a multiple of 256
+
+gate and up share w13: up's rows follow gate's (GPTQ_INT4, stored transposed: up's columns follow gate's).
+Methods without scales, or without global scales, have no such part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from kt_kernel.errors import ConfigurationError
+
+# Page-locked memory, devices and vector loads all like it; the parts are megabytes long.
+_ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one part."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class ExpertTensors(NamedTuple):
+    """One rank's shard of one expert, as stored; the shapes are those of its `ExpertEncoding`.
+
+    `global_scales`: float32 [3] for gate, up and down, factors of all their values (NVFP4).
+    """
+
+    w13_weight: torch.Tensor
+    w13_scale: torch.Tensor | None
+    w2_weight: torch.Tensor
+    w2_scale: torch.Tensor | None
+    global_scales: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> ExpertTensors:
+        """Copies on `device`, made in stream order; tensors that are there already stay themselves."""
+        return ExpertTensors(*(part if part is None else part.to(device, non_blocking=True) for part in self))
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How a method stores a matrix [rows, columns] and its scales."""
+
+    codes: torch.dtype
+    columns_per_code: int = 1  # columns in one stored element
+    scales: torch.dtype | None = None  # None also where the checkpoint decides: `scales_of_checkpoint`
+    rows_per_scale: int = 1
+    columns_per_scale: int | None = None  # None = the checkpoint's group size
+    transposed: bool = False
+    scales_of_checkpoint: bool = False
+    global_scales: bool = False
+
+
+_WHOLE_ROW = 0
+_E4M3 = torch.float8_e4m3fn
+
+_FORMATS = {
+    "BF16": _Format(torch.bfloat16),
+    "FP8": _Format(_E4M3, scales=torch.float32, rows_per_scale=128, columns_per_scale=128),
+    "FP8_PERCHANNEL": _Format(_E4M3, scales=torch.float32, columns_per_scale=_WHOLE_ROW),
+    "MXFP8": _Format(_E4M3, scales=torch.uint8, columns_per_scale=32),
+    "MXFP4": _Format(torch.uint8, 2, scales=torch.bfloat16, columns_per_scale=32),
+    "NVFP4": _Format(torch.uint8, 2, scales=_E4M3, columns_per_scale=16, global_scales=True),
+    "RAWINT4": _Format(torch.int32, 8, scales_of_checkpoint=True),
+    "GPTQ_INT4": _Format(torch.int32, 8, scales_of_checkpoint=True, transposed=True),
+}
+
+
+@dataclass(frozen=True)
+class ExpertEncoding:
+    """How the experts of a layer are written for `ranks` devices.
+
+    `hidden` and `intermediate` are the full sizes; a rank has `share` = intermediate / ranks. `group_size`
+    (0 = whole rows) and `scale_dtype` are the checkpoint's where the method leaves them open. Raises
+    ConfigurationError if the experts cannot be cut into that many parts, or the method is not known here.
+    """
+
+    method: str
+    ranks: int
+    hidden: int
+    intermediate: int
+    group_size: int = 0
+    scale_dtype: torch.dtype | None = None
+    w13_weight: TensorSpec = field(init=False)
+    w13_scale: TensorSpec | None = field(init=False)
+    w2_weight: TensorSpec = field(init=False)
+    w2_scale: TensorSpec | None = field(init=False)
+    global_scales: TensorSpec | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.method not in _FORMATS:
+            raise ConfigurationError(
+                f"experts of method {self.method} cannot be copied to a device; use one of "
+                f"{', '.join(_FORMATS)}."
+            )
+        self._check_cut()
+        share, hidden = self.share, self.hidden
+        half_scales = self._scale(share, hidden)
+        for name, spec in (
+            ("w13_weight", self._weight(2 * share, hidden)),
+            ("w13_scale", None if half_scales is None else _doubled(half_scales, self.up_follows_gate_along)),
+            ("w2_weight", self._weight(hidden, share)),
+            ("w2_scale", self._scale(hidden, share)),
+            ("global_scales", TensorSpec((3,), torch.float32) if self._format.global_scales else None),
+        ):
+            object.__setattr__(self, name, spec)
+
+    @property
+    def share(self) -> int:
+        """The intermediate size of one rank."""
+        return self.intermediate // self.ranks
+
+    @property
+    def up_follows_gate_along(self) -> int:
+        """The dimension of w13 and its scales whose first half is gate's."""
+        return 1 if self._format.transposed else 0
+
+    @property
+    def scale_group(self) -> tuple[int, int] | None:
+        """(rows, columns) of a matrix that share a scale; 0 columns = the whole row. None without scales."""
+        if self._scale_dtype is None:
+            return None
+        return (self._format.rows_per_scale, self._columns_per_scale)
+
+    @property
+    def bytes(self) -> int:
+        """Size of a buffer for one rank's shard of one expert; a multiple of the alignment."""
+        return sum(_aligned(spec.bytes) for spec in self._specs if spec is not None)
+
+    def views(self, buffer: torch.Tensor) -> ExpertTensors:
+        """The parts of a uint8 buffer of at least `bytes`."""
+        parts, offset = [], 0
+        for spec in self._specs:
+            if spec is None:
+                parts.append(None)
+                continue
+            parts.append(buffer[offset : offset + spec.bytes].view(spec.dtype).view(spec.shape))
+            offset += _aligned(spec.bytes)
+        return ExpertTensors(*parts)
+
+    # ---- how it is worked out -----------------------------------------------------------------
+
+    @property
+    def _format(self) -> _Format:
+        return _FORMATS[self.method]
+
+    @property
+    def _specs(self) -> tuple[TensorSpec | None, ...]:
+        return (self.w13_weight, self.w13_scale, self.w2_weight, self.w2_scale, self.global_scales)
+
+    @property
+    def _scale_dtype(self) -> torch.dtype | None:
+        return self.scale_dtype if self._format.scales_of_checkpoint else self._format.scales
+
+    @property
+    def _columns_per_scale(self) -> int:
+        columns = self._format.columns_per_scale
+        return self.group_size if columns is None else columns
+
+    def _weight(self, rows: int, columns: int) -> TensorSpec:
+        row = self._format
+        stored = _pieces(columns, row.columns_per_code)
+        return TensorSpec((stored, rows) if row.transposed else (rows, stored), row.codes)
+
+    def _scale(self, rows: int, columns: int) -> TensorSpec | None:
+        if self._scale_dtype is None:
+            return None
+        shape = (
+            _pieces(rows, self._format.rows_per_scale),
+            _pieces(columns, self._columns_per_scale or columns),
+        )
+        return TensorSpec(shape[::-1] if self._format.transposed else shape, self._scale_dtype)
+
+    def _check_cut(self) -> None:
+        """A rank must get whole words, and no scale of its own count may stand for two of the whole's."""
+        row, size, ranks = self._format, self.intermediate, self.ranks
+        if ranks == 1:
+            return
+        what = None
+        if ranks < 1 or size % ranks:
+            what = "parts of equal size"
+        elif (size // ranks) % row.columns_per_code:
+            what = f"whole words of {row.columns_per_code} codes"
+        elif not _blocks_stay_whole(size, ranks, row.rows_per_scale) or not _blocks_stay_whole(
+            size, ranks, self._columns_per_scale or size
+        ):
+            what = f"whole scale groups of {self.group_size or self._columns_per_scale}"
+        if what is not None:
+            raise ConfigurationError(
+                f"{self.method} experts with an intermediate size of {size} cannot be cut for {ranks} "
+                f"devices into {what}; use another number of devices."
+            )
+
+
+def _pieces(size: int, piece: int) -> int:
+    return -(-size // piece)
+
+
+def _aligned(size: int) -> int:
+    return _pieces(size, _ALIGNMENT) * _ALIGNMENT
+
+
+def _doubled(spec: TensorSpec, dim: int) -> TensorSpec:
+    shape = list(spec.shape)
+    shape[dim] *= 2
+    return TensorSpec(tuple(shape), spec.dtype)
+
+
+def _blocks_stay_whole(size: int, ranks: int, block: int) -> bool:
+    """Does each block of a rank's own count lie in one block of the whole?"""
+    share = size // ranks
+    return share % block == 0 or all(
+        first // block == (min(first + block, begin + share) - 1) // block
+        for begin in range(0, size, share)
+        for first in range(begin, begin + share, block)
+    )

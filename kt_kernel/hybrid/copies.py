@@ -1,0 +1,42 @@
+"""The one thread that copies experts in the background, one job after another.
+
+Layerwise prefill and dynamic update both use it, so a copy never reads a slot that another is writing, and
+all ranks do the same jobs in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from kt_kernel.hybrid.device import Backend, Event
+
+T = TypeVar("T")
+
+
+class CopyWorker:
+    """Runs jobs on a thread and a stream of its own."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kt-copies")
+
+    def start(self, job: Callable[[], T]) -> Future[tuple[T, Event]]:
+        """Run `job` behind those started before and behind what the caller's stream holds now.
+
+        The result comes with an event: whoever uses what was copied lets its stream wait for that.
+        """
+        before = self._backend.record()
+
+        def run() -> tuple[T, Event]:
+            with self._backend.copy_stream():
+                before.wait()
+                result = job()
+                return result, self._backend.record()
+
+        return self._pool.submit(run)
+
+    def close(self) -> None:
+        """Finish the jobs that were started; none can be started afterwards."""
+        self._pool.shutdown()

@@ -1,0 +1,130 @@
+"""All that differs between a CPU and a CUDA device: host memory, streams, events, capture."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+class Event(Protocol):
+    """A point in the work of the stream on which it was recorded."""
+
+    def wait(self) -> None:
+        """Let the current stream wait for it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Let this thread wait for it."""
+        ...
+
+
+class Backend(Protocol):
+    device: torch.device
+
+    def host_memory(self, size: int) -> torch.Tensor:
+        """uint8 [size] from which copies to the device need not wait."""
+        ...
+
+    def page_lock(self, memory: torch.Tensor) -> None:
+        """Make existing host memory such; it must stay alive until the process ends."""
+        ...
+
+    def copy_stream(self) -> AbstractContextManager:
+        """Work that this thread issues inside runs beside that of its other streams."""
+        ...
+
+    def record(self) -> Event:
+        """The point that the current stream has reached."""
+        ...
+
+    def capturing(self) -> bool:
+        """Is this thread's work being recorded into a graph instead of done?"""
+        ...
+
+    def release_memory(self) -> None:
+        """Give memory of freed tensors back to the device."""
+        ...
+
+
+class _Done:
+    """On a CPU, what was called has been done."""
+
+    def wait(self) -> None:
+        return None
+
+    def synchronize(self) -> None:
+        return None
+
+
+class CpuBackend:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def host_memory(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def page_lock(self, memory: torch.Tensor) -> None:
+        return None
+
+    def copy_stream(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def record(self) -> Event:
+        return _Done()
+
+    def capturing(self) -> bool:
+        return False
+
+    def release_memory(self) -> None:
+        return None
+
+
+class CudaBackend:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def host_memory(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def page_lock(self, memory: torch.Tensor) -> None:
+        torch.cuda.check_error(
+            torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0).value
+        )
+
+    def copy_stream(self) -> AbstractContextManager:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        return torch.cuda.stream(self._stream)
+
+    def record(self) -> Event:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return _CudaEvent(event, self.device)
+
+    def capturing(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
+
+    def release_memory(self) -> None:
+        torch.cuda.empty_cache()
+
+
+class _CudaEvent:
+    def __init__(self, event: torch.cuda.Event, device: torch.device) -> None:
+        self._event = event
+        self._device = device
+
+    def wait(self) -> None:
+        self._event.wait(torch.cuda.current_stream(self._device))
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+
+def backend_of(device: torch.device) -> Backend:
+    """How to work with `device`: cuda, or anything else as a CPU."""
+    return CudaBackend(device) if device.type == "cuda" else CpuBackend(device)

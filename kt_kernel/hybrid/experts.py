@@ -1,0 +1,39 @@
+"""What the engine asks of expert weights on a device: compute, and take an expert into a slot."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from kt_kernel.expert_image import ExpertTensors
+
+
+class DeviceExperts(Protocol):
+    """Experts of one layer, or room for them, in numbered slots on a device.
+
+    With R ranks each holds its part of the intermediate dimension, and its results are partial sums.
+    """
+
+    capacity: int  # slots
+    bytes_per_expert: int  # device bytes of one slot
+
+    def compute(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of each token's experts: a new tensor [T, H] like `hidden`.
+
+        `hidden` [T, H]; `slots` [T, k] of any integer type, -1 adds nothing; `weights` [T, k] float32. On
+        CUDA it only enqueues, and can be captured for the batch sizes of a graph.
+        """
+        ...
+
+    def store(self, slot: int, tensors: ExpertTensors) -> int:
+        """Put an expert from host memory into `slot`, in the order of the current stream.
+
+        Decodes it if the slots hold another format. Returns the bytes copied from host to device. The
+        tensors may be overwritten once the stream has passed this point.
+        """
+        ...
+
+    def copy_slot(self, slot: int, source: DeviceExperts, source_slot: int) -> None:
+        """Copy one slot of `source`, which is of the same kind, on the current stream."""
+        ...

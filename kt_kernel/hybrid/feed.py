@@ -1,0 +1,130 @@
+"""Experts on their way from CPU memory to the device: written by rank 0, two at a time, for all ranks.
+
+    rank 0    write e0 into buffer 0 │ write e1 into buffer 1 │ write e2 into buffer 0 │ ...
+    each rank                        │ copy e0 to its device  │ copy e1 to its device  │ ...
+
+A `Channel` is the memory; an `ExpertFeed` is one layer's way to use it. The ranks of a channel agree through
+counters in the shared memory and not through collective calls, so that a channel may be used by a thread
+beside the one that serves. All ranks must ask for the same experts in the same order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from kt_kernel.errors import CallOrderError
+from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.hybrid.device import Backend, Event
+from kt_kernel.hybrid.ranks import Ranks
+
+if TYPE_CHECKING:
+    from kt_kernel.moe import KTMoEWrapper
+
+_BUFFERS = 2
+_HEADER_BYTES = 4096  # one counter per rank and one of rank 0, with room for many ranks
+_POLL_SECONDS = 50e-6
+# Far more than the slowest write or copy: whoever waits this long waits for a process that has ended.
+_GIVE_UP_SECONDS = 300.0
+
+
+class Channel:
+    """Host memory for two experts of every rank. Made by all ranks together (`Ranks.shared_memory`).
+
+    `sequence` numbers count the experts that have passed since the channel was made.
+    """
+
+    def __init__(self, encoding: ExpertEncoding, ranks: Ranks, backend: Backend) -> None:
+        self.encoding = encoding
+        self._ranks = ranks
+        self._backend = backend
+        size = encoding.bytes
+        if ranks.size == 1:
+            self._memory = backend.host_memory(_BUFFERS * size)
+            self._written = self._taken = None
+        else:
+            shared = ranks.shared_memory(_HEADER_BYTES + ranks.size * _BUFFERS * size)
+            counters = shared[:_HEADER_BYTES].view(torch.int64).numpy()
+            self._written, self._taken = counters[:1], counters[1 : 1 + ranks.size]
+            self._memory = shared[_HEADER_BYTES:]
+            mine = ranks.rank * _BUFFERS * size
+            backend.page_lock(self._memory[mine : mine + _BUFFERS * size])
+        self._views = [[self._view(rank, buffer) for buffer in range(_BUFFERS)] for rank in range(ranks.size)]
+        self._copied: list[Event | None] = [None] * _BUFFERS
+        self._sequence = 0
+
+    def _view(self, rank: int, buffer: int) -> ExpertTensors:
+        begin = (rank * _BUFFERS + buffer) * self.encoding.bytes
+        return self.encoding.views(self._memory[begin : begin + self.encoding.bytes])
+
+    def pass_on(self, wrapper: KTMoEWrapper | None, expert: int) -> ExpertTensors:
+        """This rank's shard of `expert`, valid until the call after the next; then comes `done_with`."""
+        buffer = self._sequence % _BUFFERS
+        self._wait_for_copies(buffer)
+        if wrapper is not None:
+            wrapper.write_expert(expert, [views[buffer] for views in self._views])
+        self._sequence += 1
+        self._hand_over(self._sequence)
+        return self._views[self._ranks.rank][buffer]
+
+    def done_with(self) -> None:
+        """The current stream has been given the copies of what `pass_on` returned last."""
+        self._copied[(self._sequence - 1) % _BUFFERS] = self._backend.record()
+
+    def _wait_for_copies(self, buffer: int) -> None:
+        """Until all ranks have copied what was in `buffer`, expert number `sequence - 1`."""
+        event, self._copied[buffer] = self._copied[buffer], None
+        if event is not None:
+            event.synchronize()
+        if self._taken is None:
+            return
+        passed = self._sequence - 1
+        self._taken[self._ranks.rank] = passed
+        if self._ranks.rank == 0:
+            self._poll(lambda: int(self._taken.min()) >= passed)
+
+    def _hand_over(self, sequence: int) -> None:
+        if self._written is None:
+            return
+        if self._ranks.rank == 0:
+            self._written[0] = sequence
+        else:
+            self._poll(lambda: int(self._written[0]) >= sequence)
+
+    def _poll(self, reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _GIVE_UP_SECONDS
+        while not reached():
+            if time.monotonic() > deadline:
+                raise CallOrderError(
+                    f"rank {self._ranks.rank} waited {_GIVE_UP_SECONDS:.0f} seconds for the experts of "
+                    "another rank, which must have ended; restart the server."
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+class ExpertFeed:
+    """The experts of one layer. `wrapper` has them on rank 0 and is None elsewhere."""
+
+    def __init__(self, wrapper: KTMoEWrapper | None, encoding: ExpertEncoding, channel: Channel) -> None:
+        if encoding != channel.encoding:
+            raise CallOrderError(
+                f"experts of {encoding} cannot pass through a channel made for {channel.encoding}; make one "
+                "channel per encoding."
+            )
+        self._wrapper = wrapper
+        self._channel = channel
+
+    def experts(self, ids: Iterable[int]) -> Iterator[tuple[int, ExpertTensors]]:
+        """Each expert with this rank's shard of it, in host memory, valid until the next is asked for.
+
+        What the caller does with it must be in the order of the current stream.
+        """
+        for expert in ids:
+            tensors = self._channel.pass_on(self._wrapper, expert)
+            try:
+                yield expert, tensors
+            finally:
+                self._channel.done_with()

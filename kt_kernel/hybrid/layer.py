@@ -1,0 +1,143 @@
+"""One MoE layer split between the CPU and a device: the forward pass.
+
+    hybrid     tokens ─> CPU: experts without a slot ──────┐
+                    └──> device: experts with a slot ───> sum
+    prefill    many tokens ─> device: all experts, copied there for this call (prefill.py)
+    all CPU    no slots: the CPU's sum is the result
+
+Only rank 0 has CPU experts, in full width; the others compute their share of the device's experts, and the
+model's usual sum over the ranks then counts everything once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from kt_kernel.errors import ConfigurationError, InputError
+from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.slots import LayerPlacement, Tables
+from kt_kernel.hybrid.statistics import LayerStatistics
+
+if TYPE_CHECKING:
+    from kt_kernel.hybrid.model import HybridModel
+    from kt_kernel.moe import KTMoEWrapper
+
+
+class HybridLayer:
+    """The routed experts of decoder layer `layer_idx`.
+
+    `wrapper`: all experts on the CPU, loaded, with no expert masked; None on other ranks than 0. `resident`:
+    the device's experts, whose slots `placement` describes; None if there are no slots. `new_experts(n)`
+    makes room for n experts of this layer's kind. `cpu_weight_factor`: what the device's experts multiply
+    their sums by and the CPU's do not.
+
+    Layers of a model are made in the order in which they run, by all ranks, after their weights are loaded.
+    """
+
+    def __init__(
+        self,
+        layer_idx: int,
+        wrapper: KTMoEWrapper | None,
+        resident: DeviceExperts | None,
+        placement: LayerPlacement,
+        new_experts: Callable[[int], DeviceExperts],
+        model: HybridModel,
+        cpu_weight_factor: float = 1.0,
+    ) -> None:
+        self.layer_idx = layer_idx
+        self.wrapper = wrapper
+        self.resident = resident
+        self.placement = placement
+        self.new_experts = new_experts
+        self.model = model
+        self.num_experts = placement.current.num_experts
+        self.statistics = LayerStatistics(self.num_experts, model.device)
+        self._cpu_weight_factor = cpu_weight_factor
+        self._encoding: ExpertEncoding | None = None
+        slots = 0 if resident is None else resident.capacity
+        if slots != placement.current.capacity:
+            raise ConfigurationError(
+                f"layer {layer_idx}: the device's tensors have {slots} slots, but the placement has "
+                f"{placement.current.capacity}; make both for the same number."
+            )
+        if wrapper is not None:
+            wrapper.has_cpu_experts = placement.current.count < self.num_experts
+        if model.options.copies_experts:
+            self._encoding = self._agreed_encoding()
+        placement.tables(model.device)  # made now: a capture could not
+        model.add(self)
+
+    @property
+    def encoding(self) -> ExpertEncoding:
+        """How rank 0 writes this layer's experts for one rank; the first use is collective."""
+        if self._encoding is None:
+            self._encoding = self._agreed_encoding()
+        return self._encoding
+
+    def forward(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of each token's experts, this rank's share of it: a new tensor like `hidden`.
+
+        `hidden` [T, H]; `ids` [T, k] of any integer type, -1 = none; `weights` [T, k]. All on the model's
+        device; none is changed. Raises InputError.
+        """
+        self._check_ids(ids)
+        self.statistics.count(ids)
+        output = self.model.prefill.run(self, hidden, ids, weights)
+        return self._hybrid(hidden, ids, weights) if output is None else output
+
+    def load_residents(self) -> None:
+        """Fill the slots from the CPU's experts; collective, for models that load no device weights."""
+        current = self.placement.current
+        for expert, tensors in self.model.feed(self, "load").experts(current.experts):
+            self.resident.store(current.slot(expert), tensors)
+
+    def with_deferred(self, output: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """`output` plus what the layer before deferred, for calls that do not run the CPU's experts."""
+        deferred = None if self.wrapper is None else self.wrapper.take_deferred(hidden)
+        return output if deferred is None else output + deferred
+
+    # ---- the split -----------------------------------------------------------------------------
+
+    def _hybrid(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        tables = self.placement.tables(hidden.device)  # read once: both halves see one version
+        if self.resident is None:
+            return self._on_cpu_alone(hidden, ids, weights)
+        if self.placement.current.count == self.num_experts:
+            return self.with_deferred(self._on_device(hidden, ids, weights, tables), hidden)
+        if self.wrapper is not None:
+            self.wrapper.submit_forward(hidden, ids, self._for_cpu(weights), device_experts=tables.on_device)
+        output = self._on_device(hidden, ids, weights, tables)
+        return output if self.wrapper is None else output + self.wrapper.sync_forward(hidden)
+
+    def _on_cpu_alone(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if self.wrapper is None:
+            return torch.zeros_like(hidden)
+        return self.wrapper.forward(hidden, ids, self._for_cpu(weights))
+
+    def _on_device(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, tables: Tables
+    ) -> torch.Tensor:
+        return self.resident.compute(hidden, tables.slots(ids), weights)
+
+    def _for_cpu(self, weights: torch.Tensor) -> torch.Tensor:
+        return weights if self._cpu_weight_factor == 1.0 else weights * self._cpu_weight_factor
+
+    # ---- checks --------------------------------------------------------------------------------
+
+    def _check_ids(self, ids: torch.Tensor) -> None:
+        """On a CPU, where looking is free, impossible ids are an error of ours and not of an index."""
+        if ids.is_cpu and ids.numel():
+            least, most = (int(value) for value in ids.aminmax())
+            if least < -1 or most >= self.num_experts:
+                raise InputError(
+                    f"layer {self.layer_idx}: topk_ids holds {least if least < -1 else most}, expected "
+                    f"numbers from -1 (none) to {self.num_experts - 1}."
+                )
+
+    def _agreed_encoding(self) -> ExpertEncoding:
+        ranks = self.model.ranks
+        return ranks.broadcast(None if self.wrapper is None else self.wrapper.encoding(ranks.size))

@@ -1,0 +1,94 @@
+"""What the hybrid layers of one model share: options, the ranks, the copying, and the figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kt_kernel.errors import ConfigurationError
+from kt_kernel.hybrid.copies import CopyWorker
+from kt_kernel.hybrid.device import backend_of
+from kt_kernel.hybrid.feed import Channel, ExpertFeed
+from kt_kernel.hybrid.prefill import LayerwisePrefill
+from kt_kernel.hybrid.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from kt_kernel.hybrid.layer import HybridLayer
+
+MISS_POLICIES = ("cpu", "auto")
+
+
+@dataclass(frozen=True)
+class HybridOptions:
+    """What may happen beside the plain split of a layer between CPU and device; by default nothing.
+
+    `prefill_threshold`: rows of a call from which on the whole layer runs on the device, 0 = never.
+    `update_after_prefill`: choose the resident experts anew after every such call. `update_interval`: choose
+    them anew every so many steps, 0 = never. `miss_policy`: who computes the experts that are not on the
+    device, "cpu" or "auto" (some are fetched, where that is quicker).
+    """
+
+    prefill_threshold: int = 0
+    update_after_prefill: bool = False
+    update_interval: int = 0
+    miss_policy: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("prefill_threshold", "update_interval"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}, expected 0 (off) or more.")
+        if self.miss_policy not in MISS_POLICIES:
+            raise ConfigurationError(
+                f"the miss policy {self.miss_policy!r} is unknown; use one of {', '.join(MISS_POLICIES)}."
+            )
+
+    @property
+    def copies_experts(self) -> bool:
+        """May experts have to be written for the device while serving?"""
+        return bool(self.prefill_threshold or self.update_interval or self.miss_policy != "cpu")
+
+
+class HybridModel:
+    """One per model and rank. `device` is where the model's tensors are.
+
+    All methods belong to the thread that serves.
+    """
+
+    def __init__(
+        self, options: HybridOptions, ranks: Ranks = ALONE, device: torch.device | str = "cpu"
+    ) -> None:
+        self.options = options
+        self.ranks = ranks
+        self.device = torch.device(device)
+        self.backend = backend_of(self.device)
+        self.copies = CopyWorker(self.backend)
+        self.layers: list[HybridLayer] = []
+        self.prefill = LayerwisePrefill(self, options.prefill_threshold)
+        self._channels: dict[str, Channel] = {}
+
+    def add(self, layer: HybridLayer) -> None:
+        """Called by each layer, in the order in which they run."""
+        self.layers.append(layer)
+
+    def feed(self, layer: HybridLayer, user: str) -> ExpertFeed:
+        """The way from `layer`'s CPU experts to the device, through memory that only `user` uses.
+
+        Each thread that feeds is a user. The first call for a user is collective.
+        """
+        if user not in self._channels:
+            self._channels[user] = Channel(layer.encoding, self.ranks, self.backend)
+        return ExpertFeed(layer.wrapper, layer.encoding, self._channels[user])
+
+    def begin_step(self) -> None:
+        """Before each forward pass of the model, also before a graph is replayed; never inside a capture."""
+        self.prefill.begin_pass()
+
+    def report(self) -> dict[str, Any]:
+        """The figures that servers expose; waits for the device."""
+        return {}
+
+    def close(self) -> None:
+        """End the copying thread."""
+        self.copies.close()

@@ -1,0 +1,97 @@
+"""The processes that share one model (tensor parallelism), as the engine sees them.
+
+Rank 0 alone has the experts in CPU memory. The others need to agree with it on when to switch and when to
+give up, and a place where it leaves their shards.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """Calls are collective: all ranks make them in the same order, on the thread that serves."""
+
+    rank: int
+    size: int
+
+    def minimum(self, value: int) -> int:
+        """The smallest `value` of all ranks."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        ...
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value` (anything that can be pickled); what the others give is ignored."""
+        ...
+
+    def shared_memory(self, size: int) -> torch.Tensor:
+        """uint8 [size], all zero, the same memory in all ranks; it lives as long as the tensor."""
+        ...
+
+
+class _Alone:
+    """A model in one process."""
+
+    rank = 0
+    size = 1
+
+    def minimum(self, value: int) -> int:
+        return value
+
+    def barrier(self) -> None:
+        return None
+
+    def broadcast(self, value: T) -> T:
+        return value
+
+    def shared_memory(self, size: int) -> torch.Tensor:
+        return torch.zeros(size, dtype=torch.uint8)
+
+
+ALONE: Ranks = _Alone()
+
+
+class TorchRanks:
+    """The ranks of a torch.distributed process group on CPU (gloo), all on one machine."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.rank: int = torch.distributed.get_rank(group)
+        self.size: int = torch.distributed.get_world_size(group)
+
+    def minimum(self, value: int) -> int:
+        tensor = torch.tensor([value], dtype=torch.int64)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MIN, group=self._group)
+        return int(tensor)
+
+    def barrier(self) -> None:
+        self.minimum(0)
+
+    def broadcast(self, value: T) -> T:
+        holder = [value]
+        torch.distributed.broadcast_object_list(holder, group=self._group, group_src=0)
+        return holder[0]
+
+    def shared_memory(self, size: int) -> torch.Tensor:
+        """Anonymous memory of rank 0, which the others open through /proc.
+
+        Not a file in /dev/shm: containers often have 64 MiB of that, less than a few experts.
+        """
+        descriptor = -1
+        if self.rank == 0:
+            descriptor = os.memfd_create("kt_experts")
+            os.truncate(descriptor, size)
+        path = self.broadcast(f"/proc/{os.getpid()}/fd/{descriptor}")
+        memory = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+        self.barrier()
+        if self.rank == 0:
+            os.close(descriptor)
+        return memory
