@@ -1,6 +1,6 @@
 """Risk: an expert handed to a device (layerwise prefill) differs from the checkpoint's, or lands elsewhere.
 
-write_expert (at once) and submit_write_expert (queued) write one expert for R ranks of a device, each with the
+write_expert (at once) and submit_write_expert (queued) write one expert for R ranks, each with the
 rows [r I/R, (r+1) I/R) of gate, then the same rows of up, and the columns [r I/R, (r+1) I/R) of down, in the
 layout of the checkpoint. The expected bytes are cut out of the checkpoint's tensors here. Destinations stand
 against guard pages.
