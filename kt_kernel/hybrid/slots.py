@@ -106,9 +106,11 @@ class Tables:
     """
 
     def __init__(self, placement: Placement, device: torch.device) -> None:
-        slot_of = torch.tensor([placement.slot(e) for e in range(placement.num_experts)] + [EMPTY])
-        self.slot_of = slot_of.to(device, torch.int32)
-        self.on_device = (slot_of != EMPTY).to(device)
+        # Tensors made in inference mode could later be rewritten in that mode only.
+        with torch.inference_mode(mode=False):
+            slot_of = torch.tensor([placement.slot(e) for e in range(placement.num_experts)] + [EMPTY])
+            self.slot_of = slot_of.to(device, torch.int32)
+            self.on_device = (slot_of != EMPTY).to(device)
 
     def slots(self, ids: torch.Tensor) -> torch.Tensor:
         """Slots of a tensor of expert ids, in its shape and dtype; `ids` stays as it is."""

@@ -31,11 +31,13 @@ class LayerStatistics:
         half_life_tokens: float = HALF_LIFE_TOKENS,
     ) -> None:
         # Made here and not when the first ids come: that may be inside the capture of a graph, which would
-        # make them anew at every replay. Entry 0 takes the ids of -1.
-        self._counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=device)
-        self._settled = torch.zeros_like(self._counts)
-        self._hits = torch.zeros_like(self._counts)
-        self._one = torch.ones(1, dtype=torch.int64, device=device)
+        # make them anew at every replay. Made in inference mode, they could be written in that mode only.
+        with torch.inference_mode(mode=False):
+            # Entry 0 takes the ids of -1.
+            self._counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=device)
+            self._settled = torch.zeros_like(self._counts)
+            self._hits = torch.zeros_like(self._counts)
+            self._one = torch.ones(1, dtype=torch.int64, device=device)
         self._uses_per_token = 1
         self._half_life_tokens = half_life_tokens
         self._advanced_to = torch.zeros(num_experts, dtype=torch.int64)

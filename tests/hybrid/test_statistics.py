@@ -79,3 +79,17 @@ def test_captured_counting_needs_no_memory_of_its_own():
     statistics.settle(LayerPlacement(Placement(0, (1,), 4)).tables(CPU))
     statistics.count(torch.tensor([[0, 1]]))
     assert statistics._counts.data_ptr() == address
+
+
+def test_what_was_made_in_inference_mode_can_be_used_outside():
+    """Servers build and warm up in inference mode; steps may begin outside of it."""
+    with torch.inference_mode():
+        statistics = LayerStatistics(4)
+        layer = LayerPlacement(Placement(0, (1, EMPTY), 4))
+        layer.tables(torch.device("meta"))  # stands for an accelerator
+    statistics.count(torch.tensor([[0, 1]]))
+    statistics.settle(layer.tables(CPU))
+    layer.switch(layer.current.with_slots({0: 2}))
+    with torch.inference_mode():
+        statistics.count(torch.tensor([[2, 1]]))
+        assert statistics.hits(layer.tables(CPU)) == (2, 4)
