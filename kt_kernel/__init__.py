@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kt_kernel import kt_kernel_ext as kt_kernel_ext
     from kt_kernel.checkpoint.detect import detect_method as detect_method
+    from kt_kernel.integrations.transformers.patching import patch as patch
     from kt_kernel.masks import generate_gpu_experts_masks as generate_gpu_experts_masks
     from kt_kernel.moe import KTMoEWrapper as KTMoEWrapper
 
@@ -24,6 +25,7 @@ __all__ = [
     "detect_method",
     "generate_gpu_experts_masks",
     "kt_kernel_ext",
+    "patch",
     "__cpu_variant__",
     "__version__",
 ]
@@ -32,6 +34,7 @@ _HOMES = {
     "KTMoEWrapper": "kt_kernel.moe",
     "detect_method": "kt_kernel.checkpoint.detect",
     "generate_gpu_experts_masks": "kt_kernel.masks",
+    "patch": "kt_kernel.integrations.transformers.patching",
 }
 
 

@@ -1,0 +1,125 @@
+"""Where a transformers model keeps its routed experts, and whether they compute what ours do.
+
+transformers 5 stores the experts of a layer in one module with the weights of all of them:
+
+    gate_up_proj [E, 2I, H]    down_proj [E, H, I]    forward(hidden [T, H], ids [T, k], weights [T, k])
+
+Router, shared experts and scaling are other modules, so replacing this one serves every family alike. Flags
+that transformers' own fast kernels go by say how the weights are laid out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
+
+_WEIGHTS = ("gate_up_proj", "down_proj")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+# (flag of an experts module, the value we compute with, what another value means)
+_FLAGS = (
+    ("has_gate", True, "experts without a gate projection"),
+    ("has_bias", False, "experts with biases"),
+    ("is_transposed", False, "experts whose weights are stored transposed"),
+    ("is_concatenated", True, "gate and up projections in alternating rows"),
+    ("_is_expert_parallel", False, "experts spread over several processes"),
+)
+
+
+@dataclass(frozen=True)
+class ExpertsBlock:
+    """The experts of one layer: `path` of the module in the model, and its sizes."""
+
+    path: str
+    layer_idx: int
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+
+
+class UnloadedExperts(nn.Module):
+    """Stands where a layer's experts will be, without any weights."""
+
+    def __init__(self, block: ExpertsBlock) -> None:
+        super().__init__()
+        self.block = block
+
+
+def find_experts(model: nn.Module) -> list[ExpertsBlock]:
+    """The experts of all layers in ascending order; their weights may be on the meta device.
+
+    Raises ConfigurationError if there are none, FeatureUnavailableError if they compute something else than
+    a SwiGLU without biases.
+    """
+    blocks = [
+        module.block if isinstance(module, UnloadedExperts) else _describe(path, module)
+        for path, module in _experts_modules(model)
+    ]
+    if not blocks:
+        raise ConfigurationError(
+            f"the model ({type(model).__name__}) has no layer with routed experts in one module "
+            f"({' and '.join(_WEIGHTS)}, as transformers 5 has them); give a mixture-of-experts model."
+        )
+    return sorted(blocks, key=lambda block: block.layer_idx)
+
+
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` where the module at `path` is."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)
+
+
+def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, UnloadedExperts) or all(
+            getattr(own.get(name), "ndim", 0) == 3 for name in _WEIGHTS
+        ):
+            yield path, module
+
+
+def _describe(path: str, module: nn.Module) -> ExpertsBlock:
+    for flag, expected, meaning in _FLAGS:
+        if getattr(module, flag, expected) != expected:
+            raise FeatureUnavailableError(
+                f"'{path}' has {meaning}, which are not available; use another model."
+            )
+    found = _LAYER.search(path)
+    if found is None:
+        raise FeatureUnavailableError(
+            f"'{path}' does not say which layer its experts belong to, expected '...layers.<number>...'; use "
+            "another model."
+        )
+    if not _computes_swiglu(module):
+        raise FeatureUnavailableError(
+            f"'{path}' ({type(module).__name__}) computes something else between its projections than "
+            "silu(gate) * up, which is not available; use another model."
+        )
+    num_experts, hidden, intermediate = module.down_proj.shape
+    if module.gate_up_proj.shape != (num_experts, 2 * intermediate, hidden):
+        raise FeatureUnavailableError(
+            f"'{path}' has gate_up_proj {list(module.gate_up_proj.shape)} and down_proj "
+            f"{list(module.down_proj.shape)}, expected [E, 2I, H] and [E, H, I]; use another model."
+        )
+    return ExpertsBlock(path, int(found[1]), num_experts, hidden, intermediate)
+
+
+@torch.no_grad()
+def _computes_swiglu(module: Any) -> bool:
+    """Tried with values small and large, so that clamping and other slopes show."""
+    # While a model is built, the default device is meta, and the default dtype that of the model.
+    values = torch.tensor([-100.0, -3.0, -0.5, 0.0, 0.5, 3.0, 100.0], dtype=torch.float32, device="cpu")
+    pairs = torch.cartesian_prod(values, values)
+    try:
+        product = module._apply_gate(pairs)
+    except (AttributeError, RuntimeError):
+        return False
+    expected = nn.functional.silu(pairs[:, :1]) * pairs[:, 1:]
+    return product.shape == expected.shape and torch.allclose(product, expected)

@@ -1,0 +1,76 @@
+"""The tensors of a checkpoint without its experts, read and decoded one by one when transformers asks.
+
+Quantised layers outside the experts are decoded to plain weights: all layers of a patched model but the
+experts are transformers' own, in the model's dtype, on any device.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+
+from kt_kernel.checkpoint.reader import Checkpoint
+from kt_kernel.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
+from kt_kernel.errors import CheckpointError
+
+_EXPERTS = ".experts."
+
+
+class LazyTensor:
+    """A tensor that is read when it is indexed with `...`, as transformers does with the parts of files."""
+
+    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        return self._read()[index]
+
+
+def dense_state_dict(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
+    """Name -> tensor for everything but routed experts; each reading is a copy in memory of its own.
+
+    Raises CheckpointError for a layer quantised in a way that cannot be decoded.
+    """
+    state: dict[str, LazyTensor] = {}
+    quantised: dict[str, list[str]] = defaultdict(list)
+    for name in checkpoint._home_of:
+        if _EXPERTS in name:
+            continue
+        stem, _, part = name.rpartition(".")
+        if part in REFUSED:
+            raise CheckpointError(
+                f"tensor '{name}' belongs to a layer with zero points or reordered inputs, which cannot be "
+                "decoded; use a symmetric checkpoint without activation order."
+            )
+        if not is_part(part, checkpoint.view(name)):
+            state[name] = LazyTensor(lambda name=name: checkpoint.view(name).clone())
+        elif part not in NOT_NEEDED:
+            quantised[stem].append(part)
+    for stem, parts in quantised.items():
+        state[f"{stem}.weight"] = _decoded(checkpoint, stem, parts)
+    return state
+
+
+def _decoded(checkpoint: Checkpoint, stem: str, parts: list[str]) -> LazyTensor:
+    def views() -> dict[str, torch.Tensor]:
+        return {part: checkpoint.view(f"{stem}.{part}") for part in parts}
+
+    row = matching_format(views())
+    if row is None:
+        held = ", ".join(
+            f"{part} {str(tensor.dtype).removeprefix('torch.')}" for part, tensor in sorted(views().items())
+        )
+        raise CheckpointError(
+            f"layer '{stem}' is quantised in a way this version cannot decode: the checkpoint holds {held}; "
+            "use a checkpoint in one of the formats of doc/formats.md."
+        )
+
+    def read() -> torch.Tensor:
+        try:
+            return row.decode(views())
+        except CheckpointError as error:
+            raise CheckpointError(f"layer '{stem}': {error}") from None
+
+    return LazyTensor(read)

@@ -1,0 +1,147 @@
+"""`patch`: a model of transformers whose routed experts are computed by the hybrid engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from kt_kernel.errors import CallOrderError, ConfigurationError
+from kt_kernel.hybrid.layer import HybridLayer
+from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.slots import LayerPlacement, Placement
+from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
+from kt_kernel.integrations.transformers.blocks import ExpertsBlock, find_experts, replace_module
+from kt_kernel.integrations.transformers.experts import HybridExperts
+from kt_kernel.integrations.transformers.options import ExpertOptions
+from kt_kernel.methods import resolve_method
+from kt_kernel.moe import KTMoEWrapper
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# transformers runs a whole prompt in one call, and its attention needs more memory for it than we do.
+_MOST_TOKENS = 1 << 20
+
+
+def patch(model: Model, **options: Any) -> Model:
+    """Replace the experts of `model`, in place, by those in the checkpoint at `weight_path`; returns `model`.
+
+    `options` are the fields of `ExpertOptions`. The expert weights that `model` had are dropped; all its
+    other weights must be on one device, where its resident experts go in the same dtype. Afterwards `model`
+    is for inference only, and `model.kt` is its `HybridModel`: `report()` says where experts live and how
+    they do, `begin_step()` must be called before each replay of a captured graph, `close()` ends its threads.
+
+    Raises ConfigurationError or FeatureUnavailableError if the model cannot be patched, CheckpointError if
+    the weights do not fit it; the model is then as it was.
+    """
+    chosen = ExpertOptions(**options)
+    if isinstance(getattr(model, "kt", None), HybridModel):
+        raise CallOrderError("the model is patched already; load it again to change its options.")
+    blocks = find_experts(model)
+    device, dtype = _home(model, {block.path for block in blocks})
+    chosen.device_experts(len(blocks), blocks[0].num_experts)  # a wrong number ends here, before loading
+    hybrid = HybridModel(chosen.hybrid(), device=device)
+    try:
+        builder = _LayerBuilder(model.config.get_text_config(), chosen, hybrid, dtype)
+        layers = builder.build(blocks)
+    except BaseException:
+        hybrid.close()
+        raise
+    for block, layer in zip(blocks, layers, strict=True):
+        replace_module(model, block.path, HybridExperts(layer))
+    model.requires_grad_(requires_grad=False)
+    model.kt = hybrid
+    _decoder(model).register_forward_pre_hook(_begin_step(hybrid))
+    return model.eval()
+
+
+class _LayerBuilder:
+    """Makes the hybrid layers of one model; `config` is that of its text model."""
+
+    def __init__(self, config: Any, options: ExpertOptions, hybrid: HybridModel, dtype: torch.dtype) -> None:
+        self._config = config
+        self._options = options
+        self._hybrid = hybrid
+        self._dtype = dtype
+        self._method = resolve_method(options.method, options.weight_path).name
+
+    def build(self, blocks: list[ExpertsBlock]) -> list[HybridLayer]:
+        # All wrappers first: a layer defers its experts only if it knows that another one follows.
+        moe_layers = [block.layer_idx for block in blocks]
+        masks = self._options.device_masks(self._config.num_hidden_layers, moe_layers, blocks[0].num_experts)
+        wrappers = [self._wrapper(block) for block in blocks]
+        for wrapper in wrappers:
+            wrapper.load_weights(None)
+        return [
+            self._layer(block, wrapper, masks[block.layer_idx])
+            for block, wrapper in zip(blocks, wrappers, strict=True)
+        ]
+
+    def _wrapper(self, block: ExpertsBlock) -> KTMoEWrapper:
+        top_k = self._config.num_experts_per_tok
+        return KTMoEWrapper(
+            layer_idx=block.layer_idx,
+            num_experts=block.num_experts,
+            num_experts_per_tok=top_k,
+            hidden_size=block.hidden_size,
+            moe_intermediate_size=block.intermediate_size,
+            weight_path=self._options.weight_path,
+            chunked_prefill_size=_MOST_TOKENS,
+            max_deferred_experts_per_token=min(self._options.max_deferred_experts_per_token, top_k),
+            method=self._method,
+            **self._options.engine(),
+        )
+
+    def _layer(self, block: ExpertsBlock, wrapper: KTMoEWrapper, mask: torch.Tensor) -> HybridLayer:
+        def new_experts(capacity: int) -> TorchDeviceExperts:
+            return TorchDeviceExperts(
+                capacity,
+                block.hidden_size,
+                block.intermediate_size,
+                self._dtype,
+                self._hybrid.device,
+                encoding=wrapper.encoding(self._hybrid.ranks.size),
+            )
+
+        placement = LayerPlacement(Placement.initial(mask))
+        slots = placement.current.capacity
+        resident = new_experts(slots) if slots else None
+        layer = HybridLayer(block.layer_idx, wrapper, resident, placement, new_experts, self._hybrid)
+        if slots:
+            layer.load_residents()
+        return layer
+
+
+def _home(model: nn.Module, experts: set[str]) -> tuple[torch.device, torch.dtype]:
+    """The one device of everything but the experts, and the dtype in which it computes."""
+    own = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] not in experts
+    ]
+    devices = sorted({str(parameter.device) for _, parameter in own})
+    if len(devices) != 1 or devices[0] == "meta":
+        raise ConfigurationError(
+            f"the weights of {type(model).__name__} beside its experts are on {', '.join(devices)}, expected "
+            "one device, cpu or cuda; load the model onto one (from_pretrained of "
+            "kt_kernel.integrations.transformers does)."
+        )
+    # Of the largest weight: norms and routers are kept in float32 by some models.
+    largest = max((parameter for _, parameter in own), key=torch.Tensor.numel)
+    return largest.device, largest.dtype
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """The part that every forward pass goes through, also where a head on top is not called."""
+    return getattr(model, "base_model", model)
+
+
+def _begin_step(hybrid: HybridModel) -> Callable[..., None]:
+    @torch.compiler.disable
+    def before_forward(module: nn.Module, arguments: tuple) -> None:
+        if not hybrid.backend.capturing():
+            hybrid.begin_step()
+
+    return before_forward
