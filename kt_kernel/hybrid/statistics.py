@@ -11,6 +11,7 @@ All belong to the thread that serves. Reading waits for the device, counting and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -92,3 +93,8 @@ class LayerStatistics:
     def decayed(self) -> torch.Tensor:
         """float64 [E] on the CPU as of the last `advance`; a new tensor after each, the old ones stay."""
         return self._decayed
+
+
+def totals_of(layers: Sequence[LayerStatistics]) -> torch.Tensor:
+    """`totals` of several layers: int64 [layers, E] on the CPU, for one wait."""
+    return torch.stack([layer._counts for layer in layers])[:, 1:].cpu()
