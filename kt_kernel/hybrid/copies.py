@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 from kt_kernel.hybrid.device import Backend, Event
 
 T = TypeVar("T")
@@ -30,7 +32,8 @@ class CopyWorker:
         before = self._backend.record()
 
         def run() -> tuple[T, Event]:
-            with self._backend.copy_stream():
+            # Weights made in inference mode, as servers do, may be written in that mode only.
+            with torch.inference_mode(), self._backend.copy_stream():
                 before.wait()
                 result = job()
                 return result, self._backend.record()

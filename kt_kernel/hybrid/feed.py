@@ -11,7 +11,7 @@ beside the one that serves. All ranks must ask for the same experts in the same 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +19,15 @@ import torch
 from kt_kernel.errors import CallOrderError
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.hybrid.device import Backend, Event
+from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.ranks import Ranks
 
 if TYPE_CHECKING:
     from kt_kernel.moe import KTMoEWrapper
+
+# Users of channels: each is a thread.
+COPIES = "copies"  # the copying thread (copies.py)
+MISSES = "misses"  # the thread that serves
 
 _BUFFERS = 2
 _HEADER_BYTES = 4096  # one counter per rank and one of rank 0, with room for many ranks
@@ -128,3 +133,20 @@ class ExpertFeed:
                 yield expert, tensors
             finally:
                 self._channel.done_with()
+
+    def fill(self, target: DeviceExperts, slots: Mapping[int, int]) -> int:
+        """Store the experts that are the keys of `slots` in those slots of `target`.
+
+        Returns the bytes copied from host to device. An error of `target` is raised after the last expert
+        has passed, for the other ranks count on this one.
+        """
+        copied, failure = 0, None
+        for expert, tensors in self.experts(slots):
+            if failure is None:
+                try:
+                    copied += target.store(slots[expert], tensors)
+                except Exception as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+        return copied

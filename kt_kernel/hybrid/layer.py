@@ -11,7 +11,7 @@ model's usual sum over the ranks then counts everything once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from kt_kernel.errors import ConfigurationError, InputError
 from kt_kernel.expert_image import ExpertEncoding
 from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.feed import COPIES, ExpertFeed
 from kt_kernel.hybrid.slots import LayerPlacement, Tables
 from kt_kernel.hybrid.statistics import LayerStatistics
 
@@ -66,16 +67,24 @@ class HybridLayer:
             )
         if wrapper is not None:
             wrapper.has_cpu_experts = placement.current.count < self.num_experts
-        if model.options.copies_experts:
-            self._encoding = self._agreed_encoding()
         placement.tables(model.device)  # made now: a capture could not
-        model.add(self)
+        self.position = model.add(self)  # among the model's MoE layers
+        self._feed = model.feed(self, COPIES) if model.options.copies_experts else None
+
+    @property
+    def feed(self) -> ExpertFeed:
+        """This layer's experts for the copying thread; the first use is collective."""
+        if self._feed is None:
+            self._feed = self.model.feed(self, COPIES)
+        return self._feed
 
     @property
     def encoding(self) -> ExpertEncoding:
         """How rank 0 writes this layer's experts for one rank; the first use is collective."""
         if self._encoding is None:
-            self._encoding = self._agreed_encoding()
+            ranks = self.model.ranks
+            mine = None if self.wrapper is None else self.wrapper.encoding(ranks.size)
+            self._encoding = ranks.broadcast(mine)
         return self._encoding
 
     def forward(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -92,8 +101,14 @@ class HybridLayer:
     def load_residents(self) -> None:
         """Fill the slots from the CPU's experts; collective, for models that load no device weights."""
         current = self.placement.current
-        for expert, tensors in self.model.feed(self, "load").experts(current.experts):
-            self.resident.store(current.slot(expert), tensors)
+        self.fill_slots({expert: current.slot(expert) for expert in current.experts})
+
+    def fill_slots(self, slots: Mapping[int, int]) -> int:
+        """Put experts (the keys) from CPU memory into slots that no placement refers to.
+
+        On the copying thread, in the same order on all ranks; returns the bytes copied to the device.
+        """
+        return self.feed.fill(self.resident, slots)
 
     def with_deferred(self, output: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """`output` plus what the layer before deferred, for calls that do not run the CPU's experts."""
@@ -137,7 +152,3 @@ class HybridLayer:
                     f"layer {self.layer_idx}: topk_ids holds {least if least < -1 else most}, expected "
                     f"numbers from -1 (none) to {self.num_experts - 1}."
                 )
-
-    def _agreed_encoding(self) -> ExpertEncoding:
-        ranks = self.model.ranks
-        return ranks.broadcast(None if self.wrapper is None else self.wrapper.encoding(ranks.size))

@@ -10,9 +10,12 @@ import torch
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.device import backend_of
+from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import Channel, ExpertFeed
 from kt_kernel.hybrid.prefill import LayerwisePrefill
 from kt_kernel.hybrid.ranks import ALONE, Ranks
+from kt_kernel.hybrid.report import report
+from kt_kernel.hybrid.update import BackgroundUpdater
 
 if TYPE_CHECKING:
     from kt_kernel.hybrid.layer import HybridLayer
@@ -67,28 +70,42 @@ class HybridModel:
         self.layers: list[HybridLayer] = []
         self.prefill = LayerwisePrefill(self, options.prefill_threshold)
         self._channels: dict[str, Channel] = {}
+        self.updater = BackgroundUpdater(self)
 
-    def add(self, layer: HybridLayer) -> None:
-        """Called by each layer, in the order in which they run."""
+    # ---- for the layers ------------------------------------------------------------------------
+
+    def add(self, layer: HybridLayer) -> int:
+        """Called by each layer in the order in which they run; returns its position, from 0."""
         self.layers.append(layer)
+        return len(self.layers) - 1
 
     def feed(self, layer: HybridLayer, user: str) -> ExpertFeed:
         """The way from `layer`'s CPU experts to the device, through memory that only `user` uses.
 
-        Each thread that feeds is a user. The first call for a user is collective.
+        The first call for a user is collective. Raises CallOrderError if layers are stored differently.
         """
         if user not in self._channels:
             self._channels[user] = Channel(layer.encoding, self.ranks, self.backend)
         return ExpertFeed(layer.wrapper, layer.encoding, self._channels[user])
 
+    def layer_prefilled(self, layer: HybridLayer, full: DeviceExperts) -> None:
+        """All experts of `layer` are on the device at this point: expert e in slot e of `full`."""
+        if self.options.update_after_prefill:
+            self.updater.update_from_full_layer(layer, full)
+
+    # ---- for the program that serves -----------------------------------------------------------
+
     def begin_step(self) -> None:
-        """Before each forward pass of the model, also before a graph is replayed; never inside a capture."""
+        """Before each forward pass of the model, also before a graph is replayed; not inside a capture."""
+        if self.backend.capturing():
+            return
         self.prefill.begin_pass()
+        self.updater.begin_step()
 
     def report(self) -> dict[str, Any]:
-        """The figures that servers expose; waits for the device."""
-        return {}
+        """The figures that servers expose (report.py); waits for the device."""
+        return report(self)
 
     def close(self) -> None:
-        """End the copying thread."""
+        """Finish what is being copied, and end the copying thread."""
         self.copies.close()

@@ -1,26 +1,213 @@
-"""Layerwise prefill: a long prompt's rows meet whole layers on the device instead of the CPU's experts."""
+"""Layerwise prefill: a long prompt's rows meet whole layers on the device instead of the CPU's experts.
+
+Two slots, each with room for all experts of a layer:
+
+    serving thread    compute L in slot 0      │ compute L+1 in slot 1    │ ...
+    copying thread    fill slot 1 with L+1     │ fill slot 0 with L+2     │ ...
+
+A slot's contents never go stale, for experts do not change: wherever a pass starts or ends, whatever a slot
+holds can be used. Filling copies what is resident from its slot on the device, and the rest from CPU memory.
+"""
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import torch
+
+from kt_kernel.errors import KTError
+from kt_kernel.hybrid.device import OUT_OF_MEMORY, Event
+from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.slots import EMPTY, Placement
 
 if TYPE_CHECKING:
     from kt_kernel.hybrid.layer import HybridLayer
     from kt_kernel.hybrid.model import HybridModel
 
+logger = logging.getLogger(__name__)
+
+_SLOTS = 2
+
+# How one rank's part of a layer went; the least of all ranks counts.
+_FAILED, _SHORT_OF_MEMORY, _DONE = range(3)
+
+
+class _FullLayer:
+    """Room for all experts of a layer, expert e in slot e."""
+
+    def __init__(self, experts: DeviceExperts) -> None:
+        self.experts = experts
+        self.layer: HybridLayer | None = None
+        self.filled: Future[tuple[None, Event]] | None = None
+
 
 class LayerwisePrefill:
+    """The calls of at least `threshold` rows, 0 = none; all methods belong to the thread that serves."""
+
     def __init__(self, model: HybridModel, threshold: int) -> None:
+        self.threshold = threshold
+        self.chunks = 0
+        self.fallbacks = 0
+        self.bytes_copied = 0
         self._model = model
-        self._threshold = threshold
+        self._slots: list[_FullLayer] = []
+        self._last_position = -1  # of the layer that ran last in this pass
+        self._given_up = False  # for the rest of this pass
+        self._said_so = False
 
     def begin_pass(self) -> None:
-        """A new forward pass begins; one that is not finished was given up."""
+        """A new forward pass begins; the one before may have been given up."""
+        self._last_position = -1
+        self._given_up = False
 
     def run(
         self, layer: HybridLayer, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor | None:
-        """The layer's output from experts on the device alone; None if this call is not for it."""
-        return None
+        """The layer's output from the device alone; None if the call is not for it, or memory is short.
+
+        Raises what went wrong while filling or computing, on all ranks.
+        """
+        if not self._takes(layer, hidden):
+            return None
+        if layer.position <= self._last_position:
+            self.begin_pass()
+        if self._last_position < 0:
+            self.chunks += 1
+        self._last_position = layer.position
+        if self._given_up or not self._have_slots(layer):
+            return None
+        outcome, failure, output = _DONE, None, None
+        try:
+            output = self._compute(layer, hidden, ids, weights)
+        except OUT_OF_MEMORY:
+            outcome = _SHORT_OF_MEMORY
+        except Exception as error:
+            outcome, failure = _FAILED, error
+        if not self._agreed(layer, outcome, failure):
+            return None
+        self._model.layer_prefilled(layer, self._slot_with(layer).experts)
+        return layer.with_deferred(output, hidden)
+
+    # ---- one layer -----------------------------------------------------------------------------
+
+    def _takes(self, layer: HybridLayer, hidden: torch.Tensor) -> bool:
+        return (
+            0 < self.threshold <= hidden.shape[0]
+            and _has_cold_experts(layer)
+            and not self._model.backend.capturing()
+        )
+
+    def _compute(
+        self, layer: HybridLayer, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        slot = self._slot_with(layer)
+        if slot is None:
+            slot = self._idle_slot(layer)
+            self._fill(slot, layer)
+        following = self._following(layer)
+        if following is not None and self._slot_with(following) is None:
+            self._fill(self._idle_slot(layer), following)
+        self._wait_for(slot)
+        return slot.experts.compute(hidden, ids, weights)
+
+    def _agreed(self, layer: HybridLayer, outcome: int, failure: Exception | None) -> bool:
+        """All ranks go the way of the one that fared worst: is the output good, or is there none?"""
+        worst = self._model.ranks.minimum(outcome)
+        if worst == _DONE:
+            return True
+        self._release()
+        if worst == _SHORT_OF_MEMORY:
+            self._fall_back()
+            return False
+        if failure is None:
+            raise KTError(
+                f"layer {layer.layer_idx}: another rank could not bring its experts to the device; its log "
+                "says why."
+            )
+        raise failure
+
+    # ---- the slots -----------------------------------------------------------------------------
+
+    def _slot_with(self, layer: HybridLayer) -> _FullLayer | None:
+        return next((slot for slot in self._slots if slot.layer is layer), None)
+
+    def _idle_slot(self, needed: HybridLayer) -> _FullLayer:
+        """The slot that does not hold `needed`: preferably one that nothing is being copied to."""
+        return next(slot for slot in self._slots if slot.layer is not needed)
+
+    def _following(self, layer: HybridLayer) -> HybridLayer | None:
+        """The next layer of the pass that will want a slot."""
+        return next(filter(_has_cold_experts, self._model.layers[layer.position + 1 :]), None)
+
+    def _fill(self, slot: _FullLayer, layer: HybridLayer) -> None:
+        """Start to copy all experts of `layer` into `slot`, behind the computation that may still read it."""
+        placement = layer.placement.current
+        slot.layer = layer
+        slot.filled = self._model.copies.start(lambda: self._copy_all(slot.experts, layer, placement))
+
+    def _copy_all(self, target: DeviceExperts, layer: HybridLayer, placement: Placement) -> None:
+        """On the copying thread. `placement` was current when the copy was started: an update's copy that
+        may write to its slots comes behind this one.
+        """
+        cold = {}
+        for expert in range(layer.num_experts):
+            slot = placement.slot(expert)
+            if slot == EMPTY:
+                cold[expert] = expert
+            else:
+                target.copy_slot(expert, layer.resident, slot)
+        self.bytes_copied += layer.feed.fill(target, cold)
+
+    def _wait_for(self, slot: _FullLayer) -> None:
+        """Until the slot's copies are on their way, and let the current stream wait for their end."""
+        if slot.filled is None:
+            return
+        filled, slot.filled = slot.filled, None
+        _, event = filled.result()
+        event.wait()
+
+    def _have_slots(self, layer: HybridLayer) -> bool:
+        """Make the slots at the first use. If one rank has no memory for them, none makes them now."""
+        if self._slots:
+            return True
+        experts = self._new_experts(layer)
+        if self._model.ranks.minimum(len(experts)) == _SLOTS:
+            self._slots = [_FullLayer(room) for room in experts]
+            return True
+        del experts
+        self._model.backend.release_memory()
+        self._fall_back()
+        return False
+
+    def _new_experts(self, layer: HybridLayer) -> list[DeviceExperts]:
+        try:
+            return [layer.new_experts(layer.num_experts) for _ in range(_SLOTS)]
+        except OUT_OF_MEMORY:
+            return []
+
+    def _release(self) -> None:
+        """Free the slots once nothing is copied to them any more."""
+        for slot in self._slots:
+            if slot.filled is not None:
+                slot.filled.exception()
+        self._slots = []
+        self._model.backend.release_memory()
+
+    def _fall_back(self) -> None:
+        self._given_up = True
+        self.fallbacks += 1
+        if not self._said_so:
+            self._said_so = True
+            logger.warning(
+                "the device has not enough free memory for %d whole layers of experts: prompts of %d tokens "
+                "and more are computed by CPU and device together until it has; leave more memory free, or "
+                "raise the threshold",
+                _SLOTS,
+                self.threshold,
+            )
+
+
+def _has_cold_experts(layer: HybridLayer) -> bool:
+    return layer.placement.current.count < layer.num_experts

@@ -83,10 +83,11 @@ class Model:
         """One pass through all layers; each output is compared with the rule applied to its real input."""
         run = run or (lambda layer, *call: layer.forward(*call))
         waiting = torch.zeros(())
+        numbers = [layer.layer_idx for layer in self.layers]
         for number, (layer, experts) in enumerate(zip(self.layers, self.experts, strict=True)):
             call = random_call(1000 * seed + number, tokens, dtype)
             now, later = slow_rule(call[1], call[2], TOP_K - self.max_deferred)
-            if layer is self.layers[-1]:
+            if layer.layer_idx + 1 not in numbers:
                 now, later = call[1], torch.full_like(now, -1)
             expected = reference(experts, call[0], now, call[2]) + waiting
             waiting = reference(experts, call[0], later, call[2])
@@ -105,9 +106,65 @@ def test_deferred_sums_arrive_at_the_next_moe_layer(max_deferred, tokens):
         model.check_pass(seed, tokens)
 
 
-def test_dense_layers_between_lose_nothing():
+def test_a_layer_before_a_dense_one_defers_nothing():
+    """What it deferred would wait through a layer that adds nothing."""
     model = Model([1, 3, 4, 9], 2)
     model.check_pass(0, 4)
+
+
+def test_a_layer_before_one_without_cpu_experts_defers_nothing():
+    model = Model([0, 1, 2], 2)
+    call = random_call(1, 4, torch.float32)
+    for has_cpu_experts, immediate in ((False, call[1]), (True, slow_rule(*call[1:], TOP_K - 2)[0])):
+        model.layers[1].has_cpu_experts = has_cpu_experts
+        expected = reference(model.experts[0], call[0], immediate, call[2])
+        assert_close(model.layers[0].forward(*call), expected)
+    model.layers[1].forward(*call)  # takes what layer 0 deferred
+    assert model.layers[0]._chain.pending.layer_idx == 1
+
+
+def test_a_mask_of_all_experts_leaves_none_to_the_cpu():
+    model = Model([0, 1], 2)
+    model.layers[1].gpu_experts_mask.fill_(True)
+    call = random_call(1, 4, torch.float32)
+    assert_close(model.layers[0].forward(*call), reference(model.experts[0], *call))
+
+
+def test_a_layer_that_does_not_run_on_the_cpu_hands_out_what_waits_for_it():
+    model = Model([0, 1, 2], 2)
+    call = random_call(1, 4, torch.float32)
+    model.layers[0].forward(*call)
+    later = slow_rule(*call[1:], TOP_K - 2)[1]
+    hidden = random_call(2, 4, torch.float32)[0]
+    assert_close(model.layers[1].take_deferred(hidden), reference(model.experts[0], call[0], later, call[2]))
+    assert model.layers[1].take_deferred(hidden) is None
+    model.check_pass(0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_experts_that_a_call_names_are_skipped_but_ranked(dtype):
+    model = Model([0, 1], 2)
+    skip = {0, 1, 2}
+    device_experts = torch.tensor([expert in skip for expert in range(EXPERTS)] + [False])
+    call, following = random_call(5, 6, torch.float32), random_call(6, 6, torch.float32)
+    call[1][0, 0] = -1
+    now, later = slow_rule(call[1], call[2], 1)
+    output = model.layers[0].forward(call[0], call[1].to(dtype), call[2], device_experts=device_experts)
+    assert_close(output, reference(model.experts[0], call[0], now, call[2], skip))
+    expected = reference(model.experts[0], call[0], later, call[2], skip)
+    expected += reference(model.experts[1], *following)
+    assert_close(model.layers[1].forward(*following), expected)
+
+
+def test_an_impossible_id_is_reported_where_experts_are_named():
+    model = Model([0], 0)
+    hidden, ids, weights = random_call(5, 6, torch.float32)
+    for impossible in (EXPERTS, EXPERTS + 1, -2):
+        ids[2, 1] = impossible
+        with pytest.raises(InputError, match=f"{impossible}"):
+            model.layers[0].forward(
+                hidden, ids, weights, device_experts=torch.zeros(EXPERTS + 1, dtype=torch.bool)
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
