@@ -73,6 +73,10 @@ class Checkpoint:
     def __len__(self) -> int:
         return len(self._home_of)
 
+    def names(self) -> Iterable[str]:
+        """All tensors, in no particular order."""
+        return self._home_of.keys()
+
     def file_of(self, name: str) -> SafetensorsFile:
         """The file that holds the tensor; raises MissingTensorError."""
         try:

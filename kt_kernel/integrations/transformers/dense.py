@@ -35,7 +35,7 @@ def dense_state_dict(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     """
     state: dict[str, LazyTensor] = {}
     quantised: dict[str, list[str]] = defaultdict(list)
-    for name in checkpoint._home_of:
+    for name in checkpoint.names():
         if _EXPERTS in name:
             continue
         stem, _, part = name.rpartition(".")

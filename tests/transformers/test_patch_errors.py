@@ -1,0 +1,183 @@
+"""What cannot be patched is refused in one sentence, and the model stays as it was."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from patched import load
+from safetensors.torch import load_file, save_file
+
+import kt_kernel
+from kt_kernel.errors import (
+    CallOrderError,
+    CheckpointError,
+    CheckpointPathError,
+    ConfigurationError,
+    FeatureUnavailableError,
+    InputError,
+    KTError,
+)
+from kt_kernel.integrations.transformers import ExpertOptions
+
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
+def on_meta(class_name: str, config_name: str, **special: object) -> torch.nn.Module:
+    config = getattr(transformers, config_name)(**{**_SMALL, **special})
+    with torch.device("meta"):
+        return getattr(transformers, class_name)(config)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config_name", "special", "sentence"),
+    [
+        ("LlamaForCausalLM", "LlamaConfig", {}, "no layer with routed experts"),
+        ("GptOssForCausalLM", "GptOssConfig", {"num_local_experts": 4}, "has experts with biases"),
+        (
+            "Qwen3MoeForCausalLM",
+            "Qwen3MoeConfig",
+            {"num_experts": 4, "moe_intermediate_size": 16, "hidden_act": "gelu"},
+            "computes something else between its projections",
+        ),
+    ],
+)
+def test_models_that_compute_something_else_are_refused(class_name, config_name, special, sentence):
+    model = on_meta(class_name, config_name, **special)
+    with pytest.raises(KTError, match=sentence) as raised:
+        kt_kernel.patch(model, weight_path="anywhere")
+    assert "\n" not in str(raised.value)
+
+
+def test_dense_weights_must_be_loaded(tiny_checkpoint):
+    config = transformers.AutoConfig.from_pretrained(tiny_checkpoint("qwen3_moe"))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ConfigurationError, match="are on meta, expected one device"):
+        kt_kernel.patch(model, weight_path=tiny_checkpoint("qwen3_moe"))
+
+
+def test_second_patch_is_refused(tiny_checkpoint):
+    path = tiny_checkpoint("qwen3_moe")
+    model = load(path)
+    with pytest.raises(CallOrderError, match="patched already"):
+        kt_kernel.patch(model, weight_path=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_gpu_experts": 17}, "num_gpu_experts is 17, but a layer of this model has 16"),
+        ({"num_gpu_experts": -1}, "num_gpu_experts is -1"),
+        ({"gpu_experts_ratio": 1.5}, "gpu_experts_ratio is 1.5, expected a share from 0 to 1"),
+        ({"gpu_experts_ratio": 0.5, "num_gpu_experts": 2}, "give one of them"),
+        ({"expert_placement_strategy": "frequency"}, "needs counts of an earlier run"),
+        (
+            {"expert_placement_strategy": "frequency", "init_expert_location": "no/such.pt"},
+            "do not exist",
+        ),
+        ({"expert_placement_strategy": "best"}, "placement strategy 'best' is unknown"),
+        ({"gpu_prefill_token_threshold": -1}, "gpu_prefill_token_threshold is -1"),
+        ({"expert_update_interval": 4}, "enable_dynamic_expert_update is off"),
+        ({"enable_dynamic_expert_update": True}, "nothing would ever update"),
+        ({"miss_policy": "some"}, "miss policy 'some' is unknown"),
+        ({"method": "FP8"}, "method FP8 was asked for"),
+        ({"method": "INT3"}, "INT3"),
+        ({"threadpool_count": 3, "cpuinfer": 1}, "threadpool_count is 3"),
+    ],
+)
+def test_impossible_options_are_one_sentence_and_leave_the_model_alone(options, sentence, tiny_checkpoint):
+    path = tiny_checkpoint("qwen3_moe")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path)
+    before = set(model.state_dict())
+    with pytest.raises(KTError, match=sentence) as raised:
+        kt_kernel.patch(model, weight_path=path, **options)
+    assert "\n" not in str(raised.value)
+    assert set(model.state_dict()) == before
+    assert not hasattr(model, "kt")
+
+
+def test_unknown_option_is_a_type_error():
+    with pytest.raises(TypeError, match="gpu_experts"):
+        ExpertOptions(weight_path="x", gpu_experts=3)
+
+
+def test_missing_directory_is_one_sentence(tmp_path):
+    with pytest.raises(CheckpointPathError, match="there is no directory"):
+        load(tmp_path / "nothing")
+
+
+def test_directory_without_a_model_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"config\.json of") as raised:
+        load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def copy_without(source: Path, target: Path, *left_out: str) -> Path:
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    assert len(kept) == len(tensors) - len(left_out)
+    save_file(kept, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_missing_dense_tensor_is_not_made_up(tiny_checkpoint, tmp_path):
+    name = "model.layers.1.self_attn.k_proj.weight"
+    path = copy_without(tiny_checkpoint("qwen3_moe"), tmp_path / "copy", name)
+    with pytest.raises(CheckpointError, match=f"tensor '{name}'"):
+        load(path)
+
+
+def test_missing_expert_tensor_is_named(tiny_checkpoint, tmp_path):
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    path = copy_without(tiny_checkpoint("qwen3_moe"), tmp_path / "copy", name)
+    with pytest.raises(CheckpointError, match=name):
+        load(path)
+
+
+def test_layer_that_cannot_be_decoded_is_named(tiny_checkpoint, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(tiny_checkpoint("qwen3_moe"), path)
+    tensors = load_file(path / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)  # its scales are not there
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layer 'model\.layers\.0\.self_attn\.q_proj' is quantised"):
+        load(path)
+
+
+def test_experts_of_another_model_are_refused(tiny_checkpoint):
+    with pytest.raises(CheckpointError):
+        load(tiny_checkpoint("qwen3_moe"), weight_path=tiny_checkpoint("mixtral"))
+
+
+def test_gradients_are_refused_instead_of_being_wrong(tiny_checkpoint):
+    model = load(tiny_checkpoint("qwen3_moe"))
+    embeddings = model.get_input_embeddings()(torch.arange(5)[None]).requires_grad_()
+    with pytest.raises(InputError, match="gradients were asked for"):
+        model(inputs_embeds=embeddings)
+
+
+def test_loading_an_unloaded_placeholder_is_impossible_to_miss(tiny_checkpoint):
+    from kt_kernel.integrations.transformers.loading import _without_experts
+
+    model = _without_experts(str(tiny_checkpoint("qwen3_moe")), torch.float32)
+    with pytest.raises(NotImplementedError):
+        model(torch.arange(5)[None])
+
+
+def test_models_with_other_experts_say_which(tiny_checkpoint):
+    with pytest.raises(FeatureUnavailableError, match=r"model\.layers\.0\.mlp\.experts"):
+        kt_kernel.patch(on_meta("GptOssForCausalLM", "GptOssConfig", num_local_experts=4), weight_path="x")
