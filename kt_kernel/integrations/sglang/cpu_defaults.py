@@ -5,6 +5,8 @@ logged.
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ MOST_KV_SHARE = 1 / 8
 MOST_CONTEXTS = 4
 LEAST_TOKENS = 2048
 
+_CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -42,16 +45,26 @@ def choose(options: Any, model: Any) -> dict[str, Any]:
     return chosen
 
 
-def choose_kernels() -> None:
+def choose_environment(options: Any) -> None:
     """Switches of SGLang that are environment variables, for this process and its children.
 
     MiniMax-M3's router multiplies in bfloat16 by an operation that torch has on GPUs only; the alternative is
-    float32.
+    float32. More ranks than NUMA nodes are refused unless somebody says which cores are whose.
     """
     from sglang.srt.environ import envs
 
     if not envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.is_set():
         envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.set(False)
+    ranks = options.dp_size * options.tp_size * options.pp_size
+    if ranks > 1:
+        os.environ.setdefault(_CORES_OF_RANKS, cores_of_ranks(sorted(os.sched_getaffinity(0)), ranks))
+
+
+def cores_of_ranks(cores: Sequence[int], ranks: int) -> str:
+    """The cores in as many equal parts, as SGLang reads them: `0,1|2,3`; all for all if there are too few."""
+    share = len(cores) // ranks
+    parts = [cores[rank * share : (rank + 1) * share] or cores for rank in range(ranks)]
+    return "|".join(",".join(map(str, part)) for part in parts)
 
 
 def most_cached_tokens(bytes_per_token: int, context_len: int, memory: int) -> int:

@@ -17,7 +17,14 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from kt_kernel.errors import KTError
-from kt_kernel.integrations.sglang import cli, cpu_fixes, cpu_idle, dense_weights, layer_hooks
+from kt_kernel.integrations.sglang import (
+    cli,
+    cpu_fixes,
+    cpu_idle,
+    dense_weights,
+    layer_hooks,
+    serving_hooks,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +65,37 @@ EVERYWHERE = (
         HookType.REPLACE,
         layer_hooks.KTEPWrapperMethod,
         "the stock method needs CUDA, masks ids in place while the CPU reads them, and knows no masks",
+    ),
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.forward",
+        HookType.BEFORE,
+        serving_hooks.begin_step,
+        "experts change their places between two steps",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.run_batch",
+        HookType.AROUND,
+        serving_hooks.run_batch,
+        "an error of the CPU experts ends the requests of its batch, not the server",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.process_batch_result",
+        HookType.BEFORE,
+        serving_hooks.process_batch_result,
+        "on a GPU such an error is known only when the results are there",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController"
+        ".get_internal_state",
+        HookType.AFTER,
+        serving_hooks.add_report,
+        "/server_info reports where the experts are",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.expert_distribution_handle",
+        HookType.AROUND,
+        serving_hooks.record_distribution,
+        "SGLang's recorder does not know where experts are, and ends the server if it is not turned on",
     ),
 )
 

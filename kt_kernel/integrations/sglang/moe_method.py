@@ -1,8 +1,8 @@
-"""One MoE layer of a served model: the experts of a mask in SGLang's own kernels, all others in ours.
+"""One MoE layer of a served model: the experts of SGLang's own method, and the hybrid engine around them.
 
-A forward pass hands the tokens to the CPU engine, runs the device's experts meanwhile with the ids of the
-others replaced by -1, then adds the two sums. Only rank 0 of a tensor-parallel group owns CPU experts, and
-computes them in full width: the model's usual all-reduce then counts them once.
+SGLang makes the layer, loads the device's experts and asks for the output; everything in between is
+kt_kernel/hybrid's. Only rank 0 of a tensor-parallel group owns CPU experts, and computes them in full
+width: the model's usual all-reduce then counts them once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from sglang.srt.runtime_context import get_parallel
 
 from kt_kernel import KTMoEWrapper
-from kt_kernel.errors import CallOrderError, ConfigurationError, FeatureUnavailableError
-from kt_kernel.hybrid.slots import ExpertSlots
+from kt_kernel.errors import CallOrderError, CheckpointError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.hybrid.layer import HybridLayer
+from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
+from kt_kernel.integrations.sglang.device_experts import SglangExperts, slot_format, spare_experts
+from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
 
 # Attributes of this class itself; all others are the wrapped method's.
-_OWN_ATTRIBUTES = ("gpu_method", "wrapper", "slots")
+_OWN_ATTRIBUTES = ("gpu_method", "wrapper", "placement", "served", "hybrid")
 
 
 class HybridMoEMethod(FusedMoEMethodBase):
@@ -37,7 +40,9 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self.settings = settings
         self.layer_idx = layer_idx
         self.wrapper: KTMoEWrapper | None = None
-        self.slots: ExpertSlots | None = None
+        self.placement: LayerPlacement | None = None
+        self.served: ServedModel | None = None
+        self.hybrid: HybridLayer | None = None
 
     # ---- making and loading ------------------------------------------------------------------
 
@@ -53,15 +58,16 @@ class HybridMoEMethod(FusedMoEMethodBase):
         """Device weights with one slot per device expert, and on rank 0 the CPU layer."""
         with reported():
             self._check_layer(layer, attributes)
-            self.slots = ExpertSlots(self.settings.device_mask(self.layer_idx, num_experts))
+            mask = self.settings.device_mask(self.layer_idx, num_experts)
+            self.placement = LayerPlacement(Placement.initial(mask))
             if get_parallel().tp_rank == 0:
                 self.wrapper = self._make_wrapper(layer, num_experts, hidden_size)
         # The loaders of `layer` follow the layout of the method that really holds weights.
         layer.weight_load_method = self.gpu_method
-        attributes["weight_loader"] = _SlotLoader(layer, self.slots)
+        attributes["weight_loader"] = _SlotLoader(layer, self.placement.current)
         self.gpu_method.create_weights(
             layer=layer,
-            num_experts=self.slots.count,
+            num_experts=self.placement.current.capacity,
             hidden_size=hidden_size,
             intermediate_size_per_partition=intermediate_size_per_partition,
             params_dtype=params_dtype,
@@ -76,14 +82,14 @@ class HybridMoEMethod(FusedMoEMethodBase):
             num_experts_per_tok=layer.top_k,
             hidden_size=hidden_size,
             moe_intermediate_size=layer.intermediate_size_per_partition * layer.moe_tp_size,
-            gpu_experts_mask=self.slots.mask,
+            # All experts: those on the device are named call by call.
+            gpu_experts_mask=None,
             cpuinfer_threads=settings.threads,
             threadpool_count=settings.pools,
             numa_nodes=settings.numa_nodes,
             weight_path=settings.weight_path,
             chunked_prefill_size=settings.max_tokens,
             method=settings.method,
-            # The last MoE layer of the model never defers: kt_kernel/deferral.py.
             max_deferred_experts_per_token=min(settings.max_deferred, layer.top_k),
             swiglu_limit=_swiglu_limit(layer.moe_runner_config),
             swiglu_alpha=layer.moe_runner_config.gemm1_alpha or 0.0,
@@ -111,23 +117,53 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 )
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: Any) -> None:
+        moe_runner_config.num_local_experts = self.placement.current.capacity
+        # The CPU's experts read the same tokens, and a second set of experts on the device may, too.
+        moe_runner_config.inplace = False
         self.moe_runner_config = moe_runner_config
-        moe_runner_config.num_local_experts = self.slots.count
         self.gpu_method.create_moe_runner(layer, moe_runner_config)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        if self.slots.count:
-            self.gpu_method.process_weights_after_loading(layer)
-        if self.wrapper is None:
-            return
-        if self.wrapper.moe is not None:
+        if self.hybrid is not None:
             raise CallOrderError(
                 f"layer {self.layer_idx}: the weights of CPU experts cannot be replaced while serving; "
-                "restart "
-                "the server with the new --kt-weight-path."
+                "restart the server with the new --kt-weight-path."
             )
+        if self.placement.current.capacity:
+            self.gpu_method.process_weights_after_loading(layer)
         with reported():
-            self.wrapper.load_weights(None)
+            if self.wrapper is not None:
+                self.wrapper.load_weights(None)
+            self.served = serve(self.settings, layer.w13_weight.device)
+            self.hybrid = self._hybrid_layer(layer)
+
+    def _hybrid_layer(self, layer: torch.nn.Module) -> HybridLayer:
+        moves = self.settings.why_experts_move is not None
+        slots = self.placement.current.capacity
+        resident = SglangExperts(layer, self.gpu_method, slots) if slots else None
+        hybrid = HybridLayer(
+            self.layer_idx,
+            self.wrapper,
+            resident,
+            self.placement,
+            lambda count: spare_experts(layer, self.gpu_method, count, hybrid.encoding),
+            self.served.hybrid,
+            cpu_weight_factor=self._factor_of_device(layer),
+        )
+        if moves:
+            # Looked at even without residents: spare slots will be of the same format.
+            fills = slot_format(layer, self.gpu_method, hybrid.encoding)
+            if resident is not None:
+                resident.fill_with(fills)
+        return hybrid
+
+    def _factor_of_device(self, layer: torch.nn.Module) -> float:
+        """The routed scaling factor where the device's kernels apply it themselves."""
+        factor = self.moe_runner_config.routed_scaling_factor
+        on_cpu = layer.w13_weight.device.type == "cpu"
+        if on_cpu or factor is None or layer.should_fuse_routed_scaling_factor_in_topk:
+            return 1.0
+        return factor
 
     # ---- the forward pass --------------------------------------------------------------------
 
@@ -139,42 +175,16 @@ class HybridMoEMethod(FusedMoEMethodBase):
         if not TopKOutputChecker.format_is_standard(topk):
             raise ConfigurationError(
                 f"layer {self.layer_idx}: routing arrives as {type(topk).__name__}, but the CPU experts "
-                "need ids and "
-                "weights; choose another --moe-runner-backend."
+                "need ids and weights; choose another --moe-runner-backend."
             )
         hidden = dispatch_output.hidden_states
-        if self.slots.count == 0:
-            return StandardCombineInput(hidden_states=self._on_cpu_alone(layer, hidden, topk))
-        stream = _stream_of(hidden)
-        if self.wrapper is not None:
-            weights = self._cpu_weights(layer, hidden, topk)
-            self.wrapper.submit_forward(hidden, topk.topk_ids, weights, stream)
-        output = self._on_device(layer, dispatch_output, topk)
-        if self.wrapper is not None:
-            output = output + self.wrapper.sync_forward(hidden, stream)
+        try:
+            output = self.hybrid.forward(hidden, topk.topk_ids, topk.topk_weights)
+        except FAILURES as error:
+            # The pass goes on, so that all ranks take part in its all-reduces; its requests then fail.
+            self.served.failed(error)
+            output = torch.zeros_like(hidden)
         return StandardCombineInput(hidden_states=output)
-
-    def _on_cpu_alone(self, layer: torch.nn.Module, hidden: torch.Tensor, topk: Any) -> torch.Tensor:
-        if self.wrapper is None:
-            return torch.zeros_like(hidden)
-        weights = self._cpu_weights(layer, hidden, topk)
-        return self.wrapper.forward(hidden, topk.topk_ids, weights, _stream_of(hidden))
-
-    def _on_device(self, layer: torch.nn.Module, dispatch_output: Any, topk: Any) -> torch.Tensor:
-        if dispatch_output.hidden_states.shape[0] == 0:
-            return torch.zeros_like(dispatch_output.hidden_states)
-        # A new tensor of ids: the CPU engine may still be reading the ones it was given.
-        topk = topk._replace(topk_ids=self.slots.from_ids(topk.topk_ids))
-        return self.gpu_method.apply(layer, dispatch_output._replace(topk_output=topk)).hidden_states
-
-    def _cpu_weights(self, layer: torch.nn.Module, hidden: torch.Tensor, topk: Any) -> torch.Tensor:
-        """Routing weights for the CPU experts, with the scaling factor if the device's kernels apply it
-        themselves.
-        """
-        factor = self.moe_runner_config.routed_scaling_factor
-        if hidden.is_cpu or factor is None or layer.should_fuse_routed_scaling_factor_in_topk:
-            return topk.topk_weights
-        return topk.topk_weights * factor
 
     # ---- everything else is the wrapped method's ---------------------------------------------
 
@@ -197,9 +207,9 @@ class HybridMoEMethod(FusedMoEMethodBase):
 class _SlotLoader:
     """The `weight_loader` of the device weights: keeps the experts that have a slot, and drops the others."""
 
-    def __init__(self, layer: torch.nn.Module, slots: ExpertSlots) -> None:
+    def __init__(self, layer: torch.nn.Module, placement: Placement) -> None:
         self._layer = layer
-        self._slots = slots
+        self._placement = placement
 
     def __call__(
         self,
@@ -209,29 +219,32 @@ class _SlotLoader:
         shard_id: str,
         expert_id: int | None = None,
     ) -> None:
+        """One expert's matrix; without an `expert_id`, those of all experts [experts, ...] in one tensor."""
         if expert_id is None:
-            with reported():
-                raise FeatureUnavailableError(
-                    f"not available yet: {weight_name} holds all experts in one tensor; convert the "
-                    "checkpoint to one "
-                    "tensor per expert."
-                )
-        slot = self._slots.slot(expert_id)
-        if slot >= 0:
+            self._load_all(param, loaded_weight, weight_name, shard_id)
+        elif self._placement.slot(expert_id) != EMPTY:
             self._layer._weight_loader_impl(
                 param=param,
                 loaded_weight=loaded_weight,
                 weight_name=weight_name,
                 shard_id=shard_id,
-                expert_id=slot,
+                expert_id=self._placement.slot(expert_id),
             )
+
+    def _load_all(
+        self, param: torch.nn.Parameter, loaded_weight: torch.Tensor, weight_name: str, shard_id: str
+    ) -> None:
+        if loaded_weight.shape[0] != self._placement.num_experts:
+            with reported():
+                raise CheckpointError(
+                    f"{weight_name} has shape {list(loaded_weight.shape)}, but the layer has "
+                    f"{self._placement.num_experts} experts; download the checkpoint again."
+                )
+        if self._placement.count:
+            chosen = loaded_weight[list(self._placement.expert_of_slot)]
+            self._layer.weight_loader_fused(param, chosen, weight_name, shard_id)
 
 
 def _swiglu_limit(config: Any) -> float:
     """SGLang has two names for the limit of gate and up: DeepSeek-V4's, and the one of MiniMax-M3."""
     return config.swiglu_limit or config.gemm1_clamp_limit or 0.0
-
-
-def _stream_of(tensor: torch.Tensor) -> int | None:
-    """The raw handle of the stream that SGLang works on, None on a CPU."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None

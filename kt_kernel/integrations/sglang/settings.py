@@ -50,9 +50,16 @@ class KTSettings:
     records: bool = False
 
     @property
-    def moves_experts(self) -> bool:
-        """Are experts ever written to the device while serving?"""
-        return self.prefill_threshold > 0 or self.updates or self.miss_policy == AUTOMATIC
+    def why_experts_move(self) -> str | None:
+        """The option for which experts are written to the device while serving; None if they never are."""
+        for asked_for, option in (
+            (self.prefill_threshold > 0, f"--kt-gpu-prefill-token-threshold {self.prefill_threshold}"),
+            (self.updates, "--kt-enable-dynamic-expert-update"),
+            (self.miss_policy == AUTOMATIC, f"--kt-miss-policy {AUTOMATIC}"),
+        ):
+            if asked_for:
+                return option
+        return None
 
     def device_mask(self, layer_idx: int, num_experts: int) -> torch.Tensor:
         """bool [num_experts], True = on the device. Raises ConfigurationError if the layer is not as

@@ -15,7 +15,7 @@ from kt_kernel.integrations.sglang import cpu_defaults, dense_weights, hooks
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
-from kt_kernel.integrations.sglang.settings import make_settings, weight_method
+from kt_kernel.integrations.sglang.settings import KTSettings, make_settings, weight_method
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,12 @@ def _configure(server_args: Any) -> None:
     check_flags(flags)
     flags = replace(flags, method=weight_method(flags))
     _check_other_options(options)
+    _check_chunks(options, flags)
     model = model_config_of(server_args)
     dense_weights.check_model(model)
     settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
+    if settings.why_experts_move is not None:
+        _check_device_format(settings, model, options)
     declare_resolution(
         server_args,
         SOURCE,
@@ -68,7 +71,7 @@ def _configure(server_args: Any) -> None:
     )
     if options.device == "cpu":
         declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
-        cpu_defaults.choose_kernels()
+        cpu_defaults.choose_environment(options)
     setattr(server_args, SETTINGS_ATTRIBUTE, settings)
     logger.info(
         "kt-kernel: method %s from %s, %d threads in %d pools, %d of %d experts on the device, at most %d "
@@ -106,6 +109,35 @@ def _check_other_options(options: Any) -> None:
             raise FeatureUnavailableError(
                 f"not available yet: {option} together with --kt-weight-path; leave it out."
             )
+
+
+def _check_chunks(options: Any, flags: KTFlags) -> None:
+    """Prefill on the device is decided chunk by chunk."""
+    threshold = flags.gpu_prefill_token_threshold or 0
+    if threshold > options.chunked_prefill_size:
+        raise ConfigurationError(
+            f"--kt-gpu-prefill-token-threshold is {threshold}, but no chunk has more than the "
+            f"{options.chunked_prefill_size} tokens of --chunked-prefill-size; lower the threshold, or use "
+            "larger chunks."
+        )
+
+
+def _check_device_format(settings: KTSettings, model: Any, options: Any) -> None:
+    """Experts that move are written into the device's weights, in a format that this version can fill."""
+    backend = options.moe_runner_backend
+    if backend not in ("auto", "triton"):
+        raise FeatureUnavailableError(
+            f"not available yet: --moe-runner-backend {backend} together with {settings.why_experts_move}; "
+            "choose triton, or leave that flag out."
+        )
+    stored = model.quantization
+    if stored is None or (stored == "fp8" and settings.method == "FP8"):
+        return
+    raise FeatureUnavailableError(
+        f"not available yet: {settings.why_experts_move} for a model that is {stored} on the device with "
+        f"{settings.method} experts on the CPU; use an unquantised model, or fp8 with --kt-method FP8, or "
+        "leave that flag out."
+    )
 
 
 def _most_tokens_of_a_call(options: Any) -> int:
