@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHANNEL = "copies"  # the copying thread's host memory, see HybridModel.feed
-
 # States of a copy, so numbered that the minimum over the ranks is what all must do: nobody goes on while one
 # is still copying, and nobody admits what one has not got.
 _RUNNING, _FAILED, _DONE = range(3)
@@ -129,20 +127,9 @@ class BackgroundUpdater:
 
     def _write(self, layer: HybridLayer, moves: tuple[Move, ...]) -> int:
         """On the copying thread: returns the bytes that went to the device."""
-        written = 0
-        failure: Exception | None = None
-        feed = self._model.feed(layer, CHANNEL).experts([move.entering for move in moves])
         # A model that was built in inference mode has weights that may be written in that mode only.
         with torch.inference_mode():
-            for move, (_, tensors) in zip(moves, feed, strict=True):
-                try:
-                    if failure is None:
-                        written += layer.resident.store(move.slot, tensors)
-                except Exception as error:  # the other ranks expect this one to take every expert
-                    failure = error
-        if failure is not None:
-            raise failure
-        return written
+            return layer.fill_slots({move.entering: move.slot for move in moves})
 
     def _finished(self, copy: _Copy) -> bool:
         """Admit what all ranks have; False while one is still copying."""

@@ -6,7 +6,7 @@ The device is a list: slot s holds the number of an expert, or GARBAGE while it 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -54,15 +54,8 @@ class ListedExperts:
         self.held[slot] = source.held[source_slot]
 
 
-class Feed:
-    """An expert's "tensors" are its number."""
-
-    def experts(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        yield from zip(ids, ids, strict=True)
-
-
 class Layer:
-    """What the updater needs of a layer."""
+    """What the updater needs of a layer; an expert's "tensors" are its number."""
 
     def __init__(self, layer_idx: int = 0, mask: torch.Tensor | None = None) -> None:
         if mask is None:
@@ -71,6 +64,9 @@ class Layer:
         self.placement = LayerPlacement(Placement.initial(mask))
         self.statistics = LayerStatistics(EXPERTS, half_life_tokens=256)
         self.resident = ListedExperts(self.placement.current.expert_of_slot)
+
+    def fill_slots(self, slots: dict[int, int]) -> int:
+        return sum(self.resident.store(slot, expert) for expert, slot in slots.items())
 
     def forward(self, ids: torch.Tensor) -> None:
         """One pass: every slot it reads must hold the expert it stands for."""
@@ -88,7 +84,6 @@ def updater_of(*layers: Layer, interval: int = 1, ranks=ALONE) -> BackgroundUpda
         ranks=ranks,
         device=CPU,
         copies=CopyWorker(backend_of(CPU)),
-        feed=lambda layer, user: Feed(),
     )
     return BackgroundUpdater(model)
 
