@@ -45,9 +45,9 @@ class LayerStatistics:
         self._decayed = torch.zeros(num_experts, dtype=torch.float64)
 
     def count(self, ids: torch.Tensor) -> None:
-        """Add the uses in `ids` [tokens, k] (int32 or int64, -1 = none); can be captured in a graph."""
+        """Add the uses in `ids` [tokens, k], any integer type, -1 = none; can be captured in a graph."""
         self._uses_per_token = ids.shape[1]
-        places = ids.reshape(-1) + 1
+        places = ids.reshape(-1).long() + 1
         self._counts.index_add_(0, places, self._one.expand(places.numel()))
 
     def totals(self) -> torch.Tensor:

@@ -49,6 +49,8 @@ class UpdateFigures:
 
 
 class _Copy(NamedTuple):
+    """`result`: the bytes that went to the device, and when they were there."""
+
     layer: HybridLayer
     moves: tuple[Move, ...]
     result: Future[tuple[int, Event]]
@@ -122,14 +124,8 @@ class BackgroundUpdater:
         if not moves:
             return
         self._switch(layer, retired(layer.placement.current, moves))
-        result = self._model.copies.start(lambda: self._write(layer, moves))
-        self._copy = _Copy(layer, moves, result)
-
-    def _write(self, layer: HybridLayer, moves: tuple[Move, ...]) -> int:
-        """On the copying thread: returns the bytes that went to the device."""
-        # A model that was built in inference mode has weights that may be written in that mode only.
-        with torch.inference_mode():
-            return layer.fill_slots({move.entering: move.slot for move in moves})
+        slots = {move.entering: move.slot for move in moves}
+        self._copy = _Copy(layer, moves, self._model.copies.start(lambda: layer.fill_slots(slots)))
 
     def _finished(self, copy: _Copy) -> bool:
         """Admit what all ranks have; False while one is still copying."""

@@ -1,0 +1,202 @@
+"""Miss policy "auto": some of a step's cold experts are brought to the device, the CPU computes the rest.
+
+    ids ──> cold experts and their tokens ──> split by measured speeds (misses.py, speeds.py)
+                                               ├─ CPU: computes its share        ┐ at the same time
+                                               └─ bus: the others into a few     ┘
+                                                  slots shared by all layers, where the device computes them
+
+What is fetched serves this one call: which experts are resident is the updater's business. Looking at the ids
+waits for the device, so a call that is being captured into a graph leaves all cold experts to the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+
+from kt_kernel.hybrid.device import OUT_OF_MEMORY
+from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.feed import MISSES
+from kt_kernel.hybrid.misses import split_misses
+from kt_kernel.hybrid.slots import Placement, Tables
+from kt_kernel.hybrid.speeds import (
+    TOKENS_MEASURED,
+    ExpertSpeeds,
+    Key,
+    cpu_name,
+    read_speeds,
+    seconds_per_expert,
+    write_speeds,
+)
+
+if TYPE_CHECKING:
+    from kt_kernel.hybrid.layer import HybridLayer
+    from kt_kernel.hybrid.model import HybridModel
+
+logger = logging.getLogger(__name__)
+
+# At most so many experts of a call are fetched; the slots for them are device memory that holds no resident
+# expert. The bus is seldom as quick as eight experts of the CPU.
+_SLOTS = 8
+
+
+class Fetch:
+    """The experts that one call fetches, and their slots in `room`."""
+
+    def __init__(
+        self, fetcher: MissFetcher, layer: HybridLayer, room: DeviceExperts, experts: tuple[int, ...]
+    ) -> None:
+        self._fetcher = fetcher
+        self._layer = layer
+        self._room = room
+        self._slots = {expert: slot for slot, expert in enumerate(experts)}
+        self._tables = Tables(Placement(0, experts, layer.num_experts), layer.model.device)
+
+    def skipped_by_cpu(self, resident: Tables) -> torch.Tensor:
+        """bool [E+1]: the experts that are on the device already or will be."""
+        return resident.on_device | self._tables.on_device
+
+    def compute(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Bring them to the device, and their weighted sum: [T, H] like `hidden`."""
+        feed = self._layer.model.feed(self._layer, MISSES)
+        self._fetcher.bytes_copied += feed.fill(self._room, self._slots)
+        self._fetcher.experts_fetched += len(self._slots)
+        return self._room.compute(hidden, self._tables.slots(ids), weights)
+
+
+class MissFetcher:
+    """One per model; its methods belong to the thread that serves, in the same order on all ranks."""
+
+    def __init__(self, model: HybridModel) -> None:
+        self.experts_fetched = 0
+        self.bytes_copied = 0
+        self._model = model
+        self._undecided = model.options.miss_policy == "auto"
+        self._room: DeviceExperts | None = None
+        self._speeds: ExpertSpeeds | None = None  # None = the CPU computes all cold experts
+
+    def begin_step(self) -> None:
+        """At the first step: make room on the device and find this machine's speeds."""
+        if not (self._undecided and self._model.layers):
+            return
+        self._undecided = False
+        # The last layer defers nothing, so it can be measured without a sum on its way from layer to layer.
+        layer = self._model.layers[-1]
+        self._room = self._make_room(layer)
+        if self._room is not None:
+            self._speeds = self._find_speeds(layer, self._room)
+
+    def plan(self, layer: HybridLayer, ids: torch.Tensor) -> Fetch | None:
+        """What to fetch for a call with the experts `ids` [T, k]; None = nothing. Collective."""
+        if self._speeds is None or self._model.backend.capturing():
+            return None
+        experts: tuple[int, ...] = ()
+        if self._model.ranks.rank == 0:
+            experts = split_misses(
+                _cold_tokens(ids, layer.placement.current),
+                self._speeds.cpu_seconds_of,
+                self._speeds.fetch_seconds,
+                self._room.capacity,
+            )
+        experts = self._model.ranks.broadcast(experts)
+        return Fetch(self, layer, self._room, experts) if experts else None
+
+    # ---- the first step ------------------------------------------------------------------------
+
+    def _make_room(self, layer: HybridLayer) -> DeviceExperts | None:
+        try:
+            room = layer.new_experts(min(_SLOTS, layer.num_experts))
+        except OUT_OF_MEMORY:
+            room = None
+        if self._model.ranks.minimum(int(room is not None)):
+            return room
+        del room
+        self._model.backend.release_memory()
+        logger.warning(
+            "the device has not enough free memory to fetch experts into: the CPU computes all that are not "
+            "resident; leave more memory free"
+        )
+        return None
+
+    def _find_speeds(self, layer: HybridLayer, room: DeviceExperts) -> ExpertSpeeds:
+        """Rank 0's, from the cache or measured by all ranks together."""
+        key = None if layer.wrapper is None else _key(layer)
+        speeds = self._model.ranks.broadcast(None if key is None else read_speeds(key))
+        if speeds is None:
+            measured = _Measurement(layer, room).run()
+            if key is not None:
+                write_speeds(key, measured)
+            speeds = self._model.ranks.broadcast(measured)
+        logger.info(
+            "an expert of one token takes the CPU %.3f ms, fetching one takes %.3f ms",
+            speeds.cpu_seconds[0] * 1e3,
+            speeds.fetch_seconds * 1e3,
+        )
+        return speeds
+
+
+class _Measurement:
+    """Each call takes other experts of the layer than the one before, so that no cache has them."""
+
+    def __init__(self, layer: HybridLayer, room: DeviceExperts) -> None:
+        self._layer = layer
+        self._room = room
+        self._next = 0
+
+    def run(self) -> ExpertSpeeds | None:
+        """None on ranks without CPU experts, which only take part in the fetching."""
+        wrapper = self._layer.wrapper
+        fetch_seconds = seconds_per_expert(self._fetch)
+        if wrapper is None:
+            return None
+        tokens = [count for count in TOKENS_MEASURED if count <= wrapper.chunked_prefill_size]
+        cpu_seconds = [seconds_per_expert(lambda t=count: self._compute(t)) for count in tokens]
+        return ExpertSpeeds(tuple(tokens), tuple(cpu_seconds), fetch_seconds)
+
+    def _experts(self, count: int) -> list[int]:
+        first = self._next
+        self._next += count
+        return [expert % self._layer.num_experts for expert in range(first, first + count)]
+
+    def _compute(self, tokens: int) -> int:
+        wrapper = self._layer.wrapper
+        experts = self._experts(wrapper.num_experts_per_tok)
+        ids = torch.tensor(experts).expand(tokens, -1).contiguous()
+        hidden = torch.ones(tokens, wrapper.hidden_size, dtype=torch.bfloat16)
+        wrapper.forward(hidden, ids, torch.ones(ids.shape))
+        return len(experts)
+
+    def _fetch(self) -> int:
+        experts = self._experts(self._room.capacity)
+        feed = self._layer.model.feed(self._layer, MISSES)
+        feed.fill(self._room, {expert: slot for slot, expert in enumerate(experts)})
+        self._layer.model.backend.record().synchronize()
+        return len(experts)
+
+
+def _key(layer: HybridLayer) -> Key:
+    """All that the speeds depend on."""
+    device, wrapper = layer.model.device, layer.wrapper
+    return {
+        "kt_kernel": version("kt-kernel"),
+        "cpu": cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "ranks": layer.model.ranks.size,
+        "method": wrapper.method,
+        "hidden": wrapper.hidden_size,
+        "intermediate": wrapper.moe_intermediate_size,
+        "experts_per_token": wrapper.num_experts_per_tok,
+        "threads": wrapper.cpu_infer.threads,
+        "pools": wrapper.cpu_infer.subpools,
+    }
+
+
+def _cold_tokens(ids: torch.Tensor, placement: Placement) -> dict[int, int]:
+    """The tokens of each expert that was chosen and has no slot."""
+    chosen = ids[ids >= 0].long().cpu()
+    counts = torch.bincount(chosen, minlength=placement.num_experts)
+    counts[placement.mask] = 0
+    return {expert: int(counts[expert]) for expert in counts.nonzero().flatten().tolist()}
