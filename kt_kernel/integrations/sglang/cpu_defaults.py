@@ -24,6 +24,7 @@ MOST_CONTEXTS = 4
 LEAST_TOKENS = 2048
 
 _CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
+_THREADS_OF_TORCH = "OMP_NUM_THREADS"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -57,7 +58,10 @@ def choose_environment(options: Any) -> None:
         envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.set(False)
     ranks = options.dp_size * options.tp_size * options.pp_size
     if ranks > 1:
-        os.environ.setdefault(_CORES_OF_RANKS, cores_of_ranks(sorted(os.sched_getaffinity(0)), ranks))
+        cores = sorted(os.sched_getaffinity(0))
+        os.environ.setdefault(_CORES_OF_RANKS, cores_of_ranks(cores, ranks))
+        # Otherwise each rank's torch has a thread for every core, and they spin against each other.
+        os.environ.setdefault(_THREADS_OF_TORCH, str(max(1, len(cores) // ranks)))
 
 
 def cores_of_ranks(cores: Sequence[int], ranks: int) -> str:
