@@ -4,6 +4,7 @@
 
 #include "core/cpu_features.h"
 #include "core/device_stream.h"
+#include "core/release_later.h"
 #include "core/topology.h"
 #include "kernels/dispatch.h"
 #include "limits/limits.h"
@@ -90,18 +91,44 @@ void submit(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   layer->engine().queue().submit([layer, args] { layer->forward(args); });
 }
 
+// A Python object held by threads without the GIL.
+class Held {
+ public:
+  explicit Held(py::object object)
+      : object_(new py::object(std::move(object)), [](void* o) { delete static_cast<py::object*>(o); }) {}
+  ~Held() { kt::release_later(std::move(object_)); }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+
+ private:
+  std::shared_ptr<void> object_;
+};
+
+// Frees what earlier host functions and graphs held. Not while a stream captures: page-locked memory given back then
+// would have its allocator record events into the graph.
+void release_between_captures(kt::StreamHandle stream) {
+  if (!kt::capture_id(stream)) kt::release_now();
+}
+
+// `keep_alive` lives until the task is done, or, captured, as long as the graph.
 template <class... Ints>
-void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle stream, Ints... ints) {
+void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle stream, Ints... ints,
+                      py::object keep_alive) {
   const kt::ForwardArgs args = forward_args(ints...);
   layer->check(args);
+  release_between_captures(stream);
+  auto held = std::make_shared<Held>(std::move(keep_alive));
   py::gil_scoped_release release;
-  kt::launch_host_task(stream,
-                       [layer, args] { layer->engine().queue().submit([layer, args] { layer->forward(args); }); });
+  kt::launch_host_task(stream, [layer, args, held = std::move(held)] {
+    layer->engine().queue().submit_or_fail([layer, args, held] { layer->forward(args); });
+  });
 }
 
 void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
           const std::vector<Source>& down, int group_size, int scale_dtype) {
   const kt::FormatOptions options = {group_size, checked_enum<kt::DType>(scale_dtype, 3, "scale dtype")};
+  kt::release_now();  // weights of layers that only a destroyed graph held, before there are new ones
+  py::gil_scoped_release release;
   layer.engine().queue().wait(0);
   layer.load({sources(gate), sources(up), sources(down)}, options);
 }
@@ -257,8 +284,7 @@ void bind_layer(py::module_& m) {
            py::arg("hidden"), py::arg("intermediate"), py::arg("max_tokens"), py::arg("layer_idx") = 0,
            py::arg("swiglu_limit") = 0.0f, py::arg("swiglu_alpha") = 0.0f)
       .def("load_experts", &load, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
-           py::arg("group_size") = 0, py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32),
-           py::call_guard<py::gil_scoped_release>())
+           py::arg("group_size") = 0, py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32))
       .def("write_expert", &write_expert, py::arg("expert"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
            py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def("submit_write_expert", &submit_write_expert, py::arg("slot"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
@@ -285,7 +311,7 @@ void bind_layer(py::module_& m) {
       .def("submit_on_stream", &submit_on_stream<int, int, A, int, A, int, A, A, int, int>, py::arg("stream"),
            py::arg("tokens"), py::arg("top_k"), py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"),
            py::arg("ids_dtype"), py::arg("weights_ptr"), py::arg("output_ptr"), py::arg("output_dtype"),
-           py::arg("accumulate") = 0);
+           py::arg("accumulate") = 0, py::arg("keep_alive") = py::none());
 }
 
 }  // namespace
@@ -297,6 +323,9 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.def("topology", &topology);
   m.def("measure_limits", &limits, py::arg("engine"), py::arg("bytes") = size_t{1} << 30, py::arg("repeats") = 5);
   m.def("device_runtime_present", &kt::device_runtime_present);
+  m.def("capture_id", &kt::capture_id, py::arg("stream"));
+  m.def("exchange_capture_mode", &kt::exchange_capture_mode, py::arg("mode"));
+  m.def("release_finished", &kt::release_now);
   m.attr("METHODS") = py::tuple(py::cast(kt::available_methods()));
   bind_engine(m);
   bind_layer(m);

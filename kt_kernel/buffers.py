@@ -1,14 +1,18 @@
 """Page-locked host buffers through which an accelerator's stream exchanges tensors with the CPU engine.
 
-The stream's host callbacks hold raw addresses, so a buffer must outlive every callback already enqueued, and,
-once captured in a graph, every replay. Therefore no buffer is ever freed or resized behind the caller's back:
+The stream's host callbacks and copies hold raw addresses, so a buffer must outlive everything enqueued with
+it, and, once captured in a graph, every replay. Who holds a ring therefore decides how long it lives:
 
-- A ring belongs to one (device, dtype, hidden size, top-k, stream) and is reused in stream order.
-- Batch sizes announced by `set_capture_batch_sizes` have rings of their own, exactly that large, that graphs
-may hold.
-- Other sizes share rings whose capacity is a power of two, so there are few of them.
+- A call that runs finds its ring here, by (device, dtype, hidden size, top-k, stream), and reuses it in
+stream order. Token counts announced by `set_capture_batch_sizes` have rings of exactly that size; other
+counts share rings whose capacity is a power of two.
+- A captured call takes a ring for its capture alone, shared by the layers of that graph and held by the
+graph (`keep_alive` of the native calls): no other call ever uses it, and it goes when the graph goes. The
+first captured call takes over the ring of the warm-up calls before it, so that nothing is allocated while
+capturing.
 
-Only `clear` frees, after waiting for the device; graphs captured before it must not be replayed.
+What is still in use when a ring is let go stays valid: queued tasks hold their ring, and torch's
+page-locked memory is handed out again only after the copies enqueued with it.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
+from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import ConfigurationError
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
@@ -61,12 +67,13 @@ class Ring:
 
 
 class BufferCache:
-    """All rings of the process."""
+    """The rings of the process that calls may use now."""
 
     def __init__(self) -> None:
         self._capture_sizes: tuple[int, ...] = ()
-        self._captured: dict[tuple[BufferKey, int], Ring] = {}
+        self._announced: dict[tuple[BufferKey, int], Ring] = {}
         self._shared: defaultdict[BufferKey, list[Ring]] = defaultdict(list)
+        self._captured: WeakValueDictionary[tuple[BufferKey, int, int], Ring] = WeakValueDictionary()
 
     @property
     def capture_sizes(self) -> list[int]:
@@ -80,12 +87,17 @@ class BufferCache:
                 raise ConfigurationError(f"a capture batch size is {size}, expected a number of tokens >= 1.")
         self._capture_sizes = sizes
 
-    def ring(self, key: BufferKey, tokens: int, allocate: Allocate) -> Ring:
-        """The ring for calls of `tokens` tokens."""
+    def ring(self, key: BufferKey, tokens: int, allocate: Allocate, capture: int | None = None) -> Ring:
+        """The ring for calls of `tokens` tokens; `capture` numbers the capture the call is part of.
+
+        A captured call's ring is for the caller to hold, as long as the graph may be replayed.
+        """
+        if capture is not None:
+            return self._of_capture(key, tokens, allocate, capture)
         if tokens in self._capture_sizes:
-            if (key, tokens) not in self._captured:
-                self._captured[key, tokens] = Ring(key, tokens, allocate)
-            return self._captured[key, tokens]
+            if (key, tokens) not in self._announced:
+                self._announced[key, tokens] = Ring(key, tokens, allocate)
+            return self._announced[key, tokens]
         rings = self._shared[key]
         for ring in rings:
             if ring.capacity >= tokens:
@@ -94,10 +106,19 @@ class BufferCache:
         rings.append(Ring(key, 1 << (tokens - 1).bit_length(), allocate))
         return rings[-1]
 
+    def _of_capture(self, key: BufferKey, tokens: int, allocate: Allocate, capture: int) -> Ring:
+        ring = self._captured.get((key, tokens, capture))
+        if ring is None:
+            # Whoever captures waits for the warm-up calls first (torch does), so they no longer use theirs.
+            ring = self._announced.pop((key, tokens), None) or Ring(key, tokens, allocate)
+            self._captured[key, tokens, capture] = ring
+        return ring
+
     def clear(self) -> None:
-        """Free all rings; the device must have finished every call that used them."""
-        self._captured.clear()
+        """Let all rings go; graphs and calls on their way keep theirs."""
+        self._announced.clear()
         self._shared.clear()
+        kt_kernel_ext.release_finished()
 
 
 BUFFERS = BufferCache()

@@ -8,31 +8,47 @@ Python never waits: the calls only enqueue, so they can be captured in a graph.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from kt_kernel import kt_kernel_ext
 from kt_kernel.buffers import BufferCache, BufferKey
 from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts, without_experts
 from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.inputs import check_inputs, native_arguments
 from kt_kernel.layer_config import LayerConfig
 
+_RELAXED = 2  # cudaStreamCaptureModeRelaxed
+
 
 class CudaRuntime:
     """What the path needs of the accelerator's runtime; tests put another in its place."""
 
     def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Memory the device can copy from and to; may be asked for while a stream captures."""
+        before = kt_kernel_ext.exchange_capture_mode(_RELAXED)
+        try:
+            return self.allocate(shape, dtype)
+        finally:
+            kt_kernel_ext.exchange_capture_mode(before)
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def capture_id(self, stream: int) -> int | None:
+        """The number of the capture `stream` records; None if it runs."""
+        return kt_kernel_ext.capture_id(stream)
 
     def current_stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
 
     def on_stream(self, stream: int, device: torch.device) -> AbstractContextManager:
+        """Makes `stream` and its device the current ones: handle 0 is another stream on each device."""
         if stream == self.current_stream(device):
-            return nullcontext()
+            return torch.cuda.device(device)
         return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device))
 
 
@@ -57,7 +73,7 @@ class DevicePath:
     ) -> None:
         self._config = config
         self._engine = engine
-        self._chain = chain
+        self.chain = chain
         self._native = native
         self._mask = mask
         self._buffers = buffers
@@ -102,9 +118,11 @@ class DevicePath:
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
         tokens = hidden.shape[0]
         key = BufferKey(hidden.device, hidden.dtype, config.hidden_size, config.num_experts_per_tok, stream)
-        slot = self._buffers.ring(key, max(tokens, 1), self._runtime.page_locked).next_slot()
-        earlier = self._chain.take(config.layer_idx, hidden)
-        defers = config.max_deferred_experts_per_token > 0 and self._chain.may_defer(config.layer_idx)
+        capture = self._runtime.capture_id(stream)
+        ring = self._buffers.ring(key, max(tokens, 1), self._runtime.page_locked, capture)
+        slot, kept = ring.next_slot(), (ring, self._mask)
+        earlier = self.chain.take(config.layer_idx, hidden)
+        defers = config.max_deferred_experts_per_token > 0 and self.chain.may_defer(config.layer_idx)
         if defers:
             protected_k = config.num_experts_per_tok - config.max_deferred_experts_per_token
             ids, deferred_ids = select_deferred_experts(ids, weights, protected_k, config.num_experts)
@@ -118,11 +136,15 @@ class DevicePath:
         host_ids = _copied(ids, slot.ids)
         host_weights = _copied(weights, slot.weights)
         host_output = slot.output[:tokens] if earlier is None else earlier.output
-        self._enqueue(stream, host_hidden, host_ids, host_weights, host_output, 0 if earlier is None else 1)
+        if earlier is None:
+            self._enqueue(stream, host_hidden, host_ids, host_weights, slot.output[:tokens], 0, kept)
+        else:
+            both = (kept, earlier.keep_alive)
+            self._enqueue(stream, host_hidden, host_ids, host_weights, earlier.output, 1, both)
         if defers:
             later = slot.deferred_output[:tokens]
-            self._enqueue(stream, host_hidden, host_deferred_ids, host_weights, later, 0)
-            self._chain.pending = DeferredOutput(config.layer_idx, later, (slot, self._mask))
+            self._enqueue(stream, host_hidden, host_deferred_ids, host_weights, later, 0, kept)
+            self.chain.pending = DeferredOutput(config.layer_idx, later, kept)
         self._in_flight = _InFlight(host_output, 1 if defers else 0)
 
     def sync(self, hidden: torch.Tensor, stream: int | None) -> torch.Tensor:
@@ -138,26 +160,26 @@ class DevicePath:
             )
         if stream is None:
             stream = self._runtime.current_stream(hidden.device)
-        self._engine.sync_on_stream(stream, call.queued_behind)
         with self._runtime.on_stream(stream, hidden.device):
+            self._engine.sync_on_stream(stream, call.queued_behind)
             output = torch.empty(call.host_output.shape, dtype=hidden.dtype, device=hidden.device)
             output.copy_(call.host_output, non_blocking=True)
         try:
             self._engine.raise_pending_error()
         except ValueError as error:
-            self._chain.drop()
+            self.chain.drop()
             raise InputError(f"layer {self._config.layer_idx} or one before it: {error}") from None
         return output
 
     def take_deferred(self, hidden: torch.Tensor, stream: int | None) -> torch.Tensor | None:
         """What the layer before deferred for this batch, filled in stream order; None if nothing."""
-        earlier = self._chain.take(self._config.layer_idx, hidden)
+        earlier = self.chain.take(self._config.layer_idx, hidden)
         if earlier is None:
             return None
         if stream is None:
             stream = self._runtime.current_stream(hidden.device)
-        self._engine.sync_on_stream(stream, 0)
         with self._runtime.on_stream(stream, hidden.device):
+            self._engine.sync_on_stream(stream, 0)
             output = torch.empty_like(earlier.output, device=hidden.device)
             return output.copy_(earlier.output, non_blocking=True)
 
@@ -169,8 +191,10 @@ class DevicePath:
         weights: torch.Tensor,
         output: torch.Tensor,
         add: int,
+        keep_alive: Any,
     ) -> None:
-        self._native.submit_on_stream(stream, *native_arguments(hidden, ids, weights, output), add)
+        arguments = native_arguments(hidden, ids, weights, output)
+        self._native.submit_on_stream(stream, *arguments, add, keep_alive=keep_alive)
 
 
 def _copied(source: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:

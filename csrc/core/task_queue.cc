@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <condition_variable>
+#include <cstdint>
 #include <deque>
 #include <exception>
 #include <mutex>
@@ -17,7 +18,8 @@ struct TaskQueue::State {
   std::condition_variable work_arrived;
   std::condition_variable task_finished;
   std::deque<Task> tasks;
-  int unfinished = 0;
+  int64_t submitted = 0;
+  int64_t finished = 0;  // first in, first out: the first `finished` of those submitted
   bool stopping = false;
   std::exception_ptr error;
 };
@@ -43,14 +45,24 @@ void TaskQueue::submit(Task task) {
     std::lock_guard<std::mutex> lock(state_->mutex);
     if (!consumer_.joinable()) consumer_ = std::thread([state = state_] { consume(state); });
     state_->tasks.push_back(std::move(task));
-    ++state_->unfinished;
+    ++state_->submitted;
   }
   state_->work_arrived.notify_one();
 }
 
+void TaskQueue::submit_or_fail(Task task) noexcept {
+  try {
+    submit(std::move(task));
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    if (!state_->error) state_->error = std::current_exception();
+  }
+}
+
 void TaskQueue::wait(int allowed_pending) noexcept {
   std::unique_lock<std::mutex> lock(state_->mutex);
-  state_->task_finished.wait(lock, [&] { return state_->unfinished <= allowed_pending; });
+  const int64_t enough = state_->submitted - allowed_pending;
+  state_->task_finished.wait(lock, [&] { return state_->finished >= enough; });
 }
 
 void TaskQueue::sync(int allowed_pending) {
@@ -73,7 +85,7 @@ void TaskQueue::raise_pending_error() {
 
 int TaskQueue::pending() const {
   std::lock_guard<std::mutex> lock(state_->mutex);
-  return state_->unfinished;
+  return static_cast<int>(state_->submitted - state_->finished);
 }
 
 void TaskQueue::consume(const std::shared_ptr<State>& state) {
@@ -94,7 +106,7 @@ void TaskQueue::consume(const std::shared_ptr<State>& state) {
     task = nullptr;  // what the task owns goes before anybody is told it has finished
     lock.lock();
     if (error && !state->error) state->error = error;
-    --state->unfinished;
+    ++state->finished;
     state->task_finished.notify_all();
   }
 }

@@ -18,9 +18,12 @@ class TaskQueue {
   TaskQueue& operator=(const TaskQueue&) = delete;
 
   void submit(Task task);
-  // Blocks until at most `allowed_pending` submitted tasks are unfinished, then throws a kept error if there is one.
+  // The same from a place that cannot throw, such as a host function: a failure is kept like an error of the task.
+  void submit_or_fail(Task task) noexcept;
+  // Blocks until all but the last `allowed_pending` of the tasks submitted so far have finished, then throws a kept
+  // error if there is one. Tasks that others submit meanwhile are not waited for.
   void sync(int allowed_pending = 0);
-  // The same without throwing: what a CUDA host function may call.
+  // The same without throwing: what a host function may call.
   void wait(int allowed_pending) noexcept;
   void raise_pending_error();
   int pending() const;

@@ -38,6 +38,9 @@ class Runtime:
         self.allocated.append(torch.full(shape, poison, dtype=dtype))
         return self.allocated[-1]
 
+    def capture_id(self, stream):
+        return None
+
     def current_stream(self, device):
         return _STREAM
 
@@ -52,7 +55,7 @@ class Stream:
     def __init__(self, wrapper):
         self.engine, self.native, self.log = wrapper.cpu_infer, wrapper.moe, []
 
-    def submit_on_stream(self, stream, *arguments):
+    def submit_on_stream(self, stream, *arguments, keep_alive):
         assert stream == _STREAM
         self.log.append(("submit", arguments[-1]))
         self.native.submit(*arguments)

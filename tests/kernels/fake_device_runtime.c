@@ -1,104 +1,447 @@
-/* A device runtime of two functions, for tests: streams are queues, one thread per stream runs their host functions.
+/* A device runtime without a device, for tests: the functions of the CUDA runtime (or HIP) that kt_kernel looks up, and
+ * those that a test needs to play the part of torch, with the semantics of the real ones.
  *
- * Exports what kt_kernel looks up (cudaLaunchHostFunc, cudaStreamIsCapturing) with the semantics of the CUDA runtime,
- * and fake_* for the test: hold a stream back, wait for it, capture into its graph and replay that, let a call fail.
- * A stream that captures records host functions instead of running them; a replay runs all of them again, in order. */
+ *   stream       a queue with a thread of its own; handle 0 is the default stream of the calling thread's device
+ *   capture      records instead of running; ends in a graph, whose executable copies replay it
+ *   user object  destroyed on the runtime's own thread when no graph, executable graph or launch in flight holds it
+ *   events       order streams among each other (not inside a capture)
+ *
+ * A callback that calls the runtime, which the real one forbids, ends the process. Memory is ordinary memory: the
+ * device of a pointer is not checked. fake_* is what no runtime has: hold a stream back, let its calls fail, wait.
+ *
+ *   -DFAKE_PREFIX=hip       the names of HIP instead of CUDA's
+ *   -DFAKE_VERSION=13000    the interface of CUDA 13 instead of 12's
+ *   -DFAKE_PLAIN            a runtime that knows of no graph what it is and what it owns */
 #include <pthread.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+#ifndef FAKE_PREFIX
+#define FAKE_PREFIX cuda
+#endif
+#ifndef FAKE_VERSION
+#define FAKE_VERSION 12090
+#endif
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define RUNTIME(name) JOIN(FAKE_PREFIX, name)
+
+enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_DEVICE = 101, NOT_SUPPORTED = 801, UNSUPPORTED_IN_CAPTURE = 900 };
+enum { MODE_GLOBAL, MODE_THREAD, MODE_RELAXED };
+enum { DEVICES = 2 };
 
 typedef void (*host_function)(void*);
 
+struct event {
+  int recorded, completed; /* how often */
+};
+
+struct object {
+  host_function destroy;
+  void* pointer;
+  int references;
+  struct object* next; /* to be destroyed */
+};
+
+/* One piece of work of a stream. */
 struct work {
-  host_function function;
-  void* context;
+  enum { CALL, COPY, RECORD, WAIT, END_OF_LAUNCH } kind;
+  host_function function; /* CALL */
+  void* context;          /* CALL: its argument; RECORD, WAIT: the event; END_OF_LAUNCH: the executable graph */
+  void* to;               /* COPY */
+  const void* from;
+  size_t bytes;
+  int count; /* RECORD, WAIT: which recording of the event */
+  struct work* next;
 };
 
 struct list {
-  struct work* items;
-  int count, capacity;
+  struct work *first, *last;
+};
+
+struct reference {
+  struct object* object;
+  int count;
+};
+
+/* Both kinds: what was captured and what can be launched. */
+struct graph {
+  struct list work;
+  struct reference references[4096];
+  int reference_count;
+  int launches; /* in flight */
+  int destroyed;
 };
 
 struct stream {
-  pthread_t thread;
-  pthread_mutex_t mutex;
-  pthread_cond_t changed;
-  struct list queued, graph;
-  int finished; /* of queued */
-  int held, capturing, status;
+  int device, held, status, mode;
+  int running; /* a piece of work */
+  struct list queued;
+  struct graph* capturing;
+  unsigned long long capture;
 };
 
-static void append(struct list* list, struct work work) {
-  if (list->count == list->capacity) {
-    list->capacity = list->capacity ? 2 * list->capacity : 16;
-    list->items = realloc(list->items, list->capacity * sizeof(struct work));
-    if (list->items == NULL) abort();
+/* One lock for everything; callbacks run without it. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static struct stream* default_streams[DEVICES];
+static struct object *dying, *last_dying;
+static int destroying;
+static int global_captures;
+static unsigned long long captures;
+static __thread int device, inside_callback, capture_mode;
+
+static void* zeroed(size_t bytes) {
+  void* memory = calloc(1, bytes);
+  if (memory == NULL) abort();
+  return memory;
+}
+
+static void enter(void) {
+  if (inside_callback) {
+    fputs("fake device runtime: a callback called the runtime\n", stderr);
+    abort();
   }
-  list->items[list->count++] = work;
+  pthread_mutex_lock(&lock);
+}
+
+static int leave(int status) {
+  pthread_cond_broadcast(&changed);
+  pthread_mutex_unlock(&lock);
+  return status;
+}
+
+static void call(host_function function, void* context) {
+  pthread_mutex_unlock(&lock);
+  inside_callback = 1;
+  function(context);
+  inside_callback = 0;
+  pthread_mutex_lock(&lock);
+}
+
+static void start(void* (*body)(void*), void* argument) {
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, body, argument) != 0) abort();
+  pthread_detach(thread);
+}
+
+/* ---- user objects ---- */
+
+static void* destroy_objects(void* unused) {
+  (void)unused;
+  pthread_mutex_lock(&lock);
+  for (;;) {
+    while (dying == NULL) pthread_cond_wait(&changed, &lock);
+    struct object* object = dying;
+    dying = object->next;
+    destroying = 1;
+    call(object->destroy, object->pointer);
+    free(object);
+    destroying = 0;
+    pthread_cond_broadcast(&changed);
+  }
+  return NULL; /* never */
+}
+
+static void release(struct object* object, int count) {
+  static int started;
+  object->references -= count;
+  if (object->references > 0) return;
+  if (!started) start(destroy_objects, NULL);
+  started = 1;
+  object->next = NULL;
+  if (dying == NULL) {
+    dying = object;
+  } else {
+    last_dying->next = object;
+  }
+  last_dying = object;
+  pthread_cond_broadcast(&changed);
+}
+
+void fake_wait_for_destructors(void) {
+  enter();
+  while (dying != NULL || destroying) pthread_cond_wait(&changed, &lock);
+  leave(SUCCESS);
+}
+
+/* ---- streams ---- */
+
+static void append(struct list* list, struct work work) {
+  struct work* copy = zeroed(sizeof(*copy));
+  *copy = work;
+  copy->next = NULL;
+  if (list->first == NULL) {
+    list->first = copy;
+  } else {
+    list->last->next = copy;
+  }
+  list->last = copy;
+}
+
+static void empty(struct list* list) {
+  while (list->first != NULL) {
+    struct work* work = list->first;
+    list->first = work->next;
+    free(work);
+  }
+}
+
+static void free_when_unused(struct graph* graph) {
+  if (!graph->destroyed || graph->launches > 0) return;
+  for (int i = 0; i < graph->reference_count; ++i) release(graph->references[i].object, graph->references[i].count);
+  empty(&graph->work);
+  free(graph);
+}
+
+static void perform(struct work* work) {
+  struct event* event = work->context;
+  struct graph* graph = work->context;
+  switch (work->kind) {
+    case CALL:
+      call(work->function, work->context);
+      break;
+    case COPY:
+      pthread_mutex_unlock(&lock);
+      memcpy(work->to, work->from, work->bytes);
+      pthread_mutex_lock(&lock);
+      break;
+    case RECORD:
+      if (event->completed < work->count) event->completed = work->count;
+      break;
+    case WAIT:
+      while (event->completed < work->count) pthread_cond_wait(&changed, &lock);
+      break;
+    case END_OF_LAUNCH:
+      --graph->launches;
+      free_when_unused(graph);
+      break;
+  }
 }
 
 static void* run(void* argument) {
   struct stream* stream = argument;
-  pthread_mutex_lock(&stream->mutex);
+  pthread_mutex_lock(&lock);
   for (;;) {
-    while (stream->held || stream->finished == stream->queued.count) {
-      pthread_cond_wait(&stream->changed, &stream->mutex);
-    }
-    struct work work = stream->queued.items[stream->finished];
-    pthread_mutex_unlock(&stream->mutex);
-    work.function(work.context);
-    pthread_mutex_lock(&stream->mutex);
-    ++stream->finished;
-    pthread_cond_broadcast(&stream->changed);
+    while (stream->held || stream->queued.first == NULL) pthread_cond_wait(&changed, &lock);
+    struct work* work = stream->queued.first;
+    stream->queued.first = work->next;
+    stream->running = 1;
+    perform(work);
+    free(work);
+    stream->running = 0;
+    pthread_cond_broadcast(&changed);
   }
+  return NULL; /* never */
 }
 
-void* fake_stream_create(void) {
-  struct stream* stream = calloc(1, sizeof(*stream));
-  if (stream == NULL) abort();
-  pthread_mutex_init(&stream->mutex, NULL);
-  pthread_cond_init(&stream->changed, NULL);
-  if (pthread_create(&stream->thread, NULL, run, stream) != 0) abort();
+static struct stream* make_stream(int of_device) {
+  struct stream* stream = zeroed(sizeof(*stream));
+  stream->device = of_device;
+  start(run, stream);
   return stream;
 }
 
-static void set(struct stream* stream, int* field, int value) {
-  pthread_mutex_lock(&stream->mutex);
-  *field = value;
-  pthread_cond_broadcast(&stream->changed);
-  pthread_mutex_unlock(&stream->mutex);
+static struct stream* found(struct stream* stream) {
+  if (stream != NULL) return stream;
+  if (default_streams[device] == NULL) default_streams[device] = make_stream(device);
+  return default_streams[device];
 }
 
-void fake_stream_hold(struct stream* stream, int held) { set(stream, &stream->held, held); }
-void fake_stream_capture(struct stream* stream, int capturing) { set(stream, &stream->capturing, capturing); }
-void fake_stream_fail(struct stream* stream, int status) { set(stream, &stream->status, status); }
-
-void fake_stream_replay(struct stream* stream) {
-  pthread_mutex_lock(&stream->mutex);
-  for (int i = 0; i < stream->graph.count; ++i) append(&stream->queued, stream->graph.items[i]);
-  pthread_cond_broadcast(&stream->changed);
-  pthread_mutex_unlock(&stream->mutex);
+static int enqueue(struct stream* handle, struct work work) {
+  enter();
+  struct stream* stream = found(handle);
+  if (stream->status != SUCCESS) return leave(stream->status);
+  const int orders_streams = work.kind == RECORD || work.kind == WAIT;
+  if (stream->capturing && orders_streams) return leave(NOT_SUPPORTED);
+  if (work.kind == RECORD) work.count = ++((struct event*)work.context)->recorded;
+  if (work.kind == WAIT) work.count = ((struct event*)work.context)->recorded;
+  append(stream->capturing ? &stream->capturing->work : &stream->queued, work);
+  return leave(SUCCESS);
 }
 
-void fake_stream_wait(struct stream* stream) {
-  pthread_mutex_lock(&stream->mutex);
-  while (stream->finished < stream->queued.count) pthread_cond_wait(&stream->changed, &stream->mutex);
-  pthread_mutex_unlock(&stream->mutex);
+int RUNTIME(RuntimeGetVersion)(int* version) {
+  *version = FAKE_VERSION;
+  return SUCCESS;
 }
 
-int cudaLaunchHostFunc(void* handle, host_function function, void* context) {
-  struct stream* stream = handle;
-  pthread_mutex_lock(&stream->mutex);
-  const int status = stream->status;
-  if (status == 0) append(stream->capturing ? &stream->graph : &stream->queued, (struct work){function, context});
-  pthread_cond_broadcast(&stream->changed);
-  pthread_mutex_unlock(&stream->mutex);
-  return status;
+int RUNTIME(SetDevice)(int number) {
+  if (number < 0 || number >= DEVICES) return INVALID_DEVICE;
+  device = number;
+  return SUCCESS;
 }
 
-int cudaStreamIsCapturing(void* handle, int* capturing) {
-  struct stream* stream = handle;
-  pthread_mutex_lock(&stream->mutex);
-  *capturing = stream->capturing;
-  pthread_mutex_unlock(&stream->mutex);
-  return 0;
+int RUNTIME(GetDevice)(int* number) {
+  *number = device;
+  return SUCCESS;
 }
+
+int RUNTIME(StreamCreate)(struct stream** stream) {
+  enter();
+  *stream = make_stream(device);
+  return leave(SUCCESS);
+}
+
+int RUNTIME(StreamSynchronize)(struct stream* handle) {
+  enter();
+  struct stream* stream = found(handle);
+  if (stream->capturing) return leave(UNSUPPORTED_IN_CAPTURE);
+  while (stream->queued.first != NULL || stream->running) pthread_cond_wait(&changed, &lock);
+  return leave(SUCCESS);
+}
+
+int RUNTIME(LaunchHostFunc)(struct stream* stream, host_function function, void* context) {
+  return enqueue(stream, (struct work){.kind = CALL, .function = function, .context = context});
+}
+
+int RUNTIME(MemcpyAsync)(void* to, const void* from, size_t bytes, int kind, struct stream* stream) {
+  (void)kind;
+  return enqueue(stream, (struct work){.kind = COPY, .to = to, .from = from, .bytes = bytes});
+}
+
+int RUNTIME(EventCreate)(struct event** event) {
+  *event = zeroed(sizeof(**event));
+  return SUCCESS;
+}
+
+int RUNTIME(EventRecord)(struct event* event, struct stream* stream) {
+  return enqueue(stream, (struct work){.kind = RECORD, .context = event});
+}
+
+int RUNTIME(StreamWaitEvent)(struct stream* stream, struct event* event, unsigned flags) {
+  (void)flags;
+  return enqueue(stream, (struct work){.kind = WAIT, .context = event});
+}
+
+/* Page-locked memory; making it is one of the calls that a capture forbids. */
+int RUNTIME(MallocHost)(void** memory, size_t bytes) {
+  enter();
+  if (global_captures > 0 && capture_mode != MODE_RELAXED) return leave(UNSUPPORTED_IN_CAPTURE);
+  *memory = zeroed(bytes);
+  return leave(SUCCESS);
+}
+
+int RUNTIME(ThreadExchangeStreamCaptureMode)(int* mode) {
+  const int before = capture_mode;
+  if (*mode < MODE_GLOBAL || *mode > MODE_RELAXED) return INVALID_VALUE;
+  capture_mode = *mode;
+  *mode = before;
+  return SUCCESS;
+}
+
+static void set(struct stream* handle, size_t field, int value) {
+  enter();
+  *(int*)((char*)found(handle) + field) = value;
+  leave(SUCCESS);
+}
+
+void fake_stream_hold(struct stream* stream, int held) { set(stream, offsetof(struct stream, held), held); }
+void fake_stream_fail(struct stream* stream, int status) { set(stream, offsetof(struct stream, status), status); }
+
+/* ---- capture and graphs ---- */
+
+int RUNTIME(StreamBeginCapture)(struct stream* stream, int mode) {
+  enter();
+  if (stream == NULL || stream->capturing) return leave(INVALID_VALUE);
+  stream->capturing = zeroed(sizeof(struct graph));
+  stream->capture = ++captures;
+  stream->mode = mode;
+  if (mode == MODE_GLOBAL) ++global_captures;
+  return leave(SUCCESS);
+}
+
+int RUNTIME(StreamEndCapture)(struct stream* stream, struct graph** graph) {
+  enter();
+  if (stream == NULL || !stream->capturing) return leave(INVALID_VALUE);
+  *graph = stream->capturing;
+  stream->capturing = NULL;
+  if (stream->mode == MODE_GLOBAL) --global_captures;
+  return leave(SUCCESS);
+}
+
+int RUNTIME(StreamIsCapturing)(struct stream* handle, int* capturing) {
+  enter();
+  *capturing = found(handle)->capturing != NULL;
+  return leave(SUCCESS);
+}
+
+int RUNTIME(GraphInstantiate)(struct graph** executable, struct graph* graph, unsigned long long flags) {
+  (void)flags;
+  enter();
+  struct graph* copy = zeroed(sizeof(*copy));
+  for (struct work* work = graph->work.first; work != NULL; work = work->next) append(&copy->work, *work);
+  memcpy(copy->references, graph->references, sizeof(graph->references));
+  copy->reference_count = graph->reference_count;
+  for (int i = 0; i < copy->reference_count; ++i) copy->references[i].object->references += copy->references[i].count;
+  *executable = copy;
+  return leave(SUCCESS);
+}
+
+int RUNTIME(GraphLaunch)(struct graph* executable, struct stream* handle) {
+  enter();
+  struct stream* stream = found(handle);
+  ++executable->launches;
+  for (struct work* work = executable->work.first; work != NULL; work = work->next) append(&stream->queued, *work);
+  append(&stream->queued, (struct work){.kind = END_OF_LAUNCH, .context = executable});
+  return leave(SUCCESS);
+}
+
+int RUNTIME(GraphDestroy)(struct graph* graph) {
+  enter();
+  graph->destroyed = 1;
+  free_when_unused(graph);
+  return leave(SUCCESS);
+}
+
+int RUNTIME(GraphExecDestroy)(struct graph* graph) { return RUNTIME(GraphDestroy)(graph); }
+
+#ifndef FAKE_PLAIN
+
+static int capture_info(struct stream* handle, int* status, unsigned long long* id, struct graph** graph) {
+  enter();
+  struct stream* stream = found(handle);
+  *status = stream->capturing != NULL;
+  if (id != NULL) *id = stream->capture;
+  if (graph != NULL) *graph = stream->capturing;
+  return leave(SUCCESS);
+}
+
+#if FAKE_VERSION >= 13000
+int RUNTIME(StreamGetCaptureInfo)(struct stream* stream, int* status, unsigned long long* id, struct graph** graph,
+                                  void** dependencies, void** edges, size_t* count) {
+  if (dependencies != NULL || edges != NULL || count != NULL) return NOT_SUPPORTED;
+  return capture_info(stream, status, id, graph);
+}
+#else
+int RUNTIME(StreamGetCaptureInfo)(struct stream* stream, int* status, unsigned long long* id) {
+  return capture_info(stream, status, id, NULL);
+}
+
+int RUNTIME(StreamGetCaptureInfo_v2)(struct stream* stream, int* status, unsigned long long* id, struct graph** graph,
+                                     void** dependencies, size_t* count) {
+  if (dependencies != NULL || count != NULL) return NOT_SUPPORTED;
+  return capture_info(stream, status, id, graph);
+}
+#endif
+
+int RUNTIME(UserObjectCreate)(struct object** object, void* pointer, host_function destroy, unsigned references,
+                              unsigned flags) {
+  if (references == 0 || flags != 1) return INVALID_VALUE;
+  enter();
+  *object = zeroed(sizeof(**object));
+  **object = (struct object){.destroy = destroy, .pointer = pointer, .references = (int)references};
+  return leave(SUCCESS);
+}
+
+int RUNTIME(GraphRetainUserObject)(struct graph* graph, struct object* object, unsigned count, unsigned flags) {
+  enter();
+  const int room = sizeof(graph->references) / sizeof(graph->references[0]);
+  if (count == 0 || flags > 1 || graph->reference_count == room) return leave(INVALID_VALUE);
+  graph->references[graph->reference_count++] = (struct reference){object, (int)count};
+  if (flags == 0) object->references += (int)count; /* else the caller's references move to the graph */
+  return leave(SUCCESS);
+}
+
+#endif
