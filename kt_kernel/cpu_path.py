@@ -36,7 +36,7 @@ class CpuPath:
     ) -> None:
         self._config = config
         self._engine = engine
-        self._chain = chain
+        self.chain = chain
         self._native = native
         self._mask = mask
         self._in_flight: _InFlight | None = None
@@ -50,7 +50,7 @@ class CpuPath:
     ) -> torch.Tensor:
         """Compute now, on this thread and the engine's. Copies nothing unless deferral is in play."""
         config = self._config
-        if self._chain.pending is not None or self._defers():
+        if self.chain.pending is not None or self._defers():
             self.submit(hidden, ids, weights, device_experts)
             return self.sync(hidden)
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
@@ -74,7 +74,7 @@ class CpuPath:
         config = self._config
         self._give_up_unfetched()
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
-        earlier = self._chain.take(config.layer_idx, hidden)
+        earlier = self.chain.take(config.layer_idx, hidden)
         # Serving code masks ids in place right after submitting; a few hundred bytes make that harmless.
         ids, weights = ids.clone(), weights.clone()
         deferred_ids = None
@@ -92,7 +92,7 @@ class CpuPath:
         if deferred_ids is not None:
             # The model goes on and may overwrite hidden before the deferred task reads it.
             hidden, later = hidden.clone(), torch.empty_like(hidden)
-            self._chain.pending = DeferredOutput(
+            self.chain.pending = DeferredOutput(
                 config.layer_idx, later, (hidden, deferred_ids, weights, self._mask)
             )
             self._submit(hidden, deferred_ids, weights, later, 0)
@@ -107,7 +107,7 @@ class CpuPath:
         try:
             self._engine.sync(call.queued_behind)
         except ValueError as error:
-            self._chain.drop()
+            self.chain.drop()
             raise InputError(f"layer {self._config.layer_idx}: {error}") from None
         if hidden.numel() != call.output.numel():
             raise CallOrderError(
@@ -118,7 +118,7 @@ class CpuPath:
 
     def take_deferred(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """What the layer before deferred for this batch, once it is there; None if nothing."""
-        earlier = self._chain.take(self._config.layer_idx, hidden)
+        earlier = self.chain.take(self._config.layer_idx, hidden)
         if earlier is None:
             return None
         try:
@@ -129,7 +129,7 @@ class CpuPath:
 
     def _defers(self) -> bool:
         config = self._config
-        return config.max_deferred_experts_per_token > 0 and self._chain.may_defer(config.layer_idx)
+        return config.max_deferred_experts_per_token > 0 and self.chain.may_defer(config.layer_idx)
 
     def _submit(
         self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, add: int
@@ -138,7 +138,7 @@ class CpuPath:
             self._native.submit(*native_arguments(hidden, ids, weights, output), add)
         except ValueError as error:
             self._in_flight = None
-            self._chain.drop()
+            self.chain.drop()
             raise InputError(f"layer {self._config.layer_idx}: {error}") from None
 
     def _give_up_unfetched(self) -> None:

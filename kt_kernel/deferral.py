@@ -90,6 +90,11 @@ class DeferralChain:
         """
         self._layers[layer_idx] = layer
 
+    def leave(self, layer: ChainedLayer, layer_idx: int) -> None:
+        """`layer` now belongs to another chain."""
+        if self._layers.get(layer_idx) is layer:
+            del self._layers[layer_idx]
+
     def may_defer(self, layer_idx: int) -> bool:
         """Is the next decoder layer one that can add what this layer defers?"""
         following = self._layers.get(layer_idx + 1)
@@ -137,7 +142,10 @@ _chains: weakref.WeakValueDictionary[tuple, DeferralChain] = weakref.WeakValueDi
 
 
 def chain_of_model(engine: Any, hidden_size: int, weight_path: str | None) -> DeferralChain:
-    """The chain shared by the layers of one model: those of the same weights, width and engine."""
+    """The chain shared by the layers of one model: those of the same weights, width and engine.
+
+    A guess, for callers who know single layers only; `KTMoEWrapper.join_chain` tells it for certain.
+    """
     key = (id(engine), hidden_size, None if weight_path is None else os.path.realpath(weight_path))
     chain = _chains.get(key)
     if chain is None:

@@ -14,7 +14,7 @@ from kt_kernel.buffers import BUFFERS
 from kt_kernel.checkpoint.experts import layer_experts
 from kt_kernel.checkpoint.reader import open_checkpoint, release_checkpoints
 from kt_kernel.cpu_path import CpuPath
-from kt_kernel.deferral import chain_of_model, select_deferred_experts
+from kt_kernel.deferral import DeferralChain, chain_of_model, select_deferred_experts
 from kt_kernel.device_path import CudaRuntime, DevicePath
 from kt_kernel.engine import get_engine
 from kt_kernel.errors import (
@@ -312,6 +312,15 @@ class KTMoEWrapper:
         if hidden_states.is_cpu:
             return self._cpu.take_deferred(hidden_states)
         return self._on_device(hidden_states).take_deferred(hidden_states, cuda_stream)
+
+    def join_chain(self, chain: DeferralChain) -> None:
+        """Defer to the layers of `chain`, and add what they deferred: they are one model in one process."""
+        self._chain.leave(self, self.layer_idx)
+        self._chain = chain
+        chain.join(self, self.layer_idx)
+        for path in (self._cpu, self._device):
+            if path is not None:
+                path.chain = chain
 
     def select_deferred_experts(
         self, expert_ids: torch.Tensor, expert_scores: torch.Tensor, protected_k: int

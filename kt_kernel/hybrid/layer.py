@@ -19,7 +19,7 @@ import torch
 from kt_kernel.errors import ConfigurationError, InputError
 from kt_kernel.expert_image import ExpertEncoding
 from kt_kernel.hybrid.experts import DeviceExperts
-from kt_kernel.hybrid.feed import COPIES, ExpertFeed
+from kt_kernel.hybrid.feed import COPIES, MISSES, ExpertFeed
 from kt_kernel.hybrid.slots import LayerPlacement, Tables
 from kt_kernel.hybrid.statistics import LayerStatistics
 
@@ -66,10 +66,14 @@ class HybridLayer:
                 f"{placement.current.capacity}; make both for the same number."
             )
         if wrapper is not None:
+            wrapper.join_chain(model.chain(wrapper.cpu_infer))
+            # Settled for good: updates leave a layer with all experts on the device as it is.
             wrapper.has_cpu_experts = placement.current.count < self.num_experts
         placement.tables(model.device)  # made now: a capture could not
         self.position = model.add(self)  # among the model's MoE layers
         self._feed = model.feed(self, COPIES) if model.options.copies_experts else None
+        if model.options.miss_policy != "cpu":
+            model.feed(self, MISSES)
 
     @property
     def feed(self) -> ExpertFeed:
@@ -119,13 +123,17 @@ class HybridLayer:
 
     def _hybrid(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         tables = self.placement.tables(hidden.device)  # read once: both halves see one version
-        if self.resident is None:
-            return self._on_cpu_alone(hidden, ids, weights)
         if self.placement.current.count == self.num_experts:
             return self.with_deferred(self._on_device(hidden, ids, weights, tables), hidden)
+        fetch = self.model.misses.plan(self, ids)
+        if self.resident is None and fetch is None:
+            return self._on_cpu_alone(hidden, ids, weights)
+        skipped = tables.on_device if fetch is None else fetch.skipped_by_cpu(tables)
         if self.wrapper is not None:
-            self.wrapper.submit_forward(hidden, ids, self._for_cpu(weights), device_experts=tables.on_device)
+            self.wrapper.submit_forward(hidden, ids, self._for_cpu(weights), device_experts=skipped)
         output = self._on_device(hidden, ids, weights, tables)
+        if fetch is not None:
+            output = output + fetch.compute(hidden, ids, weights)
         return output if self.wrapper is None else output + self.wrapper.sync_forward(hidden)
 
     def _on_cpu_alone(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -136,6 +144,8 @@ class HybridLayer:
     def _on_device(
         self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, tables: Tables
     ) -> torch.Tensor:
+        if self.resident is None:
+            return torch.zeros_like(hidden)
         return self.resident.compute(hidden, tables.slots(ids), weights)
 
     def _for_cpu(self, weights: torch.Tensor) -> torch.Tensor:

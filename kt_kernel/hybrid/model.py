@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kt_kernel.errors import ConfigurationError
+from kt_kernel.deferral import DeferralChain
+from kt_kernel.errors import ConfigurationError, InputError
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.device import backend_of
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import Channel, ExpertFeed
+from kt_kernel.hybrid.fetch import MissFetcher
 from kt_kernel.hybrid.prefill import LayerwisePrefill
 from kt_kernel.hybrid.ranks import ALONE, Ranks
+from kt_kernel.hybrid.recording import DistributionRecorder
 from kt_kernel.hybrid.report import report
 from kt_kernel.hybrid.update import BackgroundUpdater
 
@@ -69,7 +72,11 @@ class HybridModel:
         self.copies = CopyWorker(self.backend)
         self.layers: list[HybridLayer] = []
         self.prefill = LayerwisePrefill(self, options.prefill_threshold)
+        self.misses = MissFetcher(self)
+        # Set by the program that serves, to record which experts ran.
+        self.recorder: DistributionRecorder | None = None
         self._channels: dict[str, Channel] = {}
+        self._chains: dict[Any, DeferralChain] = {}  # by engine; normally one
         self.updater = BackgroundUpdater(self)
 
     # ---- for the layers ------------------------------------------------------------------------
@@ -88,6 +95,12 @@ class HybridModel:
             self._channels[user] = Channel(layer.encoding, self.ranks, self.backend)
         return ExpertFeed(layer.wrapper, layer.encoding, self._channels[user])
 
+    def chain(self, engine: Any) -> DeferralChain:
+        """What this model's layers on one CPU engine defer with."""
+        if engine not in self._chains:
+            self._chains[engine] = DeferralChain(engine)
+        return self._chains[engine]
+
     def layer_prefilled(self, layer: HybridLayer, full: DeviceExperts) -> None:
         """All experts of `layer` are on the device at this point: expert e in slot e of `full`."""
         if self.options.update_after_prefill:
@@ -96,11 +109,28 @@ class HybridModel:
     # ---- for the program that serves -----------------------------------------------------------
 
     def begin_step(self) -> None:
-        """Before each forward pass of the model, also before a graph is replayed; not inside a capture."""
+        """Before each forward pass of the model, also before a graph is replayed, on the pass's stream.
+
+        Does nothing inside a capture. Raises InputError for what went wrong on the CPU in a pass before
+        without anybody noticing, as it does in the replay of a graph; the step may go on all the same.
+        """
         if self.backend.capturing():
             return
+        if self.recorder is not None:
+            self.recorder.begin_step()  # before any placement changes
         self.prefill.begin_pass()
         self.updater.begin_step()
+        self.misses.begin_step()
+        if self.device.type != "cpu":
+            self._raise_errors_of_callbacks()
+
+    def _raise_errors_of_callbacks(self) -> None:
+        """Last of all: the other ranks have no such errors, and expect this one in their collective calls."""
+        for engine in self._chains:
+            try:
+                engine.raise_pending_error()
+            except ValueError as error:
+                raise InputError(f"a forward pass before this one failed on the CPU: {error}") from None
 
     def report(self) -> dict[str, Any]:
         """The figures that servers expose (report.py); waits for the device."""

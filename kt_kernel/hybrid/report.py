@@ -20,7 +20,7 @@ def report(model: HybridModel) -> dict[str, Any]:
     copied = {
         "update": updates.bytes_copied,
         "prefill": model.prefill.bytes_copied,
-        "misses": 0,
+        "misses": model.misses.bytes_copied,
     }
     return {
         "layers": layers,
