@@ -196,7 +196,7 @@ def _key(layer: HybridLayer) -> Key:
 
 def _cold_tokens(ids: torch.Tensor, placement: Placement) -> dict[int, int]:
     """The tokens of each expert that was chosen and has no slot."""
-    chosen = ids[ids >= 0].long().cpu()
-    counts = torch.bincount(chosen, minlength=placement.num_experts)
+    # Entry 0 counts the ids of -1.
+    counts = torch.bincount(ids.cpu().reshape(-1).long() + 1, minlength=placement.num_experts + 1)[1:]
     counts[placement.mask] = 0
     return {expert: int(counts[expert]) for expert in counts.nonzero().flatten().tolist()}

@@ -1,8 +1,7 @@
 """How quick this machine is with an expert: on the CPU, and on its way to the device.
 
-Measured once, then kept in the user's cache: $XDG_CACHE_HOME/kt-kernel/speeds, by default below ~/.cache. A
-file is named by a hash of its key, which says what was measured; one that is damaged, or whose key is
-another, is measured anew.
+Measured once, then kept in the folder `speeds` of the user's cache. A file is named by a hash of its key,
+which says what was measured; one that is damaged, or whose key is another, is measured anew.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.user_cache import cache_root
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,5 @@ def write_speeds(key: Key, speeds: ExpertSpeeds) -> None:
 
 
 def _path(key: Key) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
-    return Path(base) / "kt-kernel" / "speeds" / f"{name}.json"
+    return cache_root() / "speeds" / f"{name}.json"
