@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make again: `$XDG_CACHE_HOME/kt-kernel`, by default below `~/.cache`."""
+"""Where this package keeps what it can make again: `$XDG_CACHE_HOME/kt-kernel`, else below `~/.cache`."""
 
 from __future__ import annotations
 
