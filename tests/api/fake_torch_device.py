@@ -1,0 +1,123 @@
+"""Tensors of a device that exists in tests only: what torch does with them happens in stream order.
+
+    device = TorchDevice(fake_device.Runtime(library))
+    with device.on_stream(stream.handle, torch.device("cpu")):
+        c = a + b            enqueued on the stream; captured when it captures, done again at each replay
+
+The memory is ordinary CPU memory. An operation is enqueued as a host function of the fake device runtime
+(tests/kernels/fake_device.py), and its result is full of NaN, or of impossible ids, until the stream gets
+there. Views are made at once. To read a value in Python is an error, as it would be in a capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from fake_device import Runtime, Stream
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from kt_kernel.device_path import CudaRuntime
+
+_READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+
+def poisoned(shape, dtype: torch.dtype) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.full(tuple(shape), float("nan"), dtype=dtype)
+    return torch.full(tuple(shape), True if dtype is torch.bool else 10**2, dtype=dtype)
+
+
+class OnStream(TorchDispatchMode):
+    """Enqueues every torch operation of this thread on a stream instead of doing it."""
+
+    def __init__(self, stream: Stream, on_host: WeakIdKeyDictionary):
+        super().__init__()
+        self._stream, self._on_host = stream, on_host
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if tensors and all(tensor in self._on_host for tensor in tensors):
+            result = func(*args, **kwargs)
+            tree_map_only(torch.Tensor, lambda tensor: self._on_host.__setitem__(tensor, True), result)
+            return result
+        assert func not in _READS, f"{func} waits for the device"
+        returned = func._schema.returns[0].alias_info
+        if returned is not None and not returned.is_write:
+            return func(*args, **kwargs)
+        if returned is not None:
+            self._enqueue(lambda: func(*args, **kwargs))
+            return args[0]
+        result = _unfilled(func, args, kwargs, tensors)
+        self._enqueue(lambda: _fill(result, func(*args, **kwargs)))
+        return result
+
+    def _enqueue(self, work) -> None:
+        def quietly() -> None:
+            with torch.no_grad():
+                work()
+
+        self._stream.then(quietly)
+
+
+def _unfilled(func, args, kwargs, tensors):
+    """Tensors like those that `func` returns, without looking at the data of its arguments."""
+    if tensors:
+        args, kwargs = tree_map_only(torch.Tensor, _shape_only, (args, kwargs))
+        args, kwargs = tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
+    return tree_map_only(torch.Tensor, lambda t: poisoned(t.shape, t.dtype), func(*args, **kwargs))
+
+
+def _shape_only(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _fill(results, values) -> None:
+    for result, value in zip(tree_leaves(results), tree_leaves(values), strict=True):
+        result.copy_(value)
+
+
+class TorchDevice(CudaRuntime):
+    """What DevicePath needs of torch, on a fake runtime; also the current stream of each device."""
+
+    def __init__(self, runtime: Runtime, number: int = 0):
+        self.runtime, self._number = runtime, number
+        self._streams: dict[int, Stream] = {0: runtime.default_stream()}
+        self.current = self._streams[0]
+        self.allocations = 0
+        self._on_host = WeakIdKeyDictionary()
+
+    def keep_on_host(self, tensor: torch.Tensor) -> None:
+        """This tensor is in CPU memory, not the device's: operations on it are not enqueued."""
+        self._on_host[tensor] = True
+
+    def stream(self) -> Stream:
+        """A new stream, which is the current one from now on."""
+        before = self.runtime.device()
+        self.runtime.set_device(self._number)
+        self.current = self.runtime.stream()
+        self.runtime.set_device(before)
+        self._streams[self.current.handle] = self.current
+        return self.current
+
+    def allocate(self, shape, dtype):
+        self.runtime.call("MallocHost", self.runtime.pointer(), 1)  # forbidden in most captures
+        self.allocations += 1
+        return poisoned(shape, dtype)
+
+    def current_stream(self, device: torch.device) -> int:
+        return self.current.handle
+
+    @contextmanager
+    def on_stream(self, stream: int, device: torch.device) -> Iterator[None]:
+        before = self.runtime.device()
+        self.runtime.set_device(self._number)
+        try:
+            with OnStream(self._streams[stream], self._on_host):
+                yield
+        finally:
+            self.runtime.set_device(before)
