@@ -94,8 +94,8 @@ class BackgroundUpdater:
     def update_from_full_layer(self, layer: HybridLayer, full: DeviceExperts) -> None:
         """Give the slots of `layer` to its most used experts at once; slot e of `full` holds expert e.
 
-        All is enqueued on the current stream. A layer that has no slots, or is being updated already, is
-        left alone.
+        Waits for the counts, and enqueues the copies on the current stream. A layer that has no slots, or
+        is being updated already, is left alone.
         """
         if layer.resident is None or (self._copy is not None and self._copy.layer is layer):
             return
