@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,15 @@ class Move(NamedTuple):
     entering: int
 
 
-def choose(counts: torch.Tensor, current: Placement) -> tuple[Move, ...]:
+def choose(counts: torch.Tensor, current: Placement, margin: float = 0.0) -> tuple[Move, ...]:
     """The moves after which the most used experts have the slots; the most useful move comes first.
 
     `counts` [E]: how often each expert was used, on the CPU. An expert moves only if it gains something: it
     was used more often than the one that leaves, or at all if the slot is empty. So with equal counts
     whoever has a slot keeps it, and each move costs one copy that no other plan could save.
+
+    `margin`: it must be ahead by more than so many standard deviations of what chance does to two counts n
+    and m, sqrt(n + m).
     """
     uses = counts.tolist()
     waiting = [expert for expert in range(current.num_experts) if current.slot(expert) == EMPTY]
@@ -30,9 +34,10 @@ def choose(counts: torch.Tensor, current: Placement) -> tuple[Move, ...]:
     slots = list(range(current.capacity))
     slots.sort(key=lambda slot: _uses_in(slot, current, uses))
     moves = []
-    # The best without a slot against the worst with one, until it would not be better.
+    # The best without a slot against the worst with one; each pair gains less than the one before.
     for expert, slot in zip(waiting, slots, strict=False):
-        if uses[expert] <= max(0, _uses_in(slot, current, uses)):
+        new, old = uses[expert], max(0, _uses_in(slot, current, uses))
+        if new <= old or new - old <= margin * math.sqrt(new + old):
             break
         moves.append(Move(slot, current.expert_of_slot[slot], expert))
     return tuple(moves)

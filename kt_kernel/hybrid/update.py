@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Experts enter over the bus only if they are ahead by more than chance. Simulated, 256 experts, 8 per token,
+# 64 slots, a plan every 100 tokens, 2026-11-21: with 0, 1, 2 and 3 deviations an even load moves 7.8, 1.1,
+# 0.5 and 0.05 experts per plan and layer, and one of power law 0.4 moves 1.9, 0.3, 0.3 and 0.3; the hit rates
+# differ by less than 0.01.
+_MARGIN = 1.0
+
 # States of a copy, so numbered that the minimum over the ranks is what all must do: nobody goes on while one
 # is still copying, and nobody admits what one has not got.
 _RUNNING, _FAILED, _DONE = range(3)
@@ -120,7 +126,7 @@ class BackgroundUpdater:
 
     def _start(self, layer: HybridLayer, uses: torch.Tensor) -> None:
         """Begin to copy what the layer's placement of this moment lacks, if anything."""
-        moves = choose(uses, layer.placement.current)
+        moves = choose(uses, layer.placement.current, _MARGIN)
         if not moves:
             return
         self._switch(layer, retired(layer.placement.current, moves))

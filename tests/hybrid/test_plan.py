@@ -61,6 +61,17 @@ def test_moves_name_what_is_there(situation):
         assert current.slot(entering) == EMPTY
 
 
+@given(situations(), st.floats(0, 3))
+def test_a_margin_drops_the_moves_that_chance_alone_may_suggest_and_no_other(situation, margin):
+    counts, current = situation
+    everything = choose(counts, current)
+    kept = choose(counts, current, margin)
+    assert kept == everything[: len(kept)]
+    for number, (_, leaving, entering) in enumerate(everything):
+        new, old = float(counts[entering]), 0.0 if leaving == EMPTY else float(counts[leaving])
+        assert (new - old > margin * (new + old) ** 0.5) == (number < len(kept))
+
+
 def test_who_has_a_slot_keeps_it_when_the_counts_are_equal():
     current = Placement(0, (3, 1), num_experts=4)
     assert choose(torch.tensor([5.0, 5, 5, 5]), current) == ()

@@ -25,6 +25,8 @@ CPU = torch.device("cpu")
 BYTES = 1000
 GARBAGE = -2
 EXPERTS, TOP_K, CAPACITY = 32, 4, 8
+# Often enough that it is no chance, and none of them has a slot at first.
+FAVOURITES = torch.tensor([[20, 21, 22, 23]]).expand(9, TOP_K)
 
 
 class ListedExperts:
@@ -176,9 +178,21 @@ def test_an_unchanged_load_moves_nothing():
     assert (layer.placement.current.version, updater.figures.experts_moved) == (0, 0)
 
 
+def test_a_load_without_favourites_copies_hardly_anything():
+    """Chance alone always makes some expert look better than another; each swap would cost a copy."""
+    layer = Layer()
+    updater = updater_of(layer, interval=5)
+    generator = torch.Generator().manual_seed(6)
+    serve([layer], [torch.ones(EXPERTS)], updater, 100, generator)
+    settled = updater.figures.experts_moved
+    serve([layer], [torch.ones(EXPERTS)], updater, 200, generator)
+    plans = 200 / 5
+    assert updater.figures.experts_moved - settled < plans
+
+
 def test_no_pass_reads_a_slot_that_is_being_written():
     layer = Layer()
-    layer.forward(torch.tensor([[20, 21, 22, 23]]))
+    layer.forward(FAVOURITES)
     updater = updater_of(layer)
     layer.resident.go.clear()
     updater.begin_step()
@@ -210,7 +224,7 @@ def test_passes_and_copies_run_side_by_side_without_a_wrong_read():
 def test_only_one_layer_is_without_experts_at_any_time():
     layers = [Layer(i) for i in range(3)]
     for layer in layers:
-        layer.forward(torch.tensor([[20, 21, 22, 23]]))
+        layer.forward(FAVOURITES)
     updater = updater_of(*layers, interval=1)
     for _ in range(4):
         updater.begin_step()
@@ -222,7 +236,7 @@ def test_only_one_layer_is_without_experts_at_any_time():
 
 def test_a_copy_that_fails_leaves_the_experts_to_the_cpu_and_is_made_up_for_later(caplog):
     layer = Layer()
-    layer.forward(torch.tensor([[20, 21, 22, 23]]))
+    layer.forward(FAVOURITES)
     updater = updater_of(layer, interval=2)
     layer.resident.full = True
     updater.begin_step()
@@ -243,7 +257,7 @@ def test_a_copy_that_fails_leaves_the_experts_to_the_cpu_and_is_made_up_for_late
 
 def test_after_a_layerwise_prefill_the_best_experts_stay_without_a_byte_over_the_bus():
     layer = Layer()
-    layer.forward(torch.tensor([[20, 21, 22, 23]]))
+    layer.forward(FAVOURITES)
     updater = updater_of(layer, interval=0)
     updater.update_from_full_layer(layer, ListedExperts(range(EXPERTS)))
     layer.forward(torch.arange(EXPERTS).view(-1, TOP_K))
@@ -255,7 +269,7 @@ def test_after_a_layerwise_prefill_the_best_experts_stay_without_a_byte_over_the
 
 def test_a_prefill_leaves_the_slots_alone_that_are_being_written():
     layer = Layer()
-    layer.forward(torch.tensor([[20, 21, 22, 23]]))
+    layer.forward(FAVOURITES)
     updater = updater_of(layer)
     layer.resident.go.clear()
     updater.begin_step()
@@ -271,7 +285,7 @@ def test_a_prefill_leaves_the_slots_alone_that_are_being_written():
 def test_a_plan_made_before_a_prefill_does_not_bring_an_expert_twice():
     first, second = Layer(0), Layer(1)
     for layer in (first, second):
-        layer.forward(torch.tensor([[20, 21, 22, 23]]))
+        layer.forward(FAVOURITES)
     updater = updater_of(first, second)
     updater.begin_step()  # the second layer waits for its turn
     updater.update_from_full_layer(second, ListedExperts(range(EXPERTS)))
@@ -315,7 +329,7 @@ def test_ranks_switch_at_the_same_step_though_one_is_slower_routes_otherwise_or_
             layer.resident.go = start_slow_rank
             layer.resident.full = failing
         # Rank 1's router chose one expert more often.
-        layer.forward(torch.tensor([[20, 21, 22, 23 + rank]]))
+        layer.forward(FAVOURITES + torch.tensor([0, 0, 0, rank]))
         placements = []
         for step in range(8):
             if step == 4:
