@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import requests
@@ -46,7 +46,9 @@ def kt_options(weights: Path, device_experts: int = 0) -> list[str]:
 class Server:
     """One server process in a process group of its own, as a shell would start it."""
 
-    def __init__(self, model: Path, log: Path, options: list[str]) -> None:
+    def __init__(
+        self, model: Path, log: Path, options: list[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
@@ -57,7 +59,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=clean_environment(),
+                env={**clean_environment(), **(environment or {})},
                 start_new_session=True,
             )
 
@@ -76,6 +78,12 @@ class Server:
         answer = requests.post(self.url + path, json=body, timeout=300)
         assert answer.ok, f"{answer.status_code} {answer.text}\n{self.log_tail()}"
         return answer.json()
+
+    def report(self) -> dict:
+        """What the server says of its experts."""
+        answer = requests.get(f"{self.url}/server_info", timeout=60)
+        assert answer.ok, f"{answer.status_code} {answer.text}"
+        return answer.json()["internal_states"][0]["kt"]
 
     def processes(self) -> list[int]:
         """The ids of all processes of the group, zombies excepted."""
@@ -112,9 +120,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(model: Path, log: Path, *options: str) -> Iterator[Server]:
+def serving(
+    model: Path, log: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A healthy server for the duration of the block."""
-    server = Server(model, log, list(options))
+    server = Server(model, log, list(options), environment)
     try:
         server.wait_until_healthy()
         yield server

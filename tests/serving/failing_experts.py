@@ -1,0 +1,64 @@
+"""A plug-in for a test's server: when a file appears, CPU experts are asked once for one that there is not.
+
+`install` writes what makes SGLang find it beside ours; only servers with `environment` have it. The errors
+are the extension's own: of a task on its threads, or of the copy of an expert to the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+COMPUTING, WRITING = "computing", "writing"
+
+_FOLDER = "TEST_FAILING_EXPERTS"
+_ENTRY_POINT = "[sglang.srt.plugins]\nfailing_experts = failing_experts:register\n"
+
+
+def install(folder: Path) -> dict[str, str]:
+    """Make `folder` a place on Python's path that holds the plug-in; returns the server's environment."""
+    information = folder / "failing_experts-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-experts\nVersion: 1\n")
+    (information / "entry_points.txt").write_text(_ENTRY_POINT)
+    (folder / "failing_experts.py").write_text(Path(__file__).read_text())
+    return {"PYTHONPATH": str(folder), _FOLDER: str(folder)}
+
+
+def switch(folder: Path, what: str = COMPUTING) -> Path:
+    """The file whose existence makes the next call fail, once."""
+    return folder / f"fail-{what}"
+
+
+def register() -> None:
+    from kt_kernel import KTMoEWrapper
+
+    for name in ("forward", "submit_forward"):
+        setattr(KTMoEWrapper, name, _computing(getattr(KTMoEWrapper, name)))
+    KTMoEWrapper.write_expert = _writing(KTMoEWrapper.write_expert)
+
+
+def _told_to(what: str) -> bool:
+    file = switch(Path(os.environ[_FOLDER]), what)
+    if not file.exists():
+        return False
+    file.unlink()
+    return True
+
+
+def _computing(original: Callable) -> Callable:
+    def call(wrapper, hidden, ids, *arguments, **options):
+        if _told_to(COMPUTING):
+            ids = ids.clone()
+            ids[0, 0] = wrapper.num_experts + 7
+        return original(wrapper, hidden, ids, *arguments, **options)
+
+    return call
+
+
+def _writing(original: Callable) -> Callable:
+    def call(wrapper, expert, *arguments):
+        return original(wrapper, wrapper.num_experts + 7 if _told_to(WRITING) else expert, *arguments)
+
+    return call
