@@ -18,12 +18,15 @@ from typing import Any
 
 import torch
 from api_support import random_experts
+from format_support import decoded
 
 from kt_kernel import KTMoEWrapper
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.model import HybridModel, HybridOptions
+from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
+from kt_kernel.quantize.experts import quantize_experts
 
 EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, VOCABULARY = 8, 3, 64, 32, 40
 DECODER_LAYERS, MOE_LAYERS = 5, (0, 1, 3, 4)
@@ -208,16 +211,18 @@ class Engine:
         max_deferred: int = NONE_DEFERRED,
         method: str = "BF16",
         device_experts: type = TorchDeviceExperts,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.model = HybridModel(options)
+        self.model = HybridModel(options, ranks)
         self.cpu_runs: list[CpuRun] = []
         self.layers: dict[int, HybridLayer] = {}
         self._natives = {}
-        for index, wrapper in wrappers(max_deferred, method).items():
-            encoding = wrapper.encoding(1)
+        loaded = wrappers(max_deferred, method) if ranks.rank == 0 else dict.fromkeys(MOE_LAYERS)
+        for index, wrapper in loaded.items():
+            encoding = ranks.broadcast(None if wrapper is None else wrapper.encoding(ranks.size))
 
             def room(count: int, encoding=encoding) -> TorchDeviceExperts:
-                return device_experts(count, HIDDEN, INTERMEDIATE, torch.float32, "cpu", encoding)
+                return device_experts(count, HIDDEN, encoding.share, torch.float32, "cpu", encoding)
 
             placement = LayerPlacement(Placement.initial(masks[index]))
             resident = room(placement.current.capacity) if placement.current.capacity else None
@@ -225,8 +230,9 @@ class Engine:
             if resident is not None:
                 layer.load_residents()
             self.layers[index] = layer
-            self._natives[index] = wrapper._cpu._native
-            wrapper._cpu._native = _Spy(wrapper._cpu._native, index, self.cpu_runs)
+            if wrapper is not None:
+                self._natives[index] = wrapper._cpu._native
+                wrapper._cpu._native = _Spy(wrapper._cpu._native, index, self.cpu_runs)
 
     def __enter__(self) -> Engine:
         return self
@@ -236,12 +242,15 @@ class Engine:
         for index, native in self._natives.items():
             self.layers[index].wrapper._cpu._native = native
 
-    def decoder(self) -> Decoder:
+    def decoder(self, all_reduce: Callable[[torch.Tensor], None] = lambda partial_sum: None) -> Decoder:
+        """`all_reduce` adds up the partial sums of the ranks, in place."""
+
         def experts(index: int, rows: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             before = rows.clone(), ids.clone(), weights.clone()
             output = self.layers[index].forward(rows, ids, weights)
             for tensor, old in zip((rows, ids, weights), before, strict=True):
                 assert torch.equal(tensor, old), "forward changed a tensor that it was given"
+            all_reduce(output)
             return output
 
         return Decoder(experts, torch.float32)
@@ -273,14 +282,17 @@ def without(rows: list[list[int]], skipped: frozenset[int]) -> tuple[tuple[int, 
 class Reference:
     """The experts of the model in float64, and the rules of the engine without any of its machinery.
 
-    `on_device` is set before each pass: for each MoE layer the experts that have a slot.
+    `on_device` is set before each pass: for each MoE layer the experts that have a slot. `prefilled`: the
+    layers that calls of `threshold` rows run on the device.
     """
 
-    def __init__(self, max_deferred: int = NONE_DEFERRED, threshold: int = 0) -> None:
+    def __init__(self, max_deferred: int = NONE_DEFERRED, threshold: int = 0, method: str = "BF16") -> None:
         self.on_device: dict[int, frozenset[int]] = dict.fromkeys(MOE_LAYERS, frozenset())
+        self.prefilled: Sequence[int] = MOE_LAYERS
         self.cpu_runs: list[CpuRun] = []
         self._max_deferred = max_deferred
         self._threshold = threshold
+        self._method = method
         self._waiting: torch.Tensor | None = None
 
     def decoder(self) -> Decoder:
@@ -291,7 +303,8 @@ class Reference:
     ) -> torch.Tensor:
         resident = self.on_device[layer]
         now, later = ids.tolist(), None
-        if len(resident) == EXPERTS or 0 < self._threshold <= len(rows):
+        prefilled = 0 < self._threshold <= len(rows) and layer in self.prefilled
+        if len(resident) == EXPERTS or prefilled:
             resident = frozenset(range(EXPERTS))
         elif self._max_deferred and self._adds_deferred(layer + 1):
             now, later = split(ids, weights, TOP_K - self._max_deferred)
@@ -303,30 +316,31 @@ class Reference:
             [e if e == kept or e in resident else -1 for e, kept in zip(row, kept_row, strict=True)]
             for row, kept_row in zip(everything, now, strict=True)
         ]
-        output = sum_of_experts(layer, rows, now, weights)
+        output = self._sum(layer, rows, now, weights)
         if self._waiting is not None:
             output = output + self._waiting
             self._waiting = None
         if later is not None:
             later = without(later, resident)
             self.cpu_runs.append(CpuRun(layer, later))
-            self._waiting = sum_of_experts(layer, rows, later, weights)
+            self._waiting = self._sum(layer, rows, later, weights)
         return output
 
     def _adds_deferred(self, layer: int) -> bool:
         return layer in MOE_LAYERS and len(self.on_device[layer]) < EXPERTS
 
+    def _sum(
+        self, layer: int, rows: torch.Tensor, ids: Sequence[Sequence[int]], weights: torch.Tensor
+    ) -> torch.Tensor:
+        gate, up, down = _exact_weights(layer, self._method)
+        factors = torch.zeros(len(rows), EXPERTS + 1, dtype=rows.dtype)
+        factors.scatter_add_(1, torch.tensor(ids) % (EXPERTS + 1), weights)
+        middle = torch.nn.functional.silu(rows @ gate.mT) * (rows @ up.mT)  # [E, T, I]
+        return ((middle @ down.mT) * factors.t()[:EXPERTS, :, None]).sum(0)
+
 
 @cache
-def _exact_weights(layer: int) -> tuple[torch.Tensor, ...]:
-    return tuple(tensor.double() for tensor in expert_weights(layer))
-
-
-def sum_of_experts(
-    layer: int, rows: torch.Tensor, ids: Sequence[Sequence[int]], weights: torch.Tensor
-) -> torch.Tensor:
-    gate, up, down = _exact_weights(layer)
-    factors = torch.zeros(len(rows), EXPERTS + 1, dtype=rows.dtype)
-    factors.scatter_add_(1, torch.tensor(ids) % (EXPERTS + 1), weights)
-    middle = torch.nn.functional.silu(rows @ gate.transpose(1, 2)) * (rows @ up.transpose(1, 2))  # [E, T, I]
-    return ((middle @ down.transpose(1, 2)) * factors.t()[:EXPERTS, :, None]).sum(0)
+def _exact_weights(layer: int, method: str) -> tuple[torch.Tensor, ...]:
+    """float64 gate, up, down of what a checkpoint for `method` holds."""
+    matrices = [list(tensor.unbind()) for tensor in expert_weights(layer)]
+    return decoded(method, quantize_experts(method, *matrices))

@@ -1,0 +1,218 @@
+"""Two processes share a model: both must hold the right halves, switch together and give up together.
+
+The processes are started once per test, and each runs all of a test's cases.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from hybrid_models import (
+    DECODER_LAYERS,
+    EXPERTS,
+    PROMPT,
+    Engine,
+    Reference,
+    assert_close,
+    prompt,
+)
+from torch import distributed, multiprocessing
+
+from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
+from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
+
+SIZE = 2
+_SECONDS = 120
+
+
+def _enter(rank: int, work: Callable[[Ranks], None], store: str, failures: multiprocessing.Queue) -> None:
+    """A process's whole life."""
+    try:
+        torch.set_num_threads(1)
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=SIZE,
+            timeout=timedelta(seconds=_SECONDS),
+        )
+        work(TorchRanks(distributed.group.WORLD))
+        distributed.barrier()
+    except BaseException:
+        failures.put(f"rank {rank}:\n{traceback.format_exc()}")
+        raise
+
+
+def _run_in_two_processes(work: Callable[[Ranks], None], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    failures = context.Queue()
+    processes = [
+        context.Process(target=_enter, args=(rank, work, str(tmp_path / "store"), failures))
+        for rank in range(SIZE)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(_SECONDS)
+    alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        process.kill()
+    assert not alive, "the processes wait for each other"
+    assert failures.empty() and all(process.exitcode == 0 for process in processes), failures.get(timeout=5)
+
+
+# ---- what ranks can do ---------------------------------------------------------------------------
+
+
+def _collective_calls(ranks: Ranks) -> None:
+    assert ranks.size == SIZE
+    assert ranks.minimum(5 - ranks.rank) == 4
+    assert ranks.broadcast({"rank": ranks.rank, "tensor": torch.tensor([1.5])}) == {
+        "rank": 0,
+        "tensor": torch.tensor([1.5]),
+    }
+    memory = ranks.shared_memory(1 << 20)
+    assert memory.dtype is torch.uint8 and memory.shape == (1 << 20,) and not memory.any()
+    ranks.barrier()
+    memory[ranks.rank] = ranks.rank + 1
+    ranks.barrier()
+    assert memory[:3].tolist() == [1, 2, 0]
+    other = ranks.shared_memory(4096)
+    assert not other.any() and other.data_ptr() != memory.data_ptr()
+
+
+def test_collective_calls(tmp_path):
+    _run_in_two_processes(_collective_calls, tmp_path)
+
+
+def test_alone():
+    assert (ALONE.rank, ALONE.size, ALONE.minimum(3)) == (0, 1, 3)
+    assert ALONE.broadcast("value") == "value"
+    assert ALONE.shared_memory(8).tolist() == [0] * 8
+
+
+# ---- a model -------------------------------------------------------------------------------------
+
+
+def _masks() -> torch.Tensor:
+    masks = torch.zeros(DECODER_LAYERS, EXPERTS, dtype=torch.bool)
+    masks[:, [1, 6]] = True
+    masks[3] = False  # a layer without slots
+    masks[4] = True  # and one with all
+    return masks
+
+
+def _check_passes(engine: Engine, ranks: Ranks, reference: Reference, lengths: list[int]) -> None:
+    decoder, expected_decoder = engine.decoder(distributed.all_reduce), reference.decoder()
+    for seed, length in enumerate(lengths):
+        engine.model.begin_step()
+        reference.on_device = engine.placements()
+        assert reference.on_device == ranks.broadcast(reference.on_device), "the ranks hold other experts"
+        logits, expected = (
+            decoder.forward(prompt(seed, length)),
+            expected_decoder.forward(prompt(seed, length)),
+        )
+        assert_close(logits, expected, f"pass {seed}")
+        if ranks.rank == 0:
+            assert engine.cpu_runs == reference.cpu_runs, f"pass {seed}"
+
+
+CASES = [
+    (options, max_deferred, method)
+    for method in ("BF16", "GPTQ_INT4", "NVFP4")
+    for max_deferred in (0, 2)
+    for options in (
+        HybridOptions(),
+        HybridOptions(prefill_threshold=PROMPT),
+        HybridOptions(prefill_threshold=PROMPT, update_after_prefill=True, update_interval=2),
+    )
+    if method == "BF16" or (options.update_interval and not max_deferred)
+]
+
+
+def _passes_of_every_kind(ranks: Ranks) -> None:
+    for options, max_deferred, method in CASES:
+        with Engine(_masks(), options, max_deferred, method, ranks=ranks) as engine:
+            reference = Reference(max_deferred, options.prefill_threshold, method)
+            _check_passes(engine, ranks, reference, [PROMPT, 1, 1, PROMPT - 1, 1, PROMPT + 2, 1])
+            assert engine.model.report()["prefill"]["fallbacks"] == 0
+
+
+def test_two_ranks_give_the_sums_of_one(tmp_path):
+    _run_in_two_processes(_passes_of_every_kind, tmp_path)
+
+
+class _ShortOnOneRank(TorchDeviceExperts):
+    """Rank 1 runs out of memory: for the room, for a copy, or in a computation."""
+
+    rank = 0
+    what: ClassVar[str | None] = None
+
+    def _use(self, what: str) -> None:
+        if self.capacity == EXPERTS and type(self).rank == 1 and type(self).what == what:
+            type(self).what = None
+            raise torch.OutOfMemoryError(what)
+
+    def __init__(self, capacity, *rest):
+        super().__init__(capacity, *rest)
+        self._use("room")
+
+    def store(self, slot, tensors):
+        self._use("store")
+        return super().store(slot, tensors)
+
+    def compute(self, hidden, slots, weights):
+        self._use("compute")
+        return super().compute(hidden, slots, weights)
+
+
+def _one_rank_is_short(ranks: Ranks) -> None:
+    logging.getLogger("kt_kernel").setLevel(logging.ERROR)
+    _ShortOnOneRank.rank = ranks.rank
+    masks = _masks()
+    masks[4] = False
+    options = HybridOptions(prefill_threshold=PROMPT)
+    with Engine(masks, options, 2, device_experts=_ShortOnOneRank, ranks=ranks) as engine:
+        for fallbacks, what in enumerate(("room", "store", "compute"), start=1):
+            _ShortOnOneRank.what = what
+            reference = Reference(2, PROMPT)
+            reference.prefilled = ()
+            engine.cpu_runs.clear()
+            _check_passes(engine, ranks, reference, [PROMPT])
+            assert engine.model.prefill.fallbacks == fallbacks
+        engine.cpu_runs.clear()
+        _check_passes(engine, ranks, Reference(2, PROMPT), [PROMPT, 1])
+        assert engine.model.prefill.fallbacks == 3
+
+
+def test_memory_that_is_short_on_one_rank_is_short_on_all(tmp_path):
+    _run_in_two_processes(_one_rank_is_short, tmp_path)
+
+
+def _an_update_runs(ranks: Ranks) -> None:
+    with Engine(_masks(), HybridOptions(update_interval=1), ranks=ranks) as engine:
+        reference = Reference()
+        for _ in range(30):
+            engine.cpu_runs.clear()
+            reference.cpu_runs.clear()
+            _check_passes(engine, ranks, reference, [5])
+            reference = Reference()
+        assert engine.model.report()["experts_moved"] > 0
+
+
+def test_ranks_admit_moved_experts_at_the_same_step(tmp_path):
+    _run_in_two_processes(_an_update_runs, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers():
+    yield
+    assert not multiprocessing.active_children()
