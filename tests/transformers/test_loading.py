@@ -88,13 +88,19 @@ def test_patched_model_has_no_expert_parameters(tiny_checkpoint):
     assert not model.training
 
 
-def test_class_and_generation_settings_are_the_models_own(tiny_checkpoint):
-    path = tiny_checkpoint("qwen3_moe")
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "minimax_m2"])
+def test_everything_but_the_experts_is_as_transformers_loads_it(family, tiny_checkpoint):
+    path = tiny_checkpoint(family)
     plain = AutoModelForCausalLM.from_pretrained(path)
-    model = load(path)
+    model = kt_kernel.integrations.transformers.from_pretrained(path, cpuinfer=1, threadpool_count=1)
     assert type(model) is type(plain)
     assert model.generation_config.to_dict() == plain.generation_config.to_dict()
-    assert set(model.state_dict()) == {name for name in plain.state_dict() if ".experts." not in name}
+    assert model.state_dict().keys() == {name for name in plain.state_dict() if ".experts." not in name}
+    # Also those that no file holds, such as the frequencies of rotary embeddings.
+    expected = dict(plain.named_parameters()) | dict(plain.named_buffers())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert tensor.dtype == expected[name].dtype, name
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_dtype_is_the_checkpoints_unless_given(tiny_checkpoint):

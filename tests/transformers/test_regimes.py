@@ -4,6 +4,9 @@ patched model says the same.
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from patched import NEW_TOKENS, PROMPT, agreement, generated, load, prompt_answer
@@ -145,3 +148,37 @@ def test_printing_a_model_says_where_its_experts_are(tiny_checkpoint):
     model = load(tiny_checkpoint(FAMILY), num_gpu_experts=3)
     (text, *_) = {str(module) for module in model.modules() if isinstance(module, HybridExperts)}
     assert text == "HybridExperts(experts=16, on_device=3)"
+
+
+def test_fetching_missed_experts_changes_no_token(tiny_checkpoint, tiny_reference, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where measured speeds are kept
+    model = load(tiny_checkpoint(FAMILY), num_gpu_experts=4, miss_policy="auto")
+    result = agreement(model, tiny_reference(FAMILY))
+    assert result.holds(), str(result)
+    assert model.kt.report()["miss_policy"] == "auto"
+
+
+def test_most_used_experts_of_a_file_go_to_the_device(tiny_checkpoint, tmp_path):
+    counts = torch.zeros(4, 16)
+    counts[0, [3, 9]], counts[2, [1, 2, 15]] = torch.tensor([5.0, 4.0]), torch.tensor([9.0, 8.0, 7.0])
+    torch.save({"logical_count": counts}, tmp_path / "counts.pt")
+    model = load(
+        tiny_checkpoint(FAMILY),
+        gpu_experts_ratio=5 / 64,
+        expert_placement_strategy="frequency",
+        init_expert_location=tmp_path / "counts.pt",
+    )
+    resident = [layer["device_experts"] for layer in model.kt.report()["layers"]]
+    assert resident == [[3, 9], [], [1, 2, 15], []]
+
+
+def test_a_model_that_is_let_go_gives_its_memory_back(tiny_checkpoint):
+    model = load(tiny_checkpoint(FAMILY), num_gpu_experts=4, gpu_prefill_token_threshold=64)
+    generated(model)
+    experts = weakref.ref(model.kt.layers[0].resident.w13)
+    wrapper = weakref.ref(model.kt.layers[0].wrapper)
+    model.kt.close()
+    del model
+    gc.collect()
+    assert experts() is None
+    assert wrapper() is None
