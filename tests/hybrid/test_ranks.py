@@ -25,6 +25,7 @@ from hybrid_models import (
 )
 from torch import distributed, multiprocessing
 
+from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
@@ -195,6 +196,28 @@ def _one_rank_is_short(ranks: Ranks) -> None:
 
 def test_memory_that_is_short_on_one_rank_is_short_on_all(tmp_path):
     _run_in_two_processes(_one_rank_is_short, tmp_path)
+
+
+def _experts_are_fetched(ranks: Ranks) -> None:
+    """Whatever the speeds of this machine say, two of a call's cold experts are fetched."""
+    fetch.split_misses = lambda tokens_of, *_: tuple(sorted(tokens_of)[:2])
+    with Engine(_masks(), HybridOptions(miss_policy="auto"), ranks=ranks) as engine:
+        engine.model.begin_step()
+        engine.cpu_runs.clear()  # those of the measurement
+        reference = Reference()
+        decoder, expected_decoder = engine.decoder(distributed.all_reduce), reference.decoder()
+        reference.on_device = engine.placements()
+        for seed, length in enumerate([PROMPT, 1, 1, 7]):
+            expected = expected_decoder.forward(prompt(seed, length))
+            assert_close(decoder.forward(prompt(seed, length)), expected, f"pass {seed}")
+        assert engine.model.misses.experts_fetched > 0
+        assert engine.model.report()["bytes"]["misses"] > 0
+        assert engine.cpu_runs != reference.cpu_runs or ranks.rank == 1
+
+
+def test_fetched_experts_are_shared_out_over_the_ranks(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _run_in_two_processes(_experts_are_fetched, tmp_path)
 
 
 def _an_update_runs(ranks: Ranks) -> None:
