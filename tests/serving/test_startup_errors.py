@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_quantised
+import torch
 from server import Server, clean_environment, free_port, kt_options
 
 ACCEPTED = {
@@ -22,6 +23,22 @@ ACCEPTED = {
     "numa nodes": ["--kt-threadpool-count", "1", "--kt-numa-nodes", "0"],
     "the checkpoint's own method": ["--kt-method", "AUTO"],
     "no prefill on the device": ["--kt-gpu-prefill-token-threshold", "0"],
+    "prefill on the device": ["--kt-gpu-prefill-token-threshold", "4096", "--chunked-prefill-size", "4096"],
+    "update after prefill": [
+        *("--kt-num-gpu-experts", "4", "--kt-gpu-prefill-token-threshold", "400"),
+        "--kt-enable-dynamic-expert-update",
+    ],
+    "update at intervals": [
+        *("--kt-num-gpu-experts", "4", "--kt-expert-update-interval", "8"),
+        "--kt-enable-dynamic-expert-update",
+    ],
+    "fetching misses": ["--kt-miss-policy", "auto"],
+    "statistics": [
+        *("--kt-num-gpu-experts", "4", "--kt-expert-placement-strategy", "frequency"),
+        *("--init-expert-location", "{counts}"),
+    ],
+    "recording": ["--record-kt-gpu-expert-distribution"],
+    "two ranks": ["--tp-size", "2", "--kt-num-gpu-experts", "4"],
 }
 
 REFUSED = {
@@ -31,16 +48,60 @@ REFUSED = {
     "absent node": (["--kt-numa-nodes", "63"], "--kt-numa-nodes names node 63"),
     "too many experts": (["--kt-num-gpu-experts", "17"], "a layer of this model has 16 experts"),
     "no chunks": (["--chunked-prefill-size", "-1"], "--chunked-prefill-size is -1"),
-    "dynamic update": (
+    "share above one": (["--kt-gpu-experts-ratio", "1.5"], "--kt-gpu-experts-ratio is 1.5, expected"),
+    "negative share": (["--kt-gpu-experts-ratio", "-0.1"], "--kt-gpu-experts-ratio is -0.1, expected"),
+    "update without an occasion": (
         ["--kt-enable-dynamic-expert-update"],
-        "not available yet: --kt-enable-dynamic-expert-update",
+        "without an occasion to move experts; add --kt-expert-update-interval",
     ),
-    "device prefill": (["--kt-gpu-prefill-token-threshold", "400"], "not available yet: --kt-gpu-prefill"),
-    "statistics": (
+    "interval without update": (
+        ["--kt-expert-update-interval", "8"],
+        "--kt-expert-update-interval is 8 without --kt-enable-dynamic-expert-update",
+    ),
+    "device prefill without chunks": (
+        ["--kt-gpu-prefill-token-threshold", "400", "--chunked-prefill-size", "-1"],
+        "--chunked-prefill-size is -1",
+    ),
+    "threshold that no chunk reaches": (
+        ["--kt-gpu-prefill-token-threshold", "513", "--chunked-prefill-size", "512"],
+        "--kt-gpu-prefill-token-threshold is 513, but no chunk has more than the 512 tokens",
+    ),
+    "negative threshold": (["--kt-gpu-prefill-token-threshold", "-1"], "expected at least 0"),
+    "frequency without statistics": (
         ["--kt-expert-placement-strategy", "frequency"],
-        "not available yet: --kt-expert-placement",
+        "frequency needs counts of an earlier run; name their file with --init-expert-location",
     ),
-    "recording": (["--record-kt-gpu-expert-distribution"], "not available yet: --record-kt-gpu"),
+    "missing statistics": (
+        ["--kt-expert-placement-strategy", "frequency", "--init-expert-location", "{folder}/none.pt"],
+        "none.pt do not exist",
+    ),
+    "statistics of another kind": (
+        ["--kt-expert-placement-strategy", "frequency", "--init-expert-location", "{folder}/counts.csv"],
+        "expected one of .pt, .json, .npy",
+    ),
+    "statistics of another model": (
+        ["--kt-expert-placement-strategy", "frequency", "--init-expert-location", "{others}"],
+        "have shape [4, 8] (layers, experts), but the model has [4, 16]",
+    ),
+    "statistics without frequency": (
+        ["--init-expert-location", "{counts}"],
+        "counts.pt is read by --kt-expert-placement-strategy frequency, but the strategy is uniform",
+    ),
+    "device format and prefill": (
+        ["--kt-gpu-prefill-token-threshold", "400", "--quantization", "fp8"],
+        "--kt-gpu-prefill-token-threshold 400 for a model that is fp8 on the device with BF16 experts",
+    ),
+    "device format and misses": (
+        ["--kt-miss-policy", "auto", "--quantization", "fp8"],
+        "--kt-miss-policy auto for a model that is fp8 on the device with BF16 experts",
+    ),
+    "device kernels and update": (
+        [
+            *("--kt-enable-dynamic-expert-update", "--kt-expert-update-interval", "8"),
+            *("--moe-runner-backend", "triton_kernel"),
+        ],
+        "--moe-runner-backend triton_kernel together with --kt-enable-dynamic-expert-update",
+    ),
     "adapter": (["--kt-expert-lora-path", "adapter"], "not available yet: --kt-expert-lora-path"),
     "redundant experts": (
         ["--ep-num-redundant-experts", "2"],
@@ -69,7 +130,17 @@ def model(tiny_checkpoint) -> Path:
     return tiny_checkpoint("qwen3_moe")
 
 
-def test_flags_are_accepted_or_refused_with_a_sentence(model):
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """What the rows above name in braces."""
+    folder = tmp_path_factory.mktemp("statistics")
+    for name, experts in (("counts", 16), ("others", 8)):
+        torch.save({"logical_count": torch.ones(2, 4, experts)}, folder / f"{name}.pt")
+    (folder / "counts.csv").write_text("1,2\n")
+    return {"folder": folder, "counts": folder / "counts.pt", "others": folder / "others.pt"}
+
+
+def test_flags_are_accepted_or_refused_with_a_sentence(model, files):
     common = [
         "--model",
         str(model),
@@ -81,7 +152,9 @@ def test_flags_are_accepted_or_refused_with_a_sentence(model):
         "BF16",
     ]
     cases = {**{name: (options, "accepted") for name, options in ACCEPTED.items()}, **REFUSED}
-    outcomes = configure(*(common + options for options, _ in cases.values()))
+    outcomes = configure(
+        *(common + [option.format(**files) for option in options] for options, _ in cases.values())
+    )
     for (name, (_, expected)), outcome in zip(cases.items(), outcomes, strict=True):
         assert expected in outcome, f"{name}: {outcome}"
         assert outcome == "accepted" or outcome.startswith("error: "), f"{name}: {outcome}"
