@@ -5,12 +5,16 @@ patched model says the same.
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 
 import pytest
 import torch
 from patched import NEW_TOKENS, PROMPT, agreement, generated, load, prompt_answer
+from rich.console import Console
 
+from kt_kernel.cli.top import Reading
+from kt_kernel.cli.top_view import view
 from kt_kernel.integrations.transformers.experts import HybridExperts
 
 FAMILY = "qwen3_moe"
@@ -70,6 +74,18 @@ def test_report_names_the_resident_experts(tiny_checkpoint):
     assert [layer["layer"] for layer in layers] == [1, 2, 3]  # layer 0 is dense
     assert all(layer["device_experts"] == [0, 1] for layer in layers)
     assert all(layer["uses"] == 4 * len(PROMPT) for layer in layers)
+
+
+def test_kt_top_can_show_the_report(tiny_checkpoint):
+    model = load(tiny_checkpoint(DENSE_FIRST), num_gpu_experts=2)
+    readings = []
+    for time in (0.0, 1.0):
+        readings.append(Reading("tiny", json.loads(json.dumps(model.kt.report())), time))
+        prompt_answer(model)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(view(*readings))
+    assert "6 of 48 on the device (12.5 %)" in shown.get()
 
 
 def test_ratio_counts_the_experts_of_the_whole_model(tiny_checkpoint):

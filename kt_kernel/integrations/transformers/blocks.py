@@ -56,7 +56,7 @@ def find_experts(model: nn.Module) -> list[ExpertsBlock]:
     """The experts of all layers in ascending order; their weights may be on the meta device.
 
     Raises ConfigurationError if there are none, FeatureUnavailableError if they compute something else than
-    a SwiGLU without biases.
+    a SwiGLU without biases, or differ in number.
     """
     blocks = [
         module.block if isinstance(module, UnloadedExperts) else _describe(path, module)
@@ -67,6 +67,12 @@ def find_experts(model: nn.Module) -> list[ExpertsBlock]:
             f"the model ({type(model).__name__}) has no layer with routed experts in one module "
             f"({' and '.join(_WEIGHTS)}, as transformers 5 has them); give a mixture-of-experts model."
         )
+    for block in blocks:
+        if block.num_experts != blocks[0].num_experts:
+            raise FeatureUnavailableError(
+                f"'{block.path}' has {block.num_experts} experts and '{blocks[0].path}' has "
+                f"{blocks[0].num_experts}, expected the same number in every layer; use another model."
+            )
     return sorted(blocks, key=lambda block: block.layer_idx)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -129,12 +130,20 @@ class ExpertOptions:
             )
         return wanted * moe_layers
 
-    def engine(self) -> dict[str, object]:
+    def engine(self) -> dict[str, Any]:
         """The arguments of KTMoEWrapper that say which threads compute."""
         topology = kt_kernel_ext.topology()
         nodes = self.numa_nodes
         if nodes is None and self.threadpool_count is None:
             nodes = [node["node"] for node in topology["numa_nodes"] if node["cores"]]
         pools = self.threadpool_count or len(nodes)
-        threads = self.cpuinfer or max(topology["physical_cores"], pools)
+        threads = self.cpuinfer or max(_free_cores(topology), pools)
         return {"cpuinfer_threads": threads, "threadpool_count": pools, "numa_nodes": nodes}
+
+
+def _free_cores(topology: dict[str, Any]) -> int:
+    """Physical cores, or fewer where a control group grants less of their time."""
+    quota = topology["cpu_quota"]
+    return (
+        topology["physical_cores"] if quota is None else min(topology["physical_cores"], max(1, int(quota)))
+    )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from kt_kernel.errors import CallOrderError, ConfigurationError
+from kt_kernel.errors import CallOrderError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.model import HybridModel
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
@@ -39,6 +39,11 @@ def patch(model: Model, **options: Any) -> Model:
     chosen = ExpertOptions(**options)
     if isinstance(getattr(model, "kt", None), HybridModel):
         raise CallOrderError("the model is patched already; load it again to change its options.")
+    if (getattr(model, "tp_size", None) or 1) > 1:
+        raise FeatureUnavailableError(
+            f"the model is spread over {model.tp_size} processes, which is not available here; load it in "
+            "one process, or serve it with SGLang."
+        )
     blocks = find_experts(model)
     device, dtype = _home(model, {block.path for block in blocks})
     chosen.device_experts(len(blocks), blocks[0].num_experts)  # a wrong number ends here, before loading
@@ -61,38 +66,33 @@ class _LayerBuilder:
     """Makes the hybrid layers of one model; `config` is that of its text model."""
 
     def __init__(self, config: Any, options: ExpertOptions, hybrid: HybridModel, dtype: torch.dtype) -> None:
-        self._config = config
+        self._layers = config.num_hidden_layers
+        self._top_k = _experts_per_token(config)
         self._options = options
         self._hybrid = hybrid
         self._dtype = dtype
         self._method = resolve_method(options.method, options.weight_path).name
 
     def build(self, blocks: list[ExpertsBlock]) -> list[HybridLayer]:
-        # All wrappers first: a layer defers its experts only if it knows that another one follows.
         moe_layers = [block.layer_idx for block in blocks]
-        masks = self._options.device_masks(self._config.num_hidden_layers, moe_layers, blocks[0].num_experts)
-        wrappers = [self._wrapper(block) for block in blocks]
-        for wrapper in wrappers:
-            wrapper.load_weights(None)
-        return [
-            self._layer(block, wrapper, masks[block.layer_idx])
-            for block, wrapper in zip(blocks, wrappers, strict=True)
-        ]
+        masks = self._options.device_masks(self._layers, moe_layers, blocks[0].num_experts)
+        return [self._layer(block, self._wrapper(block), masks[block.layer_idx]) for block in blocks]
 
     def _wrapper(self, block: ExpertsBlock) -> KTMoEWrapper:
-        top_k = self._config.num_experts_per_tok
-        return KTMoEWrapper(
+        wrapper = KTMoEWrapper(
             layer_idx=block.layer_idx,
             num_experts=block.num_experts,
-            num_experts_per_tok=top_k,
+            num_experts_per_tok=self._top_k,
             hidden_size=block.hidden_size,
             moe_intermediate_size=block.intermediate_size,
             weight_path=self._options.weight_path,
             chunked_prefill_size=_MOST_TOKENS,
-            max_deferred_experts_per_token=min(self._options.max_deferred_experts_per_token, top_k),
+            max_deferred_experts_per_token=min(self._options.max_deferred_experts_per_token, self._top_k),
             method=self._method,
             **self._options.engine(),
         )
+        wrapper.load_weights(None)
+        return wrapper
 
     def _layer(self, block: ExpertsBlock, wrapper: KTMoEWrapper, mask: torch.Tensor) -> HybridLayer:
         def new_experts(capacity: int) -> TorchDeviceExperts:
@@ -131,6 +131,16 @@ def _home(model: nn.Module, experts: set[str]) -> tuple[torch.device, torch.dtyp
     # Of the largest weight: norms and routers are kept in float32 by some models.
     largest = max((parameter for _, parameter in own), key=torch.Tensor.numel)
     return largest.device, largest.dtype
+
+
+def _experts_per_token(config: Any) -> int:
+    top_k = getattr(config, "num_experts_per_tok", None)
+    if top_k is None:
+        raise FeatureUnavailableError(
+            f"the configuration of the model ({config.model_type}) does not say how many experts a token has "
+            "(num_experts_per_tok); use another model."
+        )
+    return top_k
 
 
 def _decoder(model: nn.Module) -> nn.Module:
