@@ -118,6 +118,8 @@ class HybridModel:
             return
         if self.recorder is not None:
             self.recorder.begin_step()  # before any placement changes
+        for chain in self._chains.values():
+            chain.drop()  # what a pass that was given up had deferred
         self.prefill.begin_pass()
         self.updater.begin_step()
         self.misses.begin_step()

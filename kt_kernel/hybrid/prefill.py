@@ -188,10 +188,9 @@ class LayerwisePrefill:
             return []
 
     def _release(self) -> None:
-        """Free the slots once nothing is copied to them any more."""
-        for slot in self._slots:
-            if slot.filled is not None:
-                slot.filled.exception()
+        """Free the slots, for use behind all copies to them: also those of a job that broke off."""
+        _, all_copied = self._model.copies.start(lambda: None).result()
+        all_copied.wait()
         self._slots = []
         self._model.backend.release_memory()
 
