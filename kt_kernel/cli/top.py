@@ -20,6 +20,22 @@ TIMEOUT_SECONDS = 30
 
 Report = dict[str, Any]
 
+# What is shown, of `kt_kernel.hybrid.report`.
+_FIGURES = {
+    "layers",
+    "experts",
+    "device_experts",
+    "hit_rate",
+    "updates",
+    "experts_moved",
+    "bytes_copied",
+    "bytes",
+    "prefill",
+    "cpu",
+    "deferred",
+    "miss_policy",
+}
+
 
 @dataclass(frozen=True)
 class TopSettings:
@@ -64,6 +80,12 @@ def read(url: str) -> Reading:
         raise CommandError(
             f"The server at {url} reports no experts of kt-kernel: start it with kt run, or with "
             "--kt-weight-path."
+        )
+    missing = sorted(_FIGURES - report.keys())
+    if missing:
+        raise CommandError(
+            f"The report of the server at {url} lacks {', '.join(missing)}: it runs another version of "
+            "kt-kernel; use the kt command of that version."
         )
     return Reading(str(info.get("served_model_name") or info.get("model_path")), report, time.monotonic())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,10 +18,10 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 def view(before: Reading, now: Reading, trouble: str = "") -> Group:
     """The whole screen. `before` is `now` for the first reading; `trouble` says why there is no newer one."""
-    parts = [_summary(before, now), _layers(before.report, now.report)]
-    if trouble:
+    parts: list[RenderableType] = [_summary(before, now)]
+    if trouble:  # above the layers: a terminal cuts off what does not fit
         parts.append(f"[red]{escape(trouble)}[/]")
-    return Group(*parts)
+    return Group(*parts, _layers(before.report, now.report))
 
 
 def _summary(before: Reading, now: Reading) -> Table:

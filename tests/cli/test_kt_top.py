@@ -185,6 +185,12 @@ def test_server_without_our_experts_is_one_sentence(server, answer):
     assert "reports no experts of kt-kernel" in result.stderr
 
 
+def test_report_of_another_version_is_one_sentence(server):
+    result = top(server, {"kt": {name: value for name, value in REPORT.items() if name != "prefill"}})
+    assert result.exit_code == 1
+    assert "lacks prefill" in result.stderr
+
+
 def test_ipv6_address_gets_its_brackets():
     assert TopSettings("::1", 30000, 1.0, None).url == "http://[::1]:30000/server_info"
 
