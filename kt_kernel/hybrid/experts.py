@@ -34,6 +34,10 @@ class DeviceExperts(Protocol):
         """
         ...
 
+    def takes_slots_of(self, source: DeviceExperts) -> bool:
+        """Do slots of `source` hold the same format, so that `copy_slot` can copy them?"""
+        ...
+
     def copy_slot(self, slot: int, source: DeviceExperts, source_slot: int) -> None:
-        """Copy one slot of `source`, which is of the same kind, on the current stream."""
+        """Copy one slot of a `source` that `takes_slots_of` accepts, on the current stream."""
         ...

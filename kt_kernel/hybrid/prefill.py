@@ -6,7 +6,8 @@ Two slots, each with room for all experts of a layer:
     copying thread    fill slot 1 with L+1     │ fill slot 0 with L+2     │ ...
 
 A slot's contents never go stale, for experts do not change: wherever a pass starts or ends, whatever a slot
-holds can be used. Filling copies what is resident from its slot on the device, and the rest from CPU memory.
+holds can be used. Filling copies what is resident from its slot on the device, if that has the same format,
+and the rest from CPU memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid.device import OUT_OF_MEMORY, Event
 from kt_kernel.hybrid.experts import DeviceExperts
-from kt_kernel.hybrid.slots import EMPTY, Placement
+from kt_kernel.hybrid.slots import Placement
 
 if TYPE_CHECKING:
     from kt_kernel.hybrid.layer import HybridLayer
@@ -151,14 +152,13 @@ class LayerwisePrefill:
         """On the copying thread. `placement` was current when the copy was started: an update's copy that
         may write to its slots comes behind this one.
         """
-        cold = {}
-        for expert in range(layer.num_experts):
-            slot = placement.slot(expert)
-            if slot == EMPTY:
-                cold[expert] = expert
-            else:
-                target.copy_slot(expert, layer.resident, slot)
-        self.bytes_copied += layer.feed.fill(target, cold)
+        on_device = placement.experts
+        if layer.resident is None or not target.takes_slots_of(layer.resident):
+            on_device = ()
+        for expert in on_device:
+            target.copy_slot(expert, layer.resident, placement.slot(expert))
+        from_host = sorted(set(range(layer.num_experts)).difference(on_device))
+        self.bytes_copied += layer.feed.fill(target, {expert: expert for expert in from_host})
 
     def _wait_for(self, slot: _FullLayer) -> None:
         """Until the slot's copies are on their way, and let the current stream wait for their end."""

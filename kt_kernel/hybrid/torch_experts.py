@@ -126,6 +126,10 @@ class TorchDeviceExperts:
         self.w2[slot].copy_(w2)
         return self.encoding.bytes
 
+    def takes_slots_of(self, source: TorchDeviceExperts) -> bool:
+        """See DeviceExperts.takes_slots_of; all are unquantised."""
+        return True
+
     def copy_slot(self, slot: int, source: TorchDeviceExperts, source_slot: int) -> None:
         """See DeviceExperts.copy_slot."""
         self.w13[slot].copy_(source.w13[source_slot])

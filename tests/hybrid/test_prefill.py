@@ -58,6 +58,23 @@ def test_only_cold_experts_come_from_the_host():
         assert not engine.cpu_runs
 
 
+class _OfAnotherFormat(TorchDeviceExperts):
+    """Rooms for whole layers are unquantised, say, and the resident experts are not."""
+
+    def takes_slots_of(self, source):
+        return False
+
+    def copy_slot(self, slot, source, source_slot):
+        raise AssertionError("copied from a slot of another format")
+
+
+def test_resident_experts_of_another_format_come_from_the_host_too():
+    with Engine(_masks(1, 5), OPTIONS, device_experts=_OfAnotherFormat) as engine:
+        _check_prompts(engine, Reference(threshold=PROMPT), 1)
+        copied = engine.model.report()["bytes"]["prefill"]
+        assert copied == len(MOE_LAYERS) * EXPERTS * engine.layers[0].encoding.bytes
+
+
 def test_a_layer_that_a_slot_still_holds_is_not_copied_again():
     """After a pass the slots hold the last two layers; the next pass copies the others, and then these."""
     with Engine(_masks(), OPTIONS) as engine:
