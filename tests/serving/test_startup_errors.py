@@ -24,6 +24,9 @@ ACCEPTED = {
     "the checkpoint's own method": ["--kt-method", "AUTO"],
     "no prefill on the device": ["--kt-gpu-prefill-token-threshold", "0"],
     "prefill on the device": ["--kt-gpu-prefill-token-threshold", "4096", "--chunked-prefill-size", "4096"],
+    "prefill on the device in another format": [
+        *("--kt-gpu-prefill-token-threshold", "400", "--quantization", "fp8"),
+    ],
     "update after prefill": [
         *("--kt-num-gpu-experts", "4", "--kt-gpu-prefill-token-threshold", "400"),
         "--kt-enable-dynamic-expert-update",
@@ -87,20 +90,19 @@ REFUSED = {
         ["--init-expert-location", "{counts}"],
         "counts.pt is read by --kt-expert-placement-strategy frequency, but the strategy is uniform",
     ),
-    "device format and prefill": (
-        ["--kt-gpu-prefill-token-threshold", "400", "--quantization", "fp8"],
-        "--kt-gpu-prefill-token-threshold 400 for a model that is fp8 on the device with BF16 experts",
-    ),
-    "device format and misses": (
-        ["--kt-miss-policy", "auto", "--quantization", "fp8"],
-        "--kt-miss-policy auto for a model that is fp8 on the device with BF16 experts",
+    "device format and update": (
+        [
+            *("--kt-enable-dynamic-expert-update", "--kt-gpu-prefill-token-threshold", "400"),
+            *("--quantization", "fp8"),
+        ],
+        "for a model that is fp8 on the device with BF16 experts on the CPU",
     ),
     "device kernels and update": (
         [
             *("--kt-enable-dynamic-expert-update", "--kt-expert-update-interval", "8"),
             *("--moe-runner-backend", "triton_kernel"),
         ],
-        "--moe-runner-backend triton_kernel together with --kt-enable-dynamic-expert-update",
+        "--kt-enable-dynamic-expert-update together with --moe-runner-backend triton_kernel",
     ),
     "adapter": (["--kt-expert-lora-path", "adapter"], "not available yet: --kt-expert-lora-path"),
     "redundant experts": (

@@ -2,7 +2,8 @@
 
 SGLang's methods compute with whatever layer they are given, so spare slots are a layer of the same kind
 that holds nothing but its own weights. Slots are filled while serving in two formats only, each a class
-below: SGLang rearranges the weights of the others for its kernels after loading.
+below, for SGLang rearranges the weights of the others after loading. A layer in one of those never changes
+its experts, and its spare slots are unquantised.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
 from kt_kernel.decoding import decode_expert
-from kt_kernel.errors import FeatureUnavailableError
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
 
 
@@ -63,8 +63,8 @@ class BlockFp8:
             getattr(layer, name).data[slot].copy_(part, non_blocking=True)
 
 
-def slot_format(layer: torch.nn.Module, method: Any, encoding: ExpertEncoding) -> SlotFormat:
-    """The format of a loaded layer; raises FeatureUnavailableError if it cannot be filled while serving."""
+def slot_format(layer: torch.nn.Module, method: Any, encoding: ExpertEncoding) -> SlotFormat | None:
+    """How the slots of a loaded layer are filled from experts of that encoding; None if they cannot be."""
     if type(method) is UnquantizedFusedMoEMethod and _is_plain(layer, method):
         return Unquantised(encoding, method)
     if (
@@ -75,11 +75,7 @@ def slot_format(layer: torch.nn.Module, method: Any, encoding: ExpertEncoding) -
         and _scales_are_plain(layer)
     ):
         return BlockFp8()
-    raise FeatureUnavailableError(
-        f"not available yet: writing {encoding.method} experts into the weights that "
-        f"{type(method).__name__} holds on the device; leave out --kt-gpu-prefill-token-threshold, "
-        "--kt-enable-dynamic-expert-update and --kt-miss-policy auto."
-    )
+    return None
 
 
 def _is_plain(layer: torch.nn.Module, method: Any) -> bool:
@@ -108,20 +104,16 @@ def _scales_are_plain(layer: torch.nn.Module) -> bool:
 class SglangExperts:
     """The experts that `layer` holds, computed by `method`, SGLang's own.
 
-    `slots`: their number. They cannot be changed before `fill_with` was called.
+    `slots`: their number. `filled_as`: how they are filled while serving, None = never.
     """
 
-    def __init__(self, layer: torch.nn.Module, method: Any, slots: int) -> None:
+    def __init__(self, layer: torch.nn.Module, method: Any, slots: int, filled_as: SlotFormat | None) -> None:
         self.layer = layer
         self.capacity = slots
+        self.filled_as = filled_as
         self._method = method
-        self._format: SlotFormat | None = None
         tensors = [tensor for tensor in layer.parameters(recurse=False) if tensor.shape[:1] == (slots,)]
         self.bytes_per_expert = sum(tensor.nbytes for tensor in tensors) // max(slots, 1)
-
-    def fill_with(self, format_of_slots: SlotFormat) -> None:
-        """Let `store` and `copy_slot` fill the slots that way."""
-        self._format = format_of_slots
 
     def compute(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """See DeviceExperts.compute; carries the routed scaling factor where SGLang's kernels apply it."""
@@ -135,26 +127,36 @@ class SglangExperts:
 
     def store(self, slot: int, tensors: ExpertTensors) -> int:
         """See DeviceExperts.store."""
-        self._format.store(self.layer, slot, tensors)
+        self.filled_as.store(self.layer, slot, tensors)
         return sum(part.nbytes for part in tensors if part is not None)
+
+    def takes_slots_of(self, source: SglangExperts) -> bool:
+        """See DeviceExperts.takes_slots_of."""
+        return type(source.filled_as) is type(self.filled_as)
 
     def copy_slot(self, slot: int, source: SglangExperts, source_slot: int) -> None:
         """See DeviceExperts.copy_slot."""
-        for name in self._format.names:
+        for name in self.filled_as.names:
             target, origin = getattr(self.layer, name), getattr(source.layer, name)
             target.data[slot].copy_(origin.data[source_slot], non_blocking=True)
 
 
 def spare_experts(layer: torch.nn.Module, method: Any, slots: int, encoding: ExpertEncoding) -> SglangExperts:
-    """Room for `slots` experts beside those of `layer`, of the same kind, on the same device; empty."""
+    """Room for `slots` experts of `encoding` beside those of `layer`, on the same device; empty."""
     spare = copy.copy(layer)
     # The copy shares what makes the layer (sizes, dispatcher); weights and modules are its own.
     spare.__dict__.update(_parameters={}, _buffers={}, _modules={}, num_local_experts=slots)
-    spare_method = copy.copy(method)
     config = dataclasses.replace(layer.moe_runner_config, num_local_experts=slots, layer=spare)
+    if slot_format(layer, method, encoding) is not None:
+        method = copy.copy(method)
+    else:
+        method = _plain_method()
+        spare.scheme = spare.quant_config = None
+        if layer.should_fuse_routed_scaling_factor_in_topk:
+            config.routed_scaling_factor = None  # the weights have it; this method's kernels would repeat it
     spare.moe_runner_config = config
     with torch.device(layer.w13_weight.device):
-        spare_method.create_weights(
+        method.create_weights(
             layer=spare,
             num_experts=slots,
             hidden_size=config.hidden_size,
@@ -162,7 +164,12 @@ def spare_experts(layer: torch.nn.Module, method: Any, slots: int, encoding: Exp
             params_dtype=config.params_dtype,
             weight_loader=None,
         )
-    spare_method.create_moe_runner(spare, config)
-    experts = SglangExperts(spare, spare_method, slots)
-    experts.fill_with(slot_format(spare, spare_method, encoding))
-    return experts
+    method.create_moe_runner(spare, config)
+    return SglangExperts(spare, method, slots, slot_format(spare, method, encoding))
+
+
+def _plain_method() -> UnquantizedFusedMoEMethod:
+    """SGLang's unquantised experts as plain matrices, whatever backend is asked for elsewhere."""
+    method = UnquantizedFusedMoEMethod()
+    method.use_flashinfer_cutlass = False
+    return method

@@ -138,9 +138,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self.hybrid = self._hybrid_layer(layer)
 
     def _hybrid_layer(self, layer: torch.nn.Module) -> HybridLayer:
-        moves = self.settings.why_experts_move is not None
         slots = self.placement.current.capacity
-        resident = SglangExperts(layer, self.gpu_method, slots) if slots else None
+        resident = SglangExperts(layer, self.gpu_method, slots, filled_as=None) if slots else None
         hybrid = HybridLayer(
             self.layer_idx,
             self.wrapper,
@@ -150,11 +149,13 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self.served.hybrid,
             cpu_weight_factor=self._factor_of_device(layer),
         )
-        if moves:
-            # Looked at even without residents: spare slots will be of the same format.
-            fills = slot_format(layer, self.gpu_method, hybrid.encoding)
-            if resident is not None:
-                resident.fill_with(fills)
+        if resident is not None and self.settings.moves_experts:
+            resident.filled_as = slot_format(layer, self.gpu_method, hybrid.encoding)
+            if self.settings.updates and resident.filled_as is None:
+                raise FeatureUnavailableError(
+                    f"not available yet: --kt-enable-dynamic-expert-update for experts that SGLang holds on "
+                    f"the device as {type(self.gpu_method).__name__} made them; leave it out."
+                )
         return hybrid
 
     def _factor_of_device(self, layer: torch.nn.Module) -> float:

@@ -50,16 +50,9 @@ class KTSettings:
     records: bool = False
 
     @property
-    def why_experts_move(self) -> str | None:
-        """The option for which experts are written to the device while serving; None if they never are."""
-        for asked_for, option in (
-            (self.prefill_threshold > 0, f"--kt-gpu-prefill-token-threshold {self.prefill_threshold}"),
-            (self.updates, "--kt-enable-dynamic-expert-update"),
-            (self.miss_policy == AUTOMATIC, f"--kt-miss-policy {AUTOMATIC}"),
-        ):
-            if asked_for:
-                return option
-        return None
+    def moves_experts(self) -> bool:
+        """Are experts written to the device while serving?"""
+        return self.prefill_threshold > 0 or self.updates or self.miss_policy == AUTOMATIC
 
     def device_mask(self, layer_idx: int, num_experts: int) -> torch.Tensor:
         """bool [num_experts], True = on the device. Raises ConfigurationError if the layer is not as
@@ -136,6 +129,11 @@ def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSe
         miss_policy=flags.miss_policy,
         records=flags.record_gpu_expert_distribution,
     )
+    if settings.updates and settings.device_experts in (0, layout.num_experts * len(layout.moe_layers)):
+        logger.warning(
+            "--kt-enable-dynamic-expert-update has nothing to move: %d experts are on the device",
+            settings.device_experts,
+        )
     _all_masks(settings)  # a damaged statistics file is reported now, not by the processes that load layers
     return settings
 

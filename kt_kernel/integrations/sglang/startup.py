@@ -57,7 +57,7 @@ def _configure(server_args: Any) -> None:
     model = model_config_of(server_args)
     dense_weights.check_model(model)
     settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
-    if settings.why_experts_move is not None:
+    if settings.updates:
         _check_device_format(settings, model, options)
     declare_resolution(
         server_args,
@@ -123,21 +123,26 @@ def _check_chunks(options: Any, flags: KTFlags) -> None:
 
 
 def _check_device_format(settings: KTSettings, model: Any, options: Any) -> None:
-    """Experts that move are written into the device's weights, in a format that this version can fill."""
-    backend = options.moe_runner_backend
+    """Experts that move are written into the device's own weights, in a format that this version can fill.
+
+    Prefill on the device and fetched misses need no such check: their slots are unquantised if need be.
+    """
+    what, backend, stored = (
+        "--kt-enable-dynamic-expert-update",
+        options.moe_runner_backend,
+        model.quantization,
+    )
     if backend not in ("auto", "triton"):
         raise FeatureUnavailableError(
-            f"not available yet: --moe-runner-backend {backend} together with {settings.why_experts_move}; "
-            "choose triton, or leave that flag out."
+            f"not available yet: {what} together with --moe-runner-backend {backend}; choose triton, or "
+            "leave one of them out."
         )
-    stored = model.quantization
-    if stored is None or (stored == "fp8" and settings.method == "FP8"):
-        return
-    raise FeatureUnavailableError(
-        f"not available yet: {settings.why_experts_move} for a model that is {stored} on the device with "
-        f"{settings.method} experts on the CPU; use an unquantised model, or fp8 with --kt-method FP8, or "
-        "leave that flag out."
-    )
+    if stored is not None and (stored, settings.method) != ("fp8", "FP8"):
+        raise FeatureUnavailableError(
+            f"not available yet: {what} for a model that is {stored} on the device with {settings.method} "
+            "experts on the CPU; use an unquantised model, or fp8 with --kt-method FP8, or leave that flag "
+            "out."
+        )
 
 
 def _most_tokens_of_a_call(options: Any) -> int:

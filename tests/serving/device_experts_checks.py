@@ -1,0 +1,191 @@
+"""Runs in an interpreter of its own, with SGLang: its expert weights as slots of the hybrid engine.
+
+Standard output: one JSON line per check, its name and what went wrong (null = nothing).
+"""
+
+import json
+import traceback
+from types import SimpleNamespace
+
+import torch
+from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+from sglang.srt.plugins import load_plugins
+
+from kt_kernel.decoding import decode_expert
+from kt_kernel.errors import CheckpointError
+from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.hybrid.slots import Placement
+from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
+
+load_plugins()
+
+from kt_kernel.integrations.sglang import device_experts, moe_method  # noqa: E402 - SGLang's plug-ins first
+
+HIDDEN, INTERMEDIATE, EXPERTS, TOP_K = 256, 128, 6, 3
+
+
+class OtherMethod:
+    """A method whose weights nobody can fill."""
+
+    def get_moe_runner_backend(self, layer):
+        return None
+
+
+def encoding(method="BF16"):
+    return ExpertEncoding(method, 1, HIDDEN, INTERMEDIATE)
+
+
+def image(method):
+    """Random bytes that are numbers in every part."""
+    torch.manual_seed(0)
+    tensors = encoding(method).views(torch.zeros(encoding(method).bytes, dtype=torch.uint8))
+    tensors.w13_weight.copy_(torch.randn(tensors.w13_weight.shape).mul(0.1).to(tensors.w13_weight.dtype))
+    tensors.w2_weight.copy_(torch.randn(tensors.w2_weight.shape).mul(0.1).to(tensors.w2_weight.dtype))
+    for scale in (tensors.w13_scale, tensors.w2_scale):
+        if scale is not None:
+            scale.copy_(torch.rand(scale.shape) + 0.5)
+    return tensors
+
+
+def layer_of(method, slots, dtype=torch.float32):
+    layer = torch.nn.Module()
+    layer.moe_runner_config = MoeRunnerConfig(
+        num_experts=EXPERTS,
+        num_local_experts=slots,
+        hidden_size=HIDDEN,
+        intermediate_size_per_partition=INTERMEDIATE,
+        top_k=TOP_K,
+        params_dtype=dtype,
+        layer=layer,
+    )
+    layer.num_experts = EXPERTS
+    layer.num_local_experts = slots
+    layer.should_fuse_routed_scaling_factor_in_topk = False
+    method.create_weights(
+        layer=layer,
+        num_experts=slots,
+        hidden_size=HIDDEN,
+        intermediate_size_per_partition=INTERMEDIATE,
+        params_dtype=dtype,
+        weight_loader=None,
+    )
+    method.create_moe_runner(layer, layer.moe_runner_config)
+    return layer
+
+
+def check_one_tensor_of_all_experts_is_loaded_into_the_slots():
+    placement = Placement.initial(torch.tensor([False, True, False, False, True, True]))
+    layer = SimpleNamespace(weight_loader_fused=lambda param, weights, name, shard: param.data.copy_(weights))
+    loader = moe_method._SlotLoader(layer, placement)
+    weights = torch.randn(EXPERTS, 4, 5)
+    param = torch.nn.Parameter(torch.empty(3, 4, 5), requires_grad=False)
+    loader(param, weights, "experts.w2_weight", "w2")
+    assert torch.equal(param.data, weights[[1, 4, 5]])
+    try:
+        loader(param, weights[:2], "experts.w2_weight", "w2")
+    except CheckpointError as error:
+        assert "but the layer has 6 experts" in str(error)
+    else:
+        raise AssertionError("two experts were taken for six")
+
+
+def check_no_device_experts_load_nothing_of_one_tensor():
+    placement = Placement.initial(torch.zeros(EXPERTS, dtype=torch.bool))
+    moe_method._SlotLoader(SimpleNamespace(), placement)(None, torch.randn(EXPERTS, 4), "w", "w13")
+
+
+def check_stored_experts_are_decoded():
+    for method in ("BF16", "FP8", "MXFP8", "MXFP4"):
+        unquantised = UnquantizedFusedMoEMethod()
+        layer = layer_of(unquantised, 2)
+        form = device_experts.slot_format(layer, unquantised, encoding(method))
+        experts = device_experts.SglangExperts(layer, unquantised, 2, form)
+        tensors = image(method)
+        assert experts.store(1, tensors) == sum(part.nbytes for part in tensors if part is not None)
+        w13, w2 = decode_expert(tensors, encoding(method), torch.float32)
+        assert torch.equal(layer.w13_weight[1], w13) and torch.equal(layer.w2_weight[1], w2), method
+        assert experts.bytes_per_expert == 3 * HIDDEN * INTERMEDIATE * 4
+
+
+def check_alternating_rows_where_the_kernels_want_them():
+    method = UnquantizedFusedMoEMethod()
+    layer = layer_of(method, 1)
+    method.w13_swiglu_interleaved = True
+    form = device_experts.slot_format(layer, method, encoding())
+    device_experts.SglangExperts(layer, method, 1, form).store(0, image("BF16"))
+    w13, _ = decode_expert(image("BF16"), encoding(), torch.float32)
+    assert torch.equal(layer.w13_weight[0][0::2], w13[:INTERMEDIATE])
+    assert torch.equal(layer.w13_weight[0][1::2], w13[INTERMEDIATE:])
+
+
+def check_block_fp8_is_stored_byte_by_byte():
+    shapes = {
+        "w13_weight": ((2, 2 * INTERMEDIATE, HIDDEN), torch.float8_e4m3fn),
+        "w13_weight_scale_inv": ((2, 2 * INTERMEDIATE // 128, HIDDEN // 128), torch.float32),
+        "w2_weight": ((2, HIDDEN, INTERMEDIATE), torch.float8_e4m3fn),
+        "w2_weight_scale_inv": ((2, HIDDEN // 128, INTERMEDIATE // 128), torch.float32),
+    }
+    layers = [torch.nn.Module() for _ in range(2)]
+    for layer in layers:
+        for name, (shape, dtype) in shapes.items():
+            layer.register_parameter(name, torch.nn.Parameter(torch.zeros(shape).to(dtype), False))
+    one, other = (device_experts.SglangExperts(layer, None, 2, device_experts.BlockFp8()) for layer in layers)
+    tensors = image("FP8")
+    one.store(1, tensors)
+    assert other.takes_slots_of(one)
+    other.copy_slot(0, one, 1)
+    parts = (tensors.w13_weight, tensors.w13_scale, tensors.w2_weight, tensors.w2_scale)
+    for name, part in zip(shapes, parts, strict=True):
+        for layer, slot in ((layers[0], 1), (layers[1], 0)):
+            assert torch.equal(getattr(layer, name)[slot].float(), part.float()), name
+
+
+def check_spare_slots_are_of_the_layers_kind_and_compute_the_same():
+    method = UnquantizedFusedMoEMethod()
+    layer = layer_of(method, 2)
+    spare = device_experts.spare_experts(layer, method, EXPERTS, encoding())
+    assert spare.capacity == EXPERTS and spare.layer.w13_weight.shape[0] == EXPERTS
+    assert layer.w13_weight.shape[0] == 2 and layer.moe_runner_config.num_local_experts == 2
+    form = device_experts.slot_format(layer, method, encoding())
+    resident = device_experts.SglangExperts(layer, method, 2, form)
+    assert spare.takes_slots_of(resident)
+    resident.store(0, image("BF16"))
+    spare.copy_slot(4, resident, 0)
+    expected = TorchDeviceExperts(EXPERTS, HIDDEN, INTERMEDIATE, torch.float32, "cpu", encoding())
+    expected.store(4, image("BF16"))
+    hidden = torch.randn(5, HIDDEN)
+    before = hidden.clone()
+    slots = torch.full((5, TOP_K), -1, dtype=torch.int32)
+    slots[1:4, 2] = 4
+    weights = torch.rand(5, TOP_K)
+    found = spare.compute(hidden, slots, weights)
+    assert torch.allclose(found, expected.compute(hidden, slots, weights), atol=1e-5)
+    assert torch.equal(hidden, before) and not found[0].any()
+    assert spare.compute(hidden[:0], slots[:0], weights[:0]).shape == (0, HIDDEN)
+
+
+def check_spare_slots_are_unquantised_where_the_layer_cannot_be_filled():
+    layer = layer_of(UnquantizedFusedMoEMethod(), 2)
+    layer.should_fuse_routed_scaling_factor_in_topk = True
+    layer.moe_runner_config.routed_scaling_factor = 2.5
+    other = OtherMethod()
+    assert device_experts.slot_format(layer, other, encoding("RAWINT4")) is None
+    spare = device_experts.spare_experts(layer, other, EXPERTS, encoding("FP8"))
+    assert isinstance(spare.filled_as, device_experts.Unquantised)
+    assert spare.layer.moe_runner_config.routed_scaling_factor is None
+    assert layer.moe_runner_config.routed_scaling_factor == 2.5
+    assert not spare.takes_slots_of(device_experts.SglangExperts(layer, other, 2, None))
+    spare.store(3, image("FP8"))
+    w13, _ = decode_expert(image("FP8"), encoding("FP8"), torch.float32)
+    assert torch.equal(spare.layer.w13_weight[3], w13)
+
+
+for name, check in list(globals().items()):
+    if name.startswith("check_"):
+        try:
+            check()
+            wrong = None
+        except Exception:
+            wrong = traceback.format_exc()
+        print(json.dumps([name, wrong]), flush=True)

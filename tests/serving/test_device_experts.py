@@ -1,0 +1,28 @@
+"""SGLang's expert weights as slots of the hybrid engine, without a server.
+
+The checks need SGLang, so they run in an interpreter of their own: device_experts_checks.py.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from server import clean_environment
+
+
+def test_slots_are_filled_and_computed_as_sglang_lays_them_out():
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("device_experts_checks.py"))],
+        env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    wrong = [f"{name}:\n{what}" for name, what in outcomes.items() if what is not None]
+    assert not wrong, "\n".join(wrong)
+    assert len(outcomes) == 7
