@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from kt_kernel.cli.machine import native_extension, server_environment, this_machine
 from kt_kernel.cli.version import installed_version
 from kt_kernel.errors import KTError
+from kt_kernel.user_cache import cache_root
 
 SGLANG_VERSION = "0.5.23"
 PLUGIN_GROUP = "sglang.srt.plugins"
@@ -155,8 +156,6 @@ def memory() -> Finding:
 
 def disk() -> Finding:
     """Room in the cache for the demo model."""
-    from kt_kernel.demo.cache import cache_root
-
     directory = cache_root()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -19,18 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kt_kernel.demo.gguf_source import DemoError, SourceFile, SourceModel, find_source
+from kt_kernel.user_cache import cache_root
 
 log = logging.getLogger(__name__)
 
 LAYOUT_VERSION = 3  # raise whenever the files written by checkpoint.py change
 _MANIFEST = "kt_demo_files.json"
 _SPARE_BYTES = 32 << 20  # tokenizer, configuration and the file system's own needs
-
-
-def cache_root() -> Path:
-    """This package's cache directory: ``$XDG_CACHE_HOME/kt-kernel``, by default below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "kt-kernel"
 
 
 def demo_checkpoint_path(source: SourceFile) -> Path:
