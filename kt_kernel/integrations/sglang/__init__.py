@@ -10,12 +10,13 @@ passes through these files in this order:
     engine_arguments.py  the same flags as arguments of `sglang.Engine`
     startup.py           our step in SGLang's configuration: from flags and model to settings
     settings.py          KTSettings: the flags with every default filled in
-    layers.py            which layers of the model have experts
     cpu_defaults.py      defaults for machines without a GPU
     layer_hooks.py       where SGLang's MoE layer asks for its settings and its method
-    moe_method.py        one MoE layer: device experts in SGLang's own kernels, CPU experts in ours
+    moe_method.py        one MoE layer: SGLang's own method, and kt_kernel/hybrid around it
+    device_experts.py    SGLang's expert weights as slots that the hybrid engine can fill
+    served_model.py      what the layers share: the hybrid model, and what becomes of its failures
+    serving_hooks.py     between the scheduler's steps: experts move, failed requests end, figures are told
     dense_weights.py     quantised checkpoints without a GPU: dense layers are decoded while they are loaded
-    dense_formats.py     how the tensors of one quantised layer become a matrix
     startup_failure.py   one sentence instead of a stack trace when a layer cannot be loaded
     interrupt.py         Ctrl-C without stack traces
     cpu_fixes.py         repairs of SGLang's CPU path, hooked only on machines without a GPU
