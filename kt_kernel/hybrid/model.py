@@ -108,6 +108,15 @@ class HybridModel:
 
     # ---- for the program that serves -----------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Take now what serving will need: memory on the device, measured speeds. Collective.
+
+        After the last layer is made and before the rest of the memory is shared out. May be left out: then
+        the first use takes it.
+        """
+        self.prefill.prepare()
+        self.misses.begin_step()
+
     def begin_step(self) -> None:
         """Before each forward pass of the model, also before a graph is replayed, on the pass's stream.
 

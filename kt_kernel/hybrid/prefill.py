@@ -58,6 +58,12 @@ class LayerwisePrefill:
         self._given_up = False  # for the rest of this pass
         self._said_so = False
 
+    def prepare(self) -> None:
+        """Make the slots now, when all layers are there, instead of at the first long prompt."""
+        layer = next(filter(_has_cold_experts, self._model.layers), None)
+        if self.threshold and layer is not None and not self._have_slots(layer):
+            self._say_that_memory_is_short()
+
     def begin_pass(self) -> None:
         """A new forward pass begins; the one before may have been given up."""
         self._last_position = -1
@@ -77,7 +83,10 @@ class LayerwisePrefill:
         if self._last_position < 0:
             self.chunks += 1
         self._last_position = layer.position
-        if self._given_up or not self._have_slots(layer):
+        if self._given_up:
+            return None
+        if not self._have_slots(layer):
+            self._fall_back()
             return None
         outcome, failure, output = _DONE, None, None
         try:
@@ -135,7 +144,7 @@ class LayerwisePrefill:
         return next((slot for slot in self._slots if slot.layer is layer), None)
 
     def _idle_slot(self, needed: HybridLayer) -> _FullLayer:
-        """The slot that does not hold `needed`: preferably one that nothing is being copied to."""
+        """A slot that does not hold `needed`."""
         return next(slot for slot in self._slots if slot.layer is not needed)
 
     def _following(self, layer: HybridLayer) -> HybridLayer | None:
@@ -178,7 +187,6 @@ class LayerwisePrefill:
             return True
         del experts
         self._model.backend.release_memory()
-        self._fall_back()
         return False
 
     def _new_experts(self, layer: HybridLayer) -> list[DeviceExperts]:
@@ -195,8 +203,12 @@ class LayerwisePrefill:
         self._model.backend.release_memory()
 
     def _fall_back(self) -> None:
+        """Leave the rest of the pass to CPU and device together."""
         self._given_up = True
         self.fallbacks += 1
+        self._say_that_memory_is_short()
+
+    def _say_that_memory_is_short(self) -> None:
         if not self._said_so:
             self._said_so = True
             logger.warning(

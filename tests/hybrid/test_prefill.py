@@ -169,6 +169,23 @@ def test_a_pass_that_is_given_up_does_not_disturb_the_next(layers_run, tells):
                 assert_close(engine.decoder().forward(chunk), reference.decoder().forward(chunk))
 
 
+def test_what_a_split_layer_deferred_is_added_by_a_prefilled_one():
+    with Engine(_masks(0, 3), OPTIONS, max_deferred=2) as engine:
+        reference = Reference(2, PROMPT)
+        reference.prefilled = MOE_LAYERS[1:]
+        reference.on_device = engine.placements()
+        decoder = engine.decoder()
+        experts = decoder._experts
+
+        def first_layer_split(index: int, *call: torch.Tensor) -> torch.Tensor:
+            engine.model.prefill.threshold = 0 if index == MOE_LAYERS[0] else PROMPT
+            return experts(index, *call)
+
+        decoder._experts = first_layer_split
+        assert_close(decoder.forward(prompt(1)), reference.decoder().forward(prompt(1)))
+        assert engine.cpu_runs == reference.cpu_runs and len(engine.cpu_runs) == 2
+
+
 def test_long_and_short_prompts_take_turns():
     with Engine(_masks(0, 3), OPTIONS, max_deferred=2) as engine:
         reference = Reference(2, PROMPT)
@@ -239,6 +256,30 @@ def test_short_memory_means_the_split_for_this_prompt_and_is_said_once(fails, ma
         assert len(said) == 1
         _check_prompts(engine, Reference(max_deferred, PROMPT), 5)  # memory is there again
         assert engine.model.prefill.fallbacks == 2
+
+
+@pytest.mark.parametrize("fails", [{}, {"room": 1}], ids=["enough", "short"])
+def test_slots_can_be_made_before_the_first_prompt(fails, caplog):
+    with Engine(_masks(4), OPTIONS, device_experts=_Short) as engine:
+        _Short.fails = dict(fails)
+        with caplog.at_level(logging.WARNING):
+            engine.model.prepare()
+        assert not _Short.fails
+        assert len(caplog.records) == len(fails)
+        assert engine.model.prefill.fallbacks == 0
+        _Short.fails = {} if fails else {"room": 0}  # made already, they are not made again
+        _check_prompts(engine, Reference(threshold=PROMPT), 1, 2)
+        assert engine.model.prefill.fallbacks == 0
+        assert bool(_Short.fails) == (not fails)
+        _Short.fails = {}
+
+
+@pytest.mark.parametrize("masks", [_masks(), _masks(*range(EXPERTS))], ids=["no slots", "all resident"])
+@pytest.mark.parametrize("options", [HybridOptions(), OPTIONS], ids=["off", "on"])
+def test_there_may_be_nothing_to_prepare(options, masks):
+    with Engine(masks, options) as engine:
+        engine.model.prepare()
+        _check_prompts(engine, Reference(threshold=options.prefill_threshold), 1)
 
 
 class _Broken(TorchDeviceExperts):
