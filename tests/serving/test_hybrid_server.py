@@ -222,6 +222,7 @@ def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_refe
     environment = failing_experts.install(tmp_path / "plugin")
     options = (*kt_options(model), *OPTIONS, "--tp-size", "2", "--kt-cpuinfer", "1")
     with serving(model, tmp_path / "log", *options, environment=environment) as ranks:
+        assert requests.post(f"{ranks.url}/start_expert_distribution_record", timeout=60).ok
         answers = [greedy(ranks, prompt, TOKENS) for prompt in PROMPTS[:6]]
         agreement = compare(tiny_reference(FAMILY), served_prompt(ranks, tokenizer(ENGLISH).input_ids))
         failing_experts.switch(tmp_path / "plugin").touch()

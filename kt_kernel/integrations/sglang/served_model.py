@@ -28,6 +28,7 @@ class ServedModel:
     """One per server and rank. All methods belong to the thread that serves."""
 
     def __init__(self, settings: KTSettings, device: torch.device) -> None:
+        self.settings = settings
         group = get_parallel().tp_group
         self.ranks = ALONE if group.world_size == 1 else TorchRanks(group.cpu_group)
         self.hybrid = HybridModel(
@@ -59,7 +60,11 @@ class ServedModel:
             self.failed(error)
 
     def failed(self, error: Exception) -> None:
-        """Remember that this step's results are wrong."""
+        """Remember that this step's results are wrong. Raises `error` where there is no step: a graph that
+        was captured without the experts would be wrong for good.
+        """
+        if self.hybrid.backend.capturing():
+            raise error
         if self._failure is None:
             self._failure = str(error) or type(error).__name__
             logger.error("the CPU experts failed, so the requests of this step fail: %s", self._failure)

@@ -36,8 +36,11 @@ def run_batch(original: Callable, scheduler: Any, batch: Any, *arguments: Any, *
     """
     result = original(scheduler, batch, *arguments, **options)
     for served in served_models():
-        if not served.is_asynchronous or _is_chunk(scheduler, batch):
-            _end_if_failed(served, scheduler, batch, result)
+        if not served.is_asynchronous:
+            _end_if_failed(served, scheduler, [batch])
+        elif _is_chunk(scheduler, batch):
+            scheduler.device_module.synchronize()
+            _end_if_failed(served, scheduler, [batch, *_started(scheduler)])
     return result
 
 
@@ -45,12 +48,13 @@ def process_batch_result(scheduler: Any, batch: Any, result: Any) -> None:
     """Before `Scheduler.process_batch_result`: on a GPU, a failed batch is marked once its results are
     there.
 
-    The next batch has been started by then; as its tokens continue these, it is no loss that a failure of
-    it may be noticed here.
+    The next one may have been started by then, and the failure may be its: both end.
     """
     for served in served_models():
         if served.is_asynchronous:
-            _end_if_failed(served, scheduler, batch, result)
+            if getattr(result, "copy_done", None) is not None:
+                result.copy_done.synchronize()
+            _end_if_failed(served, scheduler, [batch, *_started(scheduler)])
 
 
 def add_report(result: Any, controller: Any, request: Any) -> None:
@@ -66,17 +70,25 @@ def record_distribution(original: Callable, scheduler: Any, request: Any) -> Any
     from sglang.srt.managers.io_struct import ExpertDistributionReqOutput, ExpertDistributionReqType
     from sglang.srt.runtime_context import get_exec
 
-    recorders = [served.recorder for served in served_models() if served.recorder is not None]
-    for recorder in recorders:
-        if request.action == ExpertDistributionReqType.START_RECORD:
-            recorder.start()
-        elif request.action == ExpertDistributionReqType.STOP_RECORD:
-            recorder.stop()
-        elif request.action == ExpertDistributionReqType.DUMP_RECORD:
-            _write(recorder)
-    if recorders and get_exec().moe.expert_distribution_recorder_mode is None:
-        return ExpertDistributionReqOutput()  # SGLang's recorder would end the server
-    return original(scheduler, request)
+    models = served_models()
+    for served in models:
+        if served.recorder is not None:
+            _tell(served.recorder, request.action, ExpertDistributionReqType)
+    if not models or get_exec().moe.expert_distribution_recorder_mode is not None:
+        return original(scheduler, request)
+    # SGLang's own recorder is off, and would end the server.
+    if not models[0].settings.records:
+        logger.error("nothing is recorded: start the server with --record-kt-gpu-expert-distribution")
+    return ExpertDistributionReqOutput()
+
+
+def _tell(recorder: DistributionRecorder, action: Any, actions: Any) -> None:
+    if action == actions.START_RECORD:
+        recorder.start()
+    elif action == actions.STOP_RECORD:
+        recorder.stop()
+    elif action == actions.DUMP_RECORD:
+        _write(recorder)
 
 
 def _write(recorder: DistributionRecorder) -> None:
@@ -94,12 +106,16 @@ def _is_chunk(scheduler: Any, batch: Any) -> bool:
     return scheduler.chunked_req is not None and scheduler.chunked_req in batch.reqs
 
 
-def _end_if_failed(served: ServedModel, scheduler: Any, batch: Any, result: Any) -> None:
-    if served.is_asynchronous and getattr(result, "copy_done", None) is not None:
-        result.copy_done.synchronize()
+def _started(scheduler: Any) -> list[Any]:
+    """The batches whose results are still to be processed; there are some only with overlap scheduling."""
+    return [batch for batch, _ in getattr(scheduler, "result_queue", ())]
+
+
+def _end_if_failed(served: ServedModel, scheduler: Any, batches: list[Any]) -> None:
     failure = served.take_failure()
     if failure is not None:
-        _end(scheduler, batch, failure)
+        for batch in batches:
+            _end(scheduler, batch, failure)
 
 
 def _end(scheduler: Any, batch: Any, sentence: str) -> None:
@@ -110,9 +126,9 @@ def _end(scheduler: Any, batch: Any, sentence: str) -> None:
     """
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
+    reason = FINISH_ABORT(sentence, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
     for request in batch.reqs:
         if not request.finished():
-            reason = FINISH_ABORT(sentence, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
             request.discard_output_reason = reason
             request.to_finish = reason
             request.skip_radix_cache_insert = True

@@ -1,4 +1,5 @@
-"""Runs in an interpreter of its own, with SGLang: its expert weights as slots of the hybrid engine.
+"""Runs in an interpreter of its own, with SGLang: its expert weights as slots of the hybrid engine, and what
+becomes of failures that a GPU reports late.
 
 Standard output: one JSON line per check, its name and what went wrong (null = nothing).
 """
@@ -20,7 +21,8 @@ from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 
 load_plugins()
 
-from kt_kernel.integrations.sglang import device_experts, moe_method  # noqa: E402 - SGLang's plug-ins first
+# After SGLang's plug-ins, which change what these import.
+from kt_kernel.integrations.sglang import device_experts, moe_method, serving_hooks  # noqa: E402
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K = 256, 128, 6, 3
 
@@ -179,6 +181,73 @@ def check_spare_slots_are_unquantised_where_the_layer_cannot_be_filled():
     spare.store(3, image("FP8"))
     w13, _ = decode_expert(image("FP8"), encoding("FP8"), torch.float32)
     assert torch.equal(spare.layer.w13_weight[3], w13)
+
+
+class Request:
+    """As much of SGLang's as a failure touches."""
+
+    def __init__(self):
+        self.discard_output_reason = self.to_finish = None
+        self.skip_radix_cache_insert = False
+
+    def finished(self):
+        return False
+
+    @property
+    def failed(self):
+        return self.to_finish is not None and self.skip_radix_cache_insert
+
+
+class LateFailures:
+    """A served model on a GPU whose failures are noticed at these calls."""
+
+    is_asynchronous = True
+
+    def __init__(self, *failures):
+        self.failures = list(failures)
+
+    def take_failure(self):
+        return self.failures.pop(0)
+
+
+def scheduler_of(served, *started):
+    serving_hooks.served_models = lambda: (served,)
+    return SimpleNamespace(
+        chunked_req=None,
+        _pending_chunked_abort_req=None,
+        result_queue=[(batch, None) for batch in started],
+        device_module=SimpleNamespace(synchronize=lambda: None),
+    )
+
+
+def batch_of(*requests):
+    return SimpleNamespace(reqs=list(requests))
+
+
+def check_a_late_failure_ends_what_was_started_meanwhile_and_nothing_later():
+    done, started, later = batch_of(Request()), batch_of(Request(), Request()), batch_of(Request())
+    scheduler = scheduler_of(LateFailures("broken", None), started)
+    result = SimpleNamespace(copy_done=None)
+    serving_hooks.process_batch_result(scheduler, done, result)
+    assert all(request.failed for request in (*done.reqs, *started.reqs))
+    assert done.reqs[0].to_finish.to_json()["message"] == "broken"
+    assert done.reqs[0].to_finish.to_json()["status_code"] == 500
+    serving_hooks.process_batch_result(scheduler, later, result)
+    assert not later.reqs[0].failed
+
+
+def check_a_gpu_is_waited_for_between_the_chunks_of_a_prompt_only():
+    waited = []
+    scheduler = scheduler_of(LateFailures("broken"))
+    scheduler.device_module.synchronize = lambda: waited.append(True)
+    plain, chunk = batch_of(Request()), batch_of(Request())
+    run = lambda scheduler, batch: "result"  # noqa: E731
+    assert serving_hooks.run_batch(run, scheduler, plain) == "result"
+    assert not waited and not plain.reqs[0].failed
+    scheduler.chunked_req = chunk.reqs[0]
+    serving_hooks.run_batch(run, scheduler, chunk)
+    assert waited and chunk.reqs[0].failed
+    assert scheduler._pending_chunked_abort_req is chunk.reqs[0]
 
 
 for name, check in list(globals().items()):

@@ -1,6 +1,6 @@
-"""SGLang's expert weights as slots of the hybrid engine, without a server.
+"""What the plug-in does inside SGLang's own objects, without a server.
 
-The checks need SGLang, so they run in an interpreter of their own: device_experts_checks.py.
+The checks need SGLang, so they run in an interpreter of their own: inside_sglang.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from server import clean_environment
 
 
-def test_slots_are_filled_and_computed_as_sglang_lays_them_out():
+def test_the_checks_inside_sglang_find_nothing_wrong():
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("device_experts_checks.py"))],
+        [sys.executable, str(Path(__file__).with_name("inside_sglang.py"))],
         env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1"},
         capture_output=True,
         text=True,
@@ -25,4 +25,4 @@ def test_slots_are_filled_and_computed_as_sglang_lays_them_out():
     outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     wrong = [f"{name}:\n{what}" for name, what in outcomes.items() if what is not None]
     assert not wrong, "\n".join(wrong)
-    assert len(outcomes) == 7
+    assert len(outcomes) == 9
