@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from kt_kernel.cli.top import Reading, Report
 
-_BAR_CELLS = 20
+_BAR_CELLS = 10
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -82,8 +83,9 @@ def _misses(report: Report) -> str:
 
 def _layers(earlier: Report, report: Report) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("layer", "slots", "version", "hits now", "", "in all", "experts on the device"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for name in ("layer", "slots", "version", "hits now", "", "in all"):
+        table.add_column(name, no_wrap=True, min_width=len(name) or _BAR_CELLS)
+    table.add_column("experts on the device")  # the only one that gives way: its cells are cut below
     known = {layer["layer"]: layer for layer in earlier["layers"]}
     for layer in report["layers"]:
         rate = recent_hit_rate([known.get(layer["layer"], layer)], [layer])
@@ -94,7 +96,7 @@ def _layers(earlier: Report, report: Report) -> Table:
             percent(rate),
             bar(rate),
             percent(layer["hit_rate"]),
-            ranges(layer["device_experts"]),
+            Text(ranges(layer["device_experts"]), no_wrap=True, overflow="ellipsis"),
         )
     return table
 

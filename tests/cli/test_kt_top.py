@@ -53,8 +53,8 @@ def later() -> dict:
     return report
 
 
-def text_of(before: dict, now: dict, trouble: str = "") -> str:
-    console = Console(width=200, force_terminal=False)
+def text_of(before: dict, now: dict, trouble: str = "", width: int = 200) -> str:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as captured:
         console.print(view(Reading("tiny", before, 10.0), Reading("tiny", now, 12.0), trouble))
     return captured.get()
@@ -117,6 +117,15 @@ def test_rates_are_those_between_two_readings_not_since_the_start():
     assert "75.0 % now, 50.0 % in all" in shown  # 150 of 200; the server's own total
     assert "1.5 MB/s now" in shown
     assert "50.0 GB/s in 10 calls, busy 50.0 %" in shown
+
+
+def test_a_narrow_terminal_cuts_only_the_list_of_experts():
+    report = later()
+    report["layers"][0].update(device_experts=list(range(0, 256, 2)), capacity=128)
+    shown = text_of(REPORT, report, width=80)
+    assert "layer  slots    version  hits now" in shown, shown
+    assert "128/128" in shown and "75.0 %" in shown and "55.0 %" in shown
+    assert "0 2 4" in shown and "…" in shown
 
 
 def test_an_idle_server_has_no_rates():
@@ -206,4 +215,4 @@ def test_figures_are_short():
     assert ranges([5, 0, 1, 2]) == "0-2 5"
     assert ranges([]) == ""
     assert percent(None) == "-"
-    assert bar(0.5).count("█") == 10
+    assert bar(0.5).count("█") == bar(0.5).count("·")
