@@ -36,17 +36,23 @@ def regime(request: pytest.FixtureRequest) -> Regime:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def own_cache(tmp_path_factory) -> dict[str, str]:
+    """Measured speeds are kept there, and not among those of the user."""
+    return {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
 @pytest.fixture(scope="module")
 def layout(regime, tiny_checkpoint) -> ExpertLayout:
     return expert_layout(AutoConfig.from_pretrained(tiny_checkpoint(regime.family)))
 
 
 @pytest.fixture(scope="module")
-def server(regime, layout, tiny_checkpoint, tmp_path_factory) -> Server:
+def server(regime, layout, tiny_checkpoint, own_cache, tmp_path_factory) -> Server:
     model = tiny_checkpoint(regime.family)
     folder = tmp_path_factory.mktemp("server")
     options = regime.options(model, layout, folder / "counts.pt")
-    with serving(model, folder / "server.log", *options, *OPTIONS) as server:
+    with serving(model, folder / "server.log", *options, *OPTIONS, environment=own_cache) as server:
         yield server
 
 

@@ -16,8 +16,13 @@ from server import kt_options, serving
 from texts import ENGLISH
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# As in test_model_families.py.
-OPTIONS = ("--dtype", "float32", "--chunked-prefill-size", "512", "--max-total-tokens", "8192")
+# As in test_model_families.py. The last chunk is shorter than 512, the threshold: it and each new token meet
+# the CPU's experts, the chunks before it all experts on the device, decoded.
+OPTIONS = (
+    *("--dtype", "float32", "--chunked-prefill-size", "512", "--max-total-tokens", "8192"),
+    *("--kt-gpu-prefill-token-threshold", "512"),
+)
+WHOLE_CHUNKS = 3
 CONTINUATIONS = ("The keeper", "Water boils at", "1 2 3 4 5 6 7 8")
 TOKENS = 32
 
@@ -46,6 +51,7 @@ def served(layout: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
         method = tiny_quantised.LAYOUTS[layout].method
         assert f"kt-kernel: method {method} from {weights}" in server.log_text()
         answers = [served_prompt(server, tokenizer(ENGLISH).input_ids)]
+        assert server.report()["prefill"]["chunks"] == WHOLE_CHUNKS
         return answers + [
             served_continuation(server, tokenizer(text).input_ids, TOKENS) for text in CONTINUATIONS
         ]

@@ -136,6 +136,9 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 self.wrapper.load_weights(None)
             self.served = serve(self.settings, layer.w13_weight.device)
             self.hybrid = self._hybrid_layer(layer)
+            if self.layer_idx == self.settings.layout.moe_layers[-1]:
+                # SGLang gives what memory is left now to the KV cache.
+                self.served.hybrid.prepare()
 
     def _hybrid_layer(self, layer: torch.nn.Module) -> HybridLayer:
         slots = self.placement.current.capacity
