@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
@@ -30,7 +33,7 @@ class Backend(Protocol):
         ...
 
     def page_lock(self, memory: torch.Tensor) -> None:
-        """Make existing host memory such; it must stay alive until the process ends."""
+        """Make existing host memory such, if possible; it must stay alive until the process ends."""
         ...
 
     def copy_stream(self) -> AbstractContextManager:
@@ -92,9 +95,14 @@ class CudaBackend:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def page_lock(self, memory: torch.Tensor) -> None:
-        torch.cuda.check_error(
-            torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0).value
-        )
+        status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+        if status:
+            logger.warning(
+                "%d bytes of host memory could not be page-locked (CUDA error %d): copies of experts from it "
+                "will wait for the device; raise the limit of locked memory",
+                memory.numel(),
+                status,
+            )
 
     def copy_stream(self) -> AbstractContextManager:
         if self._stream is None:

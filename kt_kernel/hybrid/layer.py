@@ -53,7 +53,7 @@ class HybridLayer:
         self.wrapper = wrapper
         self.resident = resident
         self.placement = placement
-        self.new_experts = new_experts
+        self._new_experts = new_experts
         self.model = model
         self.num_experts = placement.current.num_experts
         self.statistics = LayerStatistics(self.num_experts, model.device)
@@ -74,6 +74,12 @@ class HybridLayer:
         self._feed = model.feed(self, COPIES) if model.options.copies_experts else None
         if model.options.miss_policy != "cpu":
             model.feed(self, MISSES)
+
+    def new_experts(self, count: int) -> DeviceExperts:
+        """Room for `count` experts of this layer's kind."""
+        # Made in inference mode, the tensors could be written in that mode only.
+        with torch.inference_mode(mode=False):
+            return self._new_experts(count)
 
     @property
     def feed(self) -> ExpertFeed:

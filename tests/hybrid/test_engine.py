@@ -23,6 +23,7 @@ from hybrid_models import (
 )
 
 from kt_kernel.errors import ConfigurationError, InputError
+from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.model import HybridModel, HybridOptions
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
@@ -169,6 +170,20 @@ def test_an_error_of_the_device_while_the_cpu_computes_does_not_reach_the_next_p
                 assert_close(engine.decoder().forward(prompt(9)), reference.decoder().forward(prompt(9)))
             assert engine.cpu_runs == reference.cpu_runs
     assert not caplog.records, "a pass that was told of begins without leftovers"
+
+
+@pytest.mark.parametrize("options", [{"miss_policy": "auto"}, {"prefill_threshold": 1}], ids=str)
+def test_passes_in_and_outside_inference_mode_take_turns(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fetch, "split_misses", lambda tokens_of, *_: tuple(sorted(tokens_of)[:2]))
+    options = HybridOptions(update_after_prefill=True, update_interval=1, **options)
+    with Engine(_masks(0, 3), options, 2) as engine:
+        for seed in range(12):
+            mode = torch.inference_mode() if seed % 2 == 0 else torch.no_grad()
+            with mode:
+                engine.model.begin_step()
+                layer, call = engine.layers[MOE_LAYERS[-1]], _call(seed, 5)
+                assert_close(layer.forward(*call), _expected(MOE_LAYERS[-1], *call))
 
 
 # ---- capture -------------------------------------------------------------------------------------
