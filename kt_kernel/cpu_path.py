@@ -29,7 +29,10 @@ class _InFlight:
 
 
 class CpuPath:
-    """Calls of one loaded layer. `native`, its extension object, reads `mask` whenever it computes."""
+    """Calls of one loaded layer. `native`, its extension object, reads `mask` whenever it computes.
+
+    `chain` may be another from one pass to the next.
+    """
 
     def __init__(
         self, config: LayerConfig, engine: Any, chain: DeferralChain, native: Any, mask: torch.Tensor

@@ -258,6 +258,16 @@ def test_short_memory_means_the_split_for_this_prompt_and_is_said_once(fails, ma
         assert engine.model.prefill.fallbacks == 2
 
 
+def test_a_pass_that_nobody_announced_tries_again():
+    with Engine(_masks(4), OPTIONS, device_experts=_Short) as engine:
+        _Short.fails = {"room": 0}
+        reference = Reference(threshold=PROMPT)
+        reference.on_device = engine.placements()
+        for seed in (1, 2):
+            assert_close(engine.decoder().forward(prompt(seed)), reference.decoder().forward(prompt(seed)))
+        assert (engine.model.prefill.chunks, engine.model.prefill.fallbacks) == (2, 1)
+
+
 @pytest.mark.parametrize("fails", [{}, {"room": 1}], ids=["enough", "short"])
 def test_slots_can_be_made_before_the_first_prompt(fails, caplog):
     with Engine(_masks(4), OPTIONS, device_experts=_Short) as engine:
