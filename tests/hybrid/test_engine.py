@@ -186,6 +186,19 @@ def test_passes_in_and_outside_inference_mode_take_turns(options, tmp_path, monk
                 assert_close(layer.forward(*call), _expected(MOE_LAYERS[-1], *call))
 
 
+def test_a_layer_that_has_become_all_resident_still_adds_what_was_deferred_to_it():
+    """With as many slots as experts, updates may fill them all after the layer before chose to defer."""
+    masks = _masks(0, 3)
+    masks[MOE_LAYERS[1]] = True
+    with Engine(masks, HybridOptions(), 2) as engine:
+        engine.layers[MOE_LAYERS[1]].wrapper.has_cpu_experts = True
+        reference = Reference(2)
+        reference._adds_deferred = lambda layer: layer in MOE_LAYERS
+        reference.on_device = engine.placements()
+        assert_close(engine.decoder().forward(prompt(1)), reference.decoder().forward(prompt(1)))
+        assert engine.cpu_runs == reference.cpu_runs
+
+
 # ---- capture -------------------------------------------------------------------------------------
 
 
