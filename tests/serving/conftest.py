@@ -27,3 +27,9 @@ def tiny_reference(tiny_checkpoint: Callable[[str], Path]) -> Callable[[str], to
             tiny_checkpoint(family), dtype=torch.float32
         ).eval()
     )
+
+
+@pytest.fixture(scope="session")
+def own_cache(tmp_path_factory) -> dict[str, str]:
+    """A server's environment: what it measures of the machine is kept apart from what the user's measured."""
+    return {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}

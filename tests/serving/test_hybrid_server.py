@@ -33,7 +33,7 @@ OPTIONS = (
     *("--kt-gpu-experts-ratio", "0.3", "--kt-expert-placement-strategy", "random"),
     *("--kt-gpu-prefill-token-threshold", str(THRESHOLD)),
     *("--kt-enable-dynamic-expert-update", "--kt-expert-update-interval", "1"),
-    "--record-kt-gpu-expert-distribution",
+    *("--kt-miss-policy", "auto", "--record-kt-gpu-expert-distribution"),
 )
 PROMPTS = [ENGLISH[start : start + 30 + 7 * start % 50] for start in range(0, 1600, 100)]
 
@@ -44,11 +44,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_checkpoint, folder) -> Server:
+def server(tiny_checkpoint, folder, own_cache) -> Server:
     model = tiny_checkpoint(FAMILY)
     (folder / "plugin").mkdir()
     environment = failing_experts.install(folder / "plugin")
     environment["SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"] = str(folder)
+    environment |= own_cache
     options = (*kt_options(model), *OPTIONS)
     with serving(model, folder / "server.log", *options, environment=environment) as server:
         yield server
@@ -214,12 +215,12 @@ def test_requests_beside_a_failing_one_are_answered_or_told(server, alone, fail_
 # ---- two ranks --------------------------------------------------------------------------------
 
 
-def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_reference, tmp_path):
+def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_reference, own_cache, tmp_path):
     """The first server stands idle meanwhile."""
     model = tiny_checkpoint(FAMILY)
     tokenizer = AutoTokenizer.from_pretrained(model)
     (tmp_path / "plugin").mkdir()
-    environment = failing_experts.install(tmp_path / "plugin")
+    environment = {**failing_experts.install(tmp_path / "plugin"), **own_cache}
     options = (*kt_options(model), *OPTIONS, "--tp-size", "2", "--kt-cpuinfer", "1")
     with serving(model, tmp_path / "log", *options, environment=environment) as ranks:
         assert requests.post(f"{ranks.url}/start_expert_distribution_record", timeout=60).ok
