@@ -59,41 +59,38 @@ void require_numbers(const uint8_t* e8m0, int groups, int row, int group_k) {
                               " is the ue8m0 byte 255, which is not a number; the file is damaged");
 }
 
-// Between equal types the bits; else the value as fp32, or as bf16 for powers of two.
-void convert(const uint8_t* from, ScaleType from_type, uint8_t* to, ScaleType to_type) {
-  if (scale_bytes(from_type) == scale_bytes(to_type)) {
-    std::memcpy(to, from, scale_bytes(to_type));
-    return;
-  }
-  const float value = to_float(from, from_type);
-  const uint8_t* bits = reinterpret_cast<const uint8_t*>(&value);
-  if (to_type == ScaleType::kBf16) {
-    std::memcpy(to, bits + 2, 2);
-  } else {
-    std::memcpy(to, bits, 4);
-  }
+// As fp32.
+void widen(const uint8_t* from, ScaleType type, uint8_t* to) {
+  const float value = to_float(from, type);
+  std::memcpy(to, &value, sizeof(value));
 }
+
+// 2^(byte - 127) as bf16, which holds all of them; the smallest is denormal.
+uint16_t bf16_of_e8m0(uint8_t byte) { return byte == 0 ? 0x0040 : static_cast<uint16_t>(byte << 7); }
 
 template <size_t kBytes>
 void copy_strided(const uint8_t* from, size_t from_stride, uint8_t* to, size_t to_stride, int count) {
   for (int i = 0; i < count; ++i) std::memcpy(to + i * to_stride, from + i * from_stride, kBytes);
 }
 
-// One row of the checkpoint's scales into the records of a panel. Widths are constants in the loops: a call per scale
-// took most of the time of loading NVFP4.
-void pack_row(const SourceScales& scales, const uint8_t* from, uint8_t* to, const PanelLayout& layout, int groups) {
-  const size_t size = scale_bytes(scales.type);
-  const size_t from_stride = scales.stride_group * size;
-  const size_t to_stride = layout.scale_stride;
-  if (size != scale_bytes(layout.scale_type)) {
-    for (int g = 0; g < groups; ++g)
-      convert(from + g * from_stride, scales.type, to + g * to_stride, layout.scale_type);
+// `count` scales, each so many bytes after the one before. Widths are constants in the loops: a call per scale took
+// most of the time of loading NVFP4, and of writing MXFP4 back.
+void convert_strided(const uint8_t* from, ScaleType from_type, size_t from_stride, uint8_t* to, ScaleType to_type,
+                     size_t to_stride, int count) {
+  const size_t size = scale_bytes(from_type);
+  if (from_type == ScaleType::kE8m0 && to_type == ScaleType::kBf16) {
+    for (int i = 0; i < count; ++i) {
+      const uint16_t bits = bf16_of_e8m0(from[i * from_stride]);
+      std::memcpy(to + i * to_stride, &bits, sizeof(bits));
+    }
+  } else if (size != scale_bytes(to_type)) {
+    for (int i = 0; i < count; ++i) widen(from + i * from_stride, from_type, to + i * to_stride);
   } else if (size == 1) {
-    copy_strided<1>(from, from_stride, to, to_stride, groups);
+    copy_strided<1>(from, from_stride, to, to_stride, count);
   } else if (size == 2) {
-    copy_strided<2>(from, from_stride, to, to_stride, groups);
+    copy_strided<2>(from, from_stride, to, to_stride, count);
   } else {
-    copy_strided<4>(from, from_stride, to, to_stride, groups);
+    copy_strided<4>(from, from_stride, to, to_stride, count);
   }
 }
 
@@ -152,7 +149,8 @@ void pack_scales(const Format& format, const PanelLayout& layout, const FormatOp
   for (int r = 0; r < rows; ++r) {
     const uint8_t* from = scales.data + (first + r) / format.rows_per_scale * scales.stride_row * size;
     if (scales.type == ScaleType::kE8m0) require_numbers(from, groups, first + r, layout.group_k);
-    pack_row(scales, from, const_cast<uint8_t*>(entry(layout, panel, r, 0)), layout, groups);
+    convert_strided(from, scales.type, scales.stride_group * size, const_cast<uint8_t*>(entry(layout, panel, r, 0)),
+                    layout.scale_type, layout.scale_stride, groups);
   }
 }
 
@@ -166,13 +164,10 @@ void unpack_scales(const Format& format, const PanelLayout& layout, const uint8_
   for (int r = std::max(0, part.row - first); r < std::min(kPanelRows, part.row + part.rows - first); ++r) {
     const int local_row = first + r - part.row;
     if (local_row % format.rows_per_scale != 0) continue;
-    for (int g = 0; g < groups; ++g) {
-      const size_t at = format.order == Order::kTransposed
-                            ? static_cast<size_t>(g) * target.row_length + local_row
-                            : static_cast<size_t>(local_row / format.rows_per_scale) * groups + g;
-      convert(entry(layout, panel, r, part.column / layout.group_k + g), layout.scale_type, target.scales + at * size,
-              type);
-    }
+    const bool transposed = format.order == Order::kTransposed;
+    const size_t first_scale = transposed ? local_row : static_cast<size_t>(local_row / format.rows_per_scale) * groups;
+    convert_strided(entry(layout, panel, r, part.column / layout.group_k), layout.scale_type, layout.scale_stride,
+                    target.scales + first_scale * size, type, (transposed ? target.row_length : 1) * size, groups);
   }
 }
 
