@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kt_kernel.errors import (
     InputError,
     KTError,
 )
-from kt_kernel.integrations.transformers import ExpertOptions
+from kt_kernel.integrations.transformers import ExpertOptions, loading
 
 _SMALL = {
     "vocab_size": 64,
@@ -92,7 +93,7 @@ def test_second_patch_is_refused(tiny_checkpoint):
         ({"expert_update_interval": 4}, "enable_dynamic_expert_update is off"),
         ({"enable_dynamic_expert_update": True}, "nothing would ever update"),
         ({"miss_policy": "some"}, "miss policy 'some' is unknown"),
-        ({"method": "FP8"}, "method FP8 was asked for"),
+        ({"method": "FP8"}, "method is FP8, but .* holds BF16 experts"),
         ({"method": "INT3"}, "INT3"),
         ({"threadpool_count": 3, "cpuinfer": 1}, "threadpool_count is 3"),
     ],
@@ -118,7 +119,10 @@ def test_missing_directory_is_one_sentence(tmp_path):
         load(tmp_path / "nothing")
 
 
-def test_directory_without_a_model_is_one_sentence(tmp_path):
+def test_directory_without_a_model_is_one_sentence(tiny_checkpoint, tmp_path):
+    with pytest.raises(CheckpointPathError, match=r"holds no \.safetensors file"):
+        load(tmp_path)
+    shutil.copy(tiny_checkpoint("qwen3_moe") / "model.safetensors", tmp_path)
     with pytest.raises(ConfigurationError, match=r"config\.json of") as raised:
         load(tmp_path)
     assert "\n" not in str(raised.value)
@@ -138,6 +142,27 @@ def test_missing_dense_tensor_is_not_made_up(tiny_checkpoint, tmp_path):
     path = copy_without(tiny_checkpoint("qwen3_moe"), tmp_path / "copy", name)
     with pytest.raises(CheckpointError, match=f"tensor '{name}'"):
         load(path)
+
+
+def test_dense_tensor_of_another_shape_is_not_made_up(tiny_checkpoint, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(tiny_checkpoint("qwen3_moe"), path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "vocab_size": 500}))
+    with pytest.raises(CheckpointError, match=r"has shape \[512, 256\], but the model .* has \[500, 256\]"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "FP8"}, {"weight_path": "no/such/place"}, {"gpu_experts_ratio": 2.0}]
+)
+def test_wrong_options_are_found_before_anything_is_loaded(options, tiny_checkpoint, monkeypatch):
+    def fail(*_: object) -> None:
+        raise AssertionError("loading had begun")
+
+    monkeypatch.setattr(loading, "_without_experts", fail)
+    with pytest.raises(KTError):
+        load(tiny_checkpoint("qwen3_moe"), **options)
 
 
 def test_missing_expert_tensor_is_named(tiny_checkpoint, tmp_path):
@@ -171,9 +196,7 @@ def test_gradients_are_refused_instead_of_being_wrong(tiny_checkpoint):
 
 
 def test_loading_an_unloaded_placeholder_is_impossible_to_miss(tiny_checkpoint):
-    from kt_kernel.integrations.transformers.loading import _without_experts
-
-    model = _without_experts(str(tiny_checkpoint("qwen3_moe")), torch.float32)
+    model = loading._without_experts(str(tiny_checkpoint("qwen3_moe")), torch.float32)
     with pytest.raises(NotImplementedError):
         model(torch.arange(5)[None])
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from patched import agreement, load
+
+from kt_kernel.checkpoint.reader import open_checkpoint
+from kt_kernel.errors import CheckpointError
+from kt_kernel.integrations.transformers.dense import dense_state_dict
 
 # Each has dense layers that are quantised too, except kimi-k2-thinking.
 LAYOUTS = ("deepseek-v3", "minimax-m2", "glm-4.7-fp8", "kimi-k2-thinking", "qwen3-gptq-int4", "qwen3-nvfp4")
@@ -24,3 +31,13 @@ def test_experts_may_come_from_another_directory(quantised_checkpoint, quantised
     model = load(path / "served", weight_path=path / "experts", num_gpu_experts=3)
     result = agreement(model, quantised_reference("deepseek-v4-experts"))
     assert result.holds(), str(result)
+
+
+def test_dense_layers_with_reordered_inputs_are_refused(quantised_checkpoint, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(quantised_checkpoint("qwen3-gptq-int4") / "served", path)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["desc_act"] = True
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="desc_act=true"):
+        dense_state_dict(open_checkpoint(path))

@@ -11,11 +11,16 @@ from collections.abc import Callable
 
 import torch
 
+from kt_kernel.checkpoint.quantization_config import check_quantization_config
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
 from kt_kernel.errors import CheckpointError
 
 _EXPERTS = ".experts."
+
+# quant_method in config.json -> the method of ours under whose name what it says is checked. Codes and scales
+# alone do not show reordered columns, or how many bits a code has.
+_CHECKED_AS = {"gptq": "GPTQ_INT4", "compressed-tensors": "RAWINT4", "fp8": "FP8"}
 
 
 class LazyTensor:
@@ -48,9 +53,18 @@ def dense_state_dict(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
             state[name] = LazyTensor(lambda name=name: checkpoint.view(name).clone())
         elif part not in NOT_NEEDED:
             quantised[stem].append(part)
+    if quantised:
+        _check_configuration(checkpoint)
     for stem, parts in quantised.items():
         state[f"{stem}.weight"] = _decoded(checkpoint, stem, parts)
     return state
+
+
+def _check_configuration(checkpoint: Checkpoint) -> None:
+    said = checkpoint.config().get("quantization_config") or {}
+    method = _CHECKED_AS.get(said.get("quant_method"))
+    if method is not None:
+        check_quantization_config(checkpoint, method)
 
 
 def _decoded(checkpoint: Checkpoint, stem: str, parts: list[str]) -> LazyTensor:

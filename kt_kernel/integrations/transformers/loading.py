@@ -20,6 +20,7 @@ from kt_kernel.checkpoint.reader import open_checkpoint
 from kt_kernel.errors import CheckpointError, CheckpointPathError, ConfigurationError
 from kt_kernel.integrations.transformers.blocks import UnloadedExperts, find_experts, replace_module
 from kt_kernel.integrations.transformers.dense import dense_state_dict
+from kt_kernel.integrations.transformers.options import ExpertOptions
 from kt_kernel.integrations.transformers.patching import patch
 
 
@@ -41,8 +42,9 @@ def from_pretrained(
         raise CheckpointPathError(
             f"there is no directory '{path}'; give the local directory of a downloaded checkpoint."
         )
-    model = _without_experts(path, dtype).to(device)
-    return patch(model, **{"weight_path": path, **expert_options})
+    expert_options = {"weight_path": path, **expert_options}
+    ExpertOptions(**expert_options).weight_method()  # what is wrong ends here, not after minutes
+    return patch(_without_experts(path, dtype).to(device), **expert_options)
 
 
 def _without_experts(path: str, dtype: torch.dtype | None) -> transformers.PreTrainedModel:
@@ -52,19 +54,35 @@ def _without_experts(path: str, dtype: torch.dtype | None) -> transformers.PreTr
     model_class = _model_class(config)
     tensors = dense_state_dict(open_checkpoint(path))
     model, report = _expertless(model_class).from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported below, in one sentence
     )
     model.__class__ = model_class
-    missing = report["missing_keys"]
-    if missing:
-        raise CheckpointError(
-            f"tensor '{min(missing)}' of the model ({model_class.__name__}) is not in '{path}' "
-            f"({len(missing)} are missing); take the weights and the config.json from the same model."
-        )
+    _check_complete(path, model_class.__name__, report)
     if os.path.exists(os.path.join(path, transformers.utils.GENERATION_CONFIG_NAME)):
         model.generation_config = transformers.GenerationConfig.from_pretrained(path)
     model.name_or_path = model.config.name_or_path = path
     return model
+
+
+def _check_complete(path: str, model: str, report: dict[str, Any]) -> None:
+    """Nothing may be left at the random values that transformers gives what it did not find."""
+    advice = "take the weights and the config.json from the same model."
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"tensor '{name}' of '{path}' has shape {list(stored)}, but the model ({model}) has "
+            f"{list(expected)}; {advice}"
+        )
+    missing = report["missing_keys"]
+    if missing:
+        raise CheckpointError(
+            f"tensor '{min(missing)}' of the model ({model}) is not in '{path}' ({len(missing)} are "
+            f"missing); {advice}"
+        )
 
 
 def _config(path: str) -> transformers.PreTrainedConfig:

@@ -14,7 +14,7 @@ from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.activation import read_activation_counts
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.placement import FREQUENCY, device_expert_masks
-from kt_kernel.methods import AUTO
+from kt_kernel.methods import AUTO, require_method, resolve_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,18 @@ class ExpertOptions:
                 "enable_dynamic_expert_update is on, but nothing would ever update: give "
                 "gpu_prefill_token_threshold (updates after long prompts) or expert_update_interval."
             )
+
+    def weight_method(self) -> str:
+        """The method that reads the weight path; raises a KTError if it is not the one asked for, or none."""
+        if self.method != AUTO:
+            require_method(self.method)
+        found = resolve_method(AUTO, self.weight_path).name
+        if self.method not in (AUTO, found):
+            raise ConfigurationError(
+                f"method is {self.method}, but '{os.fspath(self.weight_path)}' holds {found} experts; give "
+                f"{found}, or leave it out."
+            )
+        return found
 
     def hybrid(self) -> HybridOptions:
         """What the hybrid engine may do."""

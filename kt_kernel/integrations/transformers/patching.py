@@ -16,7 +16,6 @@ from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 from kt_kernel.integrations.transformers.blocks import ExpertsBlock, find_experts, replace_module
 from kt_kernel.integrations.transformers.experts import HybridExperts
 from kt_kernel.integrations.transformers.options import ExpertOptions
-from kt_kernel.methods import resolve_method
 from kt_kernel.moe import KTMoEWrapper
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -51,6 +50,7 @@ def patch(model: Model, **options: Any) -> Model:
     try:
         builder = _LayerBuilder(model.config.get_text_config(), chosen, hybrid, dtype)
         layers = builder.build(blocks)
+        hybrid.prepare()
     except BaseException:
         hybrid.close()
         raise
@@ -71,7 +71,7 @@ class _LayerBuilder:
         self._options = options
         self._hybrid = hybrid
         self._dtype = dtype
-        self._method = resolve_method(options.method, options.weight_path).name
+        self._method = options.weight_method()
 
     def build(self, blocks: list[ExpertsBlock]) -> list[HybridLayer]:
         moe_layers = [block.layer_idx for block in blocks]
