@@ -97,6 +97,10 @@ REFUSED = {
         ],
         "for a model that is fp8 on the device with BF16 experts on the CPU",
     ),
+    "graphs of prompts": (
+        ["--cuda-graph-backend-prefill", "breakable"],
+        "not available yet: graphs of prompts (prefill backend breakable) together with --kt-weight-path",
+    ),
     "device kernels and update": (
         [
             *("--kt-enable-dynamic-expert-update", "--kt-expert-update-interval", "8"),

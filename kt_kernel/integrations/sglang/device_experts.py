@@ -63,6 +63,11 @@ class BlockFp8:
             getattr(layer, name).data[slot].copy_(part, non_blocking=True)
 
 
+def device_of(layer: torch.nn.Module) -> torch.device:
+    """Where SGLang holds the layer's own experts, or would: tensors without slots are somewhere, too."""
+    return next(layer.parameters(recurse=False)).device
+
+
 def slot_format(layer: torch.nn.Module, method: Any, encoding: ExpertEncoding) -> SlotFormat | None:
     """How the slots of a loaded layer are filled from experts of that encoding; None if they cannot be."""
     if type(method) is UnquantizedFusedMoEMethod and _is_plain(layer, method):
@@ -155,7 +160,7 @@ def spare_experts(layer: torch.nn.Module, method: Any, slots: int, encoding: Exp
         if layer.should_fuse_routed_scaling_factor_in_topk:
             config.routed_scaling_factor = None  # the weights have it; this method's kernels would repeat it
     spare.moe_runner_config = config
-    with torch.device(layer.w13_weight.device):
+    with torch.device(device_of(layer)):
         method.create_weights(
             layer=spare,
             num_experts=slots,

@@ -19,7 +19,12 @@ from kt_kernel import KTMoEWrapper
 from kt_kernel.errors import CallOrderError, CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
-from kt_kernel.integrations.sglang.device_experts import SglangExperts, slot_format, spare_experts
+from kt_kernel.integrations.sglang.device_experts import (
+    SglangExperts,
+    device_of,
+    slot_format,
+    spare_experts,
+)
 from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
@@ -134,7 +139,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         with reported():
             if self.wrapper is not None:
                 self.wrapper.load_weights(None)
-            self.served = serve(self.settings, layer.w13_weight.device)
+            self.served = serve(self.settings, device_of(layer))
             self.hybrid = self._hybrid_layer(layer)
             if self.layer_idx == self.settings.layout.moe_layers[-1]:
                 # SGLang gives what memory is left now to the KV cache.
@@ -164,7 +169,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
     def _factor_of_device(self, layer: torch.nn.Module) -> float:
         """The routed scaling factor where the device's kernels apply it themselves."""
         factor = self.moe_runner_config.routed_scaling_factor
-        on_cpu = layer.w13_weight.device.type == "cpu"
+        on_cpu = device_of(layer).type == "cpu"
         if on_cpu or factor is None or layer.should_fuse_routed_scaling_factor_in_topk:
             return 1.0
         return factor

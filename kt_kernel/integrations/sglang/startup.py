@@ -69,6 +69,7 @@ def _configure(server_args: Any) -> None:
         # A fused shared expert is an additional routed expert to the layer, but not to the checkpoint.
         disable_shared_experts_fusion=True,
     )
+    _leave_prefill_uncaptured(server_args, options)
     if options.device == "cpu":
         declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
         cpu_defaults.choose_environment(options)
@@ -120,6 +121,31 @@ def _check_chunks(options: Any, flags: KTFlags) -> None:
             f"{options.chunked_prefill_size} tokens of --chunked-prefill-size; lower the threshold, or use "
             "larger chunks."
         )
+
+
+def _leave_prefill_uncaptured(server_args: Any, options: Any) -> None:
+    """Prompts run without graphs, which SGLang captures on CUDA by default, one per number of tokens.
+
+    A captured layer is split between CPU and device for good, whatever --kt-gpu-prefill-token-threshold says;
+    the CPU would compute the padding up to the captured size; and each graph of each layer would keep host
+    buffers of that size. Graphs for decoding stay.
+    """
+    from sglang.srt.arg_groups.overrides import declare_resolution
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+
+    backend = options.cuda_graph_config.prefill.backend
+    if backend == Backend.DISABLED:
+        return
+    chosen = (Phase.PREFILL, "backend")
+    if chosen in server_args._cuda_graph_config_locked:
+        raise FeatureUnavailableError(
+            f"not available yet: graphs of prompts (prefill backend {backend}) together with "
+            "--kt-weight-path; leave the option out, or give --cuda-graph-backend-prefill disabled."
+        )
+    config = with_phase(options.cuda_graph_config, Phase.PREFILL, backend=Backend.DISABLED)
+    declare_resolution(server_args, SOURCE, cuda_graph_config=config)
+    # SGLang's later steps keep a choice that is marked as made.
+    server_args._cuda_graph_config_locked.add(chosen)
 
 
 def _check_device_format(settings: KTSettings, model: Any, options: Any) -> None:
