@@ -22,7 +22,9 @@ class CopyWorker:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kt-copies")
+        self._pool = ThreadPoolExecutor(
+            1, thread_name_prefix="kt-copies", initializer=backend.begin_copying_thread
+        )
 
     def start(self, job: Callable[[], T]) -> Future[tuple[T, Event]]:
         """Run `job` behind those started before and behind what the caller's stream holds now.

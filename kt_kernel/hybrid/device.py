@@ -8,9 +8,13 @@ from typing import Protocol
 
 import torch
 
+from kt_kernel import kt_kernel_ext
+
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+_CAPTURES_OF_OTHER_THREADS_DO_NOT_MATTER = 1  # cudaStreamCaptureModeThreadLocal
 
 
 class Event(Protocol):
@@ -34,6 +38,14 @@ class Backend(Protocol):
 
     def page_lock(self, memory: torch.Tensor) -> None:
         """Make existing host memory such, if possible; it must stay alive until the process ends."""
+        ...
+
+    def begin_copying_thread(self) -> None:
+        """To be called by a thread that will copy beside the one that serves, before anything else."""
+        ...
+
+    def synchronize(self) -> None:
+        """Let this thread wait for all work given to the device."""
         ...
 
     def copy_stream(self) -> AbstractContextManager:
@@ -73,6 +85,12 @@ class CpuBackend:
     def page_lock(self, memory: torch.Tensor) -> None:
         return None
 
+    def begin_copying_thread(self) -> None:
+        return None
+
+    def synchronize(self) -> None:
+        return None
+
     def copy_stream(self) -> AbstractContextManager:
         return nullcontext()
 
@@ -103,6 +121,13 @@ class CudaBackend:
                 memory.numel(),
                 status,
             )
+
+    def begin_copying_thread(self) -> None:
+        # By default no thread may allocate memory or wait for an event while any other captures a graph.
+        kt_kernel_ext.exchange_capture_mode(_CAPTURES_OF_OTHER_THREADS_DO_NOT_MATTER)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
 
     def copy_stream(self) -> AbstractContextManager:
         if self._stream is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kt_kernel.errors import CallOrderError
+from kt_kernel.errors import CallOrderError, KTError
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.hybrid.device import Backend, Event
 from kt_kernel.hybrid.experts import DeviceExperts
@@ -30,7 +30,7 @@ COPIES = "copies"  # the copying thread (copies.py)
 MISSES = "misses"  # the thread that serves
 
 _BUFFERS = 2
-_HEADER_BYTES = 4096  # one counter per rank and one of rank 0, with room for many ranks
+_HEADER_BYTES = 4096  # a counter per rank and three of rank 0, with room for many ranks
 _POLL_SECONDS = 50e-6
 # Far more than the slowest write or copy: whoever waits this long waits for a process that has ended.
 _GIVE_UP_SECONDS = 300.0
@@ -49,11 +49,12 @@ class Channel:
         size = encoding.bytes
         if ranks.size == 1:
             self._memory = backend.host_memory(_BUFFERS * size)
-            self._written = self._taken = None
+            self._written = self._failed = self._taken = None
         else:
             shared = ranks.shared_memory(_HEADER_BYTES + ranks.size * _BUFFERS * size)
             counters = shared[:_HEADER_BYTES].view(torch.int64).numpy()
-            self._written, self._taken = counters[:1], counters[1 : 1 + ranks.size]
+            self._written, self._failed = counters[:1], counters[1 : 1 + _BUFFERS]
+            self._taken = counters[1 + _BUFFERS : 1 + _BUFFERS + ranks.size]
             self._memory = shared[_HEADER_BYTES:]
             mine = ranks.rank * _BUFFERS * size
             backend.page_lock(self._memory[mine : mine + _BUFFERS * size])
@@ -66,13 +67,20 @@ class Channel:
         return self.encoding.views(self._memory[begin : begin + self.encoding.bytes])
 
     def pass_on(self, wrapper: KTMoEWrapper | None, expert: int) -> ExpertTensors:
-        """This rank's shard of `expert`, valid until the call after the next; then comes `done_with`."""
+        """This rank's shard of `expert`, valid until the call after the next; then comes `done_with`.
+
+        If rank 0 cannot write it, all ranks raise here, and stay in step.
+        """
         buffer = self._sequence % _BUFFERS
         self._wait_for_copies(buffer)
+        failure: BaseException | None = None
         if wrapper is not None:
-            wrapper.write_expert(expert, [views[buffer] for views in self._views])
+            try:
+                wrapper.write_expert(expert, [views[buffer] for views in self._views])
+            except BaseException as error:
+                failure = error
         self._sequence += 1
-        self._hand_over(self._sequence)
+        self._hand_over(buffer, failure)
         return self._views[self._ranks.rank][buffer]
 
     def done_with(self) -> None:
@@ -91,13 +99,19 @@ class Channel:
         if self._ranks.rank == 0:
             self._poll(lambda: int(self._taken.min()) >= passed)
 
-    def _hand_over(self, sequence: int) -> None:
-        if self._written is None:
-            return
-        if self._ranks.rank == 0:
+    def _hand_over(self, buffer: int, failure: BaseException | None) -> None:
+        """Rank 0 tells the others that expert number `sequence` is there, or is not; they wait for that."""
+        sequence = self._sequence
+        if self._written is not None and self._ranks.rank == 0:
+            if failure is not None:
+                self._failed[buffer] = sequence
             self._written[0] = sequence
-        else:
+        if failure is not None:
+            raise failure
+        if self._written is not None and self._ranks.rank > 0:
             self._poll(lambda: int(self._written[0]) >= sequence)
+            if self._failed[buffer] == sequence:
+                raise KTError("rank 0 could not write an expert for this rank; its log says why.")
 
     def _poll(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _GIVE_UP_SECONDS
@@ -133,6 +147,11 @@ class ExpertFeed:
                 yield expert, tensors
             finally:
                 self._channel.done_with()
+
+    def pass_by(self, ids: Iterable[int]) -> None:
+        """Let experts pass that this rank has no use for any more, but the others count on."""
+        for _ in self.experts(ids):
+            pass
 
     def fill(self, target: DeviceExperts, slots: Mapping[int, int]) -> int:
         """Store the experts that are the keys of `slots` in those slots of `target`.

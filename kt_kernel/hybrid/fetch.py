@@ -19,7 +19,7 @@ import torch
 
 from kt_kernel.hybrid.device import OUT_OF_MEMORY
 from kt_kernel.hybrid.experts import DeviceExperts
-from kt_kernel.hybrid.feed import MISSES
+from kt_kernel.hybrid.feed import MISSES, ExpertFeed
 from kt_kernel.hybrid.misses import split_misses
 from kt_kernel.hybrid.slots import Placement, Tables
 from kt_kernel.hybrid.speeds import (
@@ -44,7 +44,11 @@ _SLOTS = 8
 
 
 class Fetch:
-    """The experts that one call fetches, and their slots in `room`."""
+    """The experts that one call fetches, and their slots in `room`.
+
+    To be used in a `with` block: if the call fails before `compute`, the experts pass by all the same, for
+    the other ranks count on this one.
+    """
 
     def __init__(
         self, fetcher: MissFetcher, layer: HybridLayer, room: DeviceExperts, experts: tuple[int, ...]
@@ -55,14 +59,26 @@ class Fetch:
         self._slots = {expert: slot for slot, expert in enumerate(experts)}
         self._tables = Tables(Placement(0, experts, layer.num_experts), layer.model.device)
 
+        self._fetched = False
+
+    def __enter__(self) -> Fetch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._fetched:
+            self._feed().pass_by(self._slots)
+
+    def _feed(self) -> ExpertFeed:
+        return self._layer.model.feed(self._layer, MISSES)
+
     def skipped_by_cpu(self, resident: Tables) -> torch.Tensor:
         """bool [E+1]: the experts that are on the device already or will be."""
         return resident.on_device | self._tables.on_device
 
     def compute(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Bring them to the device, and their weighted sum: [T, H] like `hidden`."""
-        feed = self._layer.model.feed(self._layer, MISSES)
-        self._fetcher.bytes_copied += feed.fill(self._room, self._slots)
+        self._fetched = True
+        self._fetcher.bytes_copied += self._feed().fill(self._room, self._slots)
         self._fetcher.experts_fetched += len(self._slots)
         return self._room.compute(hidden, self._tables.slots(ids), weights)
 

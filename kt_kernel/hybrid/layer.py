@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from kt_kernel.hybrid.model import HybridModel
     from kt_kernel.moe import KTMoEWrapper
 
+# hidden, ids, weights -> their sum
+Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 class HybridLayer:
     """The routed experts of decoder layer `layer_idx`.
@@ -134,12 +137,26 @@ class HybridLayer:
         fetch = self.model.misses.plan(self, ids)
         if self.resident is None and fetch is None:
             return self._on_cpu_alone(hidden, ids, weights)
-        skipped = tables.on_device if fetch is None else fetch.skipped_by_cpu(tables)
+        if fetch is None:
+            return self._split(hidden, ids, weights, tables, tables.on_device)
+        with fetch:
+            return self._split(hidden, ids, weights, tables, fetch.skipped_by_cpu(tables), fetch.compute)
+
+    def _split(
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        tables: Tables,
+        skipped_by_cpu: torch.Tensor,
+        compute_others: Compute | None = None,
+    ) -> torch.Tensor:
+        """The CPU's experts, and meanwhile the resident ones and what `compute_others` adds."""
         if self.wrapper is not None:
-            self.wrapper.submit_forward(hidden, ids, self._for_cpu(weights), device_experts=skipped)
+            self.wrapper.submit_forward(hidden, ids, self._for_cpu(weights), device_experts=skipped_by_cpu)
         output = self._on_device(hidden, ids, weights, tables)
-        if fetch is not None:
-            output = output + fetch.compute(hidden, ids, weights)
+        if compute_others is not None:
+            output = output + compute_others(hidden, ids, weights)
         return output if self.wrapper is None else output + self.wrapper.sync_forward(hidden)
 
     def _on_cpu_alone(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

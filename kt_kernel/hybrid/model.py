@@ -144,7 +144,9 @@ class HybridModel:
                 raise InputError(f"a forward pass before this one failed on the CPU: {error}") from None
 
     def report(self) -> dict[str, Any]:
-        """The figures that servers expose (report.py); waits for the device."""
+        """The figures that servers expose (report.py); waits for the device, between two passes."""
+        # The stream of whoever asks need not be that of the passes, which count and switch.
+        self.backend.synchronize()
         return report(self)
 
     def close(self) -> None:

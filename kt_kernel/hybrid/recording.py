@@ -37,7 +37,11 @@ class _Step(NamedTuple):
 
 
 class DistributionRecorder:
-    """Records the layers of `model`, a model of `num_layers` decoder layers. For the thread that serves."""
+    """Records the layers of `model`, a model of `num_layers` decoder layers.
+
+    For the thread that serves; all but `begin_step` may be called while another stream is current than the
+    one of the passes.
+    """
 
     def __init__(self, model: HybridModel, num_layers: int, steps: int = STEPS_KEPT) -> None:
         self._model = model
@@ -48,10 +52,12 @@ class DistributionRecorder:
     def start(self) -> None:
         """Begin to record; what was recorded before is forgotten."""
         self._steps.clear()
+        self._model.backend.synchronize()
         self._counted = self._totals()
 
     def stop(self) -> None:
         """Record no further steps; those recorded are kept."""
+        self._model.backend.synchronize()
         self.begin_step()
         self._counted = None
 
@@ -67,6 +73,7 @@ class DistributionRecorder:
 
     def recorded(self) -> dict[str, torch.Tensor]:
         """The two tensors of this file's head, by name. Raises CallOrderError if no step was recorded."""
+        self._model.backend.synchronize()
         self.begin_step()
         if not self._steps:
             raise CallOrderError(

@@ -62,8 +62,9 @@ class LayerStatistics:
         """
         # The tables' last entry stands for -1, ours is the first.
         on_device = tables.on_device.roll(1)
-        self._hits += (self._counts - self._settled) * on_device
-        self._settled.copy_(self._counts)
+        now = self._counts.clone()  # a pass on another stream may be counting
+        self._hits += (now - self._settled) * on_device
+        self._settled.copy_(now)
 
     def hits(self, tables: Tables) -> tuple[int, int]:
         """(uses of experts that had a slot at the time, all uses) since the start; `tables` are the current

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +18,10 @@ import torch
 from hybrid_models import (
     DECODER_LAYERS,
     EXPERTS,
+    HIDDEN,
+    MOE_LAYERS,
     PROMPT,
+    TOP_K,
     Engine,
     Reference,
     assert_close,
@@ -218,6 +222,52 @@ def _experts_are_fetched(ranks: Ranks) -> None:
 def test_fetched_experts_are_shared_out_over_the_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _run_in_two_processes(_experts_are_fetched, tmp_path)
+
+
+def _calls_fail_on_one_rank(ranks: Ranks) -> None:
+    """Each failure ends its call on the rank where it happens, or on both, and the next call is right."""
+    fetch.split_misses = lambda tokens_of, *_: tuple(sorted(tokens_of)[:2])
+    options = HybridOptions(miss_policy="auto", prefill_threshold=PROMPT)
+    masks = torch.zeros(DECODER_LAYERS, EXPERTS, dtype=torch.bool)
+    masks[:, 1] = True
+    with Engine(masks, options, ranks=ranks) as engine:
+        engine.model.begin_step()
+        layer = engine.layers[MOE_LAYERS[0]]
+        hidden, ids = torch.randn(PROMPT, HIDDEN), torch.tensor([[0, 1, 2]]).repeat(PROMPT, 1)
+        hidden = ranks.broadcast(hidden)
+        weights = torch.rand(PROMPT, TOP_K, generator=torch.Generator().manual_seed(1))
+
+        def check_call(rows: int) -> None:
+            call = hidden[:rows], ids[:rows], weights[:rows]
+            output = layer.forward(*call)
+            distributed.all_reduce(output)
+            expected = Reference()._sum(layer.layer_idx, call[0].double(), call[1].tolist(), call[2].double())
+            assert_close(output, expected)
+
+        for rows in (3, PROMPT):  # a fetch, and a layerwise prefill
+            for broken, name, raised_on in (
+                (layer.wrapper, "submit_forward", (0,)),
+                (layer.wrapper, "write_expert", (0, 1)),
+                (layer.resident if ranks.rank else None, "compute", (1,)),
+            ):
+                if rows == PROMPT and name != "write_expert":
+                    continue  # not called in a prefill
+                engine.model.prefill._release()
+                fails = pytest.raises(ValueError) if ranks.rank in raised_on else nullcontext()
+                with pytest.MonkeyPatch.context() as patch, fails:
+                    if broken is not None:
+                        patch.setattr(broken, name, _fail)
+                    layer.forward(hidden[:rows], ids[:rows], weights[:rows])
+                check_call(rows)
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise ValueError("made to fail")
+
+
+def test_a_call_that_fails_on_one_rank_leaves_the_ranks_in_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _run_in_two_processes(_calls_fail_on_one_rank, tmp_path)
 
 
 def _an_update_runs(ranks: Ranks) -> None:

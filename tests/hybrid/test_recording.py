@@ -9,6 +9,7 @@ import torch
 
 from kt_kernel.errors import CallOrderError
 from kt_kernel.hybrid.activation import read_activation_counts
+from kt_kernel.hybrid.device import backend_of
 from kt_kernel.hybrid.recording import DistributionRecorder
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.statistics import LayerStatistics
@@ -19,6 +20,7 @@ EXPERTS = 4
 def model_of(*layer_idxs: int) -> SimpleNamespace:
     """Layers of four experts; expert 0 of each is on the device."""
     return SimpleNamespace(
+        backend=backend_of(torch.device("cpu")),
         layers=[
             SimpleNamespace(
                 layer_idx=layer_idx,
@@ -26,7 +28,7 @@ def model_of(*layer_idxs: int) -> SimpleNamespace:
                 statistics=LayerStatistics(EXPERTS),
             )
             for layer_idx in layer_idxs
-        ]
+        ],
     )
 
 
