@@ -1,17 +1,22 @@
 """Runs in an interpreter of its own, with SGLang: its expert weights as slots of the hybrid engine, and what
 becomes of failures that a GPU reports late.
 
-Standard output: one JSON line per check, its name and what went wrong (null = nothing).
+Arguments: a model's folder, a free port. Standard output: one JSON line per check, its name and what went
+wrong (null = nothing).
 """
 
 import json
+import sys
 import traceback
 from types import SimpleNamespace
 
 import torch
+from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+from sglang.srt.model_executor import cuda_graph_config
 from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import prepare_server_args
 
 from kt_kernel.decoding import decode_expert
 from kt_kernel.errors import CheckpointError
@@ -24,6 +29,7 @@ load_plugins()
 # After SGLang's plug-ins, which change what these import.
 from kt_kernel.integrations.sglang import device_experts, moe_method, serving_hooks  # noqa: E402
 
+MODEL, PORT = sys.argv[1:]
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K = 256, 128, 6, 3
 
 
@@ -248,6 +254,17 @@ def check_a_gpu_is_waited_for_between_the_chunks_of_a_prompt_only():
     serving_hooks.run_batch(run, scheduler, chunk)
     assert waited and chunk.reqs[0].failed
     assert scheduler._pending_chunked_abort_req is chunk.reqs[0]
+
+
+def check_prompts_are_not_captured_where_sglang_would_by_default():
+    """As on CUDA; without CPU experts nothing changes."""
+    cuda_graph_config.default_prefill_backend = lambda: cuda_graph_config.Backend.BREAKABLE
+    backends = []
+    for kt in ([], ["--kt-weight-path", MODEL]):
+        server_args = prepare_server_args(["--model", MODEL, "--port", PORT, *kt])
+        server_args.resolve_once()
+        backends.append(resolving_view(server_args).cuda_graph_config.prefill.backend)
+    assert backends == ["breakable", "disabled"]
 
 
 for name, check in list(globals().items()):

@@ -10,12 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from server import clean_environment
+from server import clean_environment, free_port
 
 
-def test_the_checks_inside_sglang_find_nothing_wrong():
+def test_the_checks_inside_sglang_find_nothing_wrong(tiny_checkpoint):
+    program = Path(__file__).with_name("inside_sglang.py")
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("inside_sglang.py"))],
+        [sys.executable, str(program), str(tiny_checkpoint("qwen3_moe")), str(free_port())],
         env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1"},
         capture_output=True,
         text=True,
@@ -25,4 +26,4 @@ def test_the_checks_inside_sglang_find_nothing_wrong():
     outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     wrong = [f"{name}:\n{what}" for name, what in outcomes.items() if what is not None]
     assert not wrong, "\n".join(wrong)
-    assert len(outcomes) == 9
+    assert len(outcomes) == 10
