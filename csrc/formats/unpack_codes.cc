@@ -24,6 +24,18 @@ PanelRows rows_of(int index, const MatrixPart& part) {
   return {begin, std::min(kPanelRows, part.row + part.rows - first), first + begin - part.row};
 }
 
+// The chunks of a block are asked for this long before their turn; beyond the panel stands the next one, and asking for
+// memory that does not exist is allowed. One thread of a Xeon 5 (Emerald Rapids), 2026-11-21, GB/s of BF16 / E4M3 /
+// 4-bit codes from memory: none 6.2 / 4.5 / 4.4, 2 KiB 6.0 / 5.5 / 5.6, 4 KiB 6.2 / 5.8 / 5.9, 8 KiB 6.3 / 5.2 / 5.1;
+// memcpy 9.
+constexpr size_t kAhead = 4096;
+
+void prefetch(const uint8_t* block, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(block) + kAhead + i, _MM_HINT_T0);
+  }
+}
+
 __m128i load(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
 void store(uint8_t* to, __m128i value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), value); }
 
@@ -66,6 +78,7 @@ void words_by_row(const uint8_t* chunks, int count, const PanelRows& rows, uint8
   constexpr int kBlock = 16;  // words: a cache line of each row
   for (int block = 0; block < count; block += kBlock) {
     const int end = std::min(block + kBlock, count);
+    prefetch(chunks + block * size_t{kWordChunk}, kBlock * size_t{kWordChunk});
     for (int r = rows.begin; r < rows.end;) {
       const int step = rows.end - r >= 4 ? 4 : 1;
       const uint8_t* from = chunks + r * 4;
@@ -139,6 +152,7 @@ void unpack_bytes(const uint8_t* panel, const PanelRows& rows, const MatrixPart&
   };
   for (int block = 0; block < part.columns; block += kBlock) {
     const int end = std::min(block + kBlock, part.columns);
+    prefetch(panel + (part.column + block) / 2 * size_t{kByteChunk}, kBlock / 2 * size_t{kByteChunk});
     for (int r = rows.begin; r < rows.end;) {
       if (r % 8 != 0 || rows.end - r < 8 || part.column % 2 != 0) {
         one_by_one(r++, block, end);
