@@ -17,6 +17,12 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _CAPTURES_OF_OTHER_THREADS_DO_NOT_MATTER = 1  # cudaStreamCaptureModeThreadLocal
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Had a device, or the CPU in the place of one, no memory left?"""
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, OUT_OF_MEMORY) or "DefaultCPUAllocator" in str(error)
+
+
 class Event(Protocol):
     """A point in the work of the stream on which it was recorded."""
 

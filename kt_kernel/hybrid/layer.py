@@ -70,7 +70,7 @@ class HybridLayer:
             )
         if wrapper is not None:
             wrapper.join_chain(model.chain(wrapper.cpu_infer))
-            # Settled for good. If updates fill all slots later, what was deferred to this layer is still added.
+            # Settled for good: if updates fill all slots later, what was deferred to here is still added.
             wrapper.has_cpu_experts = placement.current.count < self.num_experts
         placement.tables(model.device)  # made now: a capture could not
         self.position = model.add(self)  # among the model's MoE layers

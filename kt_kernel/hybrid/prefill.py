@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kt_kernel.errors import KTError
-from kt_kernel.hybrid.device import OUT_OF_MEMORY, Event
+from kt_kernel.hybrid.device import Event, is_out_of_memory
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.slots import Placement
 
@@ -91,10 +91,9 @@ class LayerwisePrefill:
         outcome, failure, output = _DONE, None, None
         try:
             output = self._compute(layer, hidden, ids, weights)
-        except OUT_OF_MEMORY:
-            outcome = _SHORT_OF_MEMORY
         except Exception as error:
-            outcome, failure = _FAILED, error
+            # One that is kept would keep the memory that its frames hold.
+            outcome, failure = (_SHORT_OF_MEMORY, None) if is_out_of_memory(error) else (_FAILED, error)
         if not self._agreed(layer, outcome, failure):
             return None
         self._model.layer_prefilled(layer, self._slot_with(layer).experts)
@@ -192,7 +191,9 @@ class LayerwisePrefill:
     def _new_experts(self, layer: HybridLayer) -> list[DeviceExperts]:
         try:
             return [layer.new_experts(layer.num_experts) for _ in range(_SLOTS)]
-        except OUT_OF_MEMORY:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return []
 
     def _release(self) -> None:

@@ -203,6 +203,7 @@ class _Short(TorchDeviceExperts):
     """Room for whole layers runs out as `fails` says: at the n-th room, store or computation."""
 
     fails: ClassVar[dict[str, int]] = {}
+    error: ClassVar[Exception] = torch.OutOfMemoryError("no memory")
 
     @classmethod
     def use(cls, what: str) -> None:
@@ -210,7 +211,7 @@ class _Short(TorchDeviceExperts):
             cls.fails[what] -= 1
             if cls.fails[what] < 0:
                 del cls.fails[what]
-                raise torch.OutOfMemoryError(f"no memory for {what}")
+                raise cls.error
 
     def __init__(self, capacity, *rest):
         super().__init__(capacity, *rest)
@@ -227,6 +228,18 @@ class _Short(TorchDeviceExperts):
         if self._full:
             self.use("compute")
         return super().compute(hidden, slots, weights)
+
+
+def test_a_cpu_that_plays_the_device_is_out_of_memory_in_its_own_words(monkeypatch):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    monkeypatch.setattr(_Short, "error", caught.value)
+    with Engine(_masks(4), OPTIONS, device_experts=_Short) as engine:
+        for fallbacks, what in enumerate(("room", "store", "compute"), start=1):
+            _Short.fails = {what: 0}
+            engine.model.begin_step()
+            engine.decoder().forward(prompt(1))
+            assert engine.model.prefill.fallbacks == fallbacks
 
 
 @pytest.mark.parametrize("max_deferred", [0, 2])
