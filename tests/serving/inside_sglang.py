@@ -14,7 +14,8 @@ import torch
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
-from sglang.srt.model_executor import cuda_graph_config
+from sglang.srt.model_executor import cuda_graph_config, forward_batch_info
+from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
 
@@ -187,6 +188,23 @@ def check_spare_slots_are_unquantised_where_the_layer_cannot_be_filled():
     spare.store(3, image("FP8"))
     w13, _ = decode_expert(image("FP8"), encoding("FP8"), torch.float32)
     assert torch.equal(spare.layer.w13_weight[3], w13)
+
+
+def check_gaps_in_the_routing_become_weights_of_zero():
+    slots = torch.tensor([[2, -1], [-1, -1]], dtype=torch.int32)
+    weights = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    found_slots, found_weights = device_experts.without_gaps(slots, weights)
+    assert found_slots.tolist() == [[2, 0], [0, 0]] and found_slots.dtype == torch.int32
+    assert found_weights.tolist() == [[0.25, 0], [0, 0]] and found_weights.dtype == torch.float32
+    assert slots.min() == -1 and weights.min() > 0
+
+
+def check_padding_is_counted_on_a_gpu_only():
+    serving_hooks.served_models = lambda: (SimpleNamespace(is_asynchronous=True),)
+    for module in (forward_batch_info, decode_cuda_graph_runner):
+        assert module.enable_num_token_non_padded() is True, module
+    serving_hooks.served_models = lambda: (SimpleNamespace(is_asynchronous=False),)
+    assert serving_hooks.counts_padding(lambda: False) is False
 
 
 class Request:

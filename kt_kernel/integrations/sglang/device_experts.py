@@ -106,6 +106,14 @@ def _scales_are_plain(layer: torch.nn.Module) -> bool:
     )
 
 
+def without_gaps(slots: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same routing with slot 0 and weight 0 in place of -1.
+
+    SGLang's GPU kernels look for -1 only where a layer has fewer slots than experts.
+    """
+    return slots.clamp(min=0), torch.where(slots < 0, 0, weights)
+
+
 class SglangExperts:
     """The experts that `layer` holds, computed by `method`, SGLang's own.
 
@@ -124,6 +132,8 @@ class SglangExperts:
         """See DeviceExperts.compute; carries the routed scaling factor where SGLang's kernels apply it."""
         if hidden.shape[0] == 0 or self.capacity == 0:
             return torch.zeros_like(hidden)
+        if not hidden.is_cpu and self.capacity == self.layer.moe_runner_config.num_experts:
+            slots, weights = without_gaps(slots, weights)
         routing = StandardTopKOutput(topk_weights=weights, topk_ids=slots, router_logits=None)
         dispatched = StandardDispatchOutput(
             hidden_states=hidden, hidden_states_scale=None, topk_output=routing

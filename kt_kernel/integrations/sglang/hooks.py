@@ -73,6 +73,12 @@ EVERYWHERE = (
         "experts change their places between two steps",
     ),
     Hook(
+        "sglang.srt.model_executor.forward_batch_info.enable_num_token_non_padded",
+        HookType.AROUND,
+        serving_hooks.counts_padding,
+        "the CPU would compute the padding of CUDA graphs",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler.Scheduler.run_batch",
         HookType.AROUND,
         serving_hooks.run_batch,

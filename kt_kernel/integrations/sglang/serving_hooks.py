@@ -28,6 +28,15 @@ def begin_step(runner: Any, *arguments: Any, **options: Any) -> None:
             served.begin_step()
 
 
+def counts_padding(original: Callable) -> bool:
+    """Around `enable_num_token_non_padded`: rows that only fill up a graph's batch get the expert -1.
+
+    Otherwise the CPU would compute them, and their experts would count as used. Not on a CPU, which has no
+    graphs, and whose routing refuses the number.
+    """
+    return any(served.is_asynchronous for served in served_models()) or original()
+
+
 def run_batch(original: Callable, scheduler: Any, batch: Any, *arguments: Any, **options: Any) -> Any:
     """Around `Scheduler.run_batch`: a failed batch is marked before the scheduler goes on.
 
