@@ -48,6 +48,10 @@ class Engine {
     bytes_.fetch_add(bytes, std::memory_order_relaxed);
   }
 
+  std::unique_lock<std::mutex> exclusive_if_free() {
+    return std::unique_lock<std::mutex>(compute_mutex_, std::try_to_lock);
+  }
+
   Buffer& rows() { return rows_; }                  // hidden states in the kernel's activation type
   Buffer& intermediate() { return intermediate_; }  // SwiGLU output of every pair
 

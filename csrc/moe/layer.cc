@@ -96,8 +96,13 @@ void MoeLayer::check_write(int expert, int ranks) const {
 }
 
 void MoeLayer::write(int expert, const RankTargets& targets) {
-  const auto lock = engine_->exclusive();
-  require_weights()->write(expert, targets);
+  const auto weights = require_weights();
+  const auto lock = engine_->exclusive_if_free();
+  if (lock) {
+    weights->write(expert, targets);
+  } else {
+    weights->write_alone(expert, targets);
+  }
 }
 
 void MoeLayer::check(const ForwardArgs& args) const {

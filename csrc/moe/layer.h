@@ -60,7 +60,8 @@ class MoeLayer {
   void forward(const ForwardArgs& args);
   // Throws std::invalid_argument unless `expert` exists and can be split over `ranks`.
   void check_write(int expert, int ranks) const;
-  // Writes one expert back in checkpoint layout, on the calling thread and the pool.
+  // Writes one expert back in checkpoint layout: on the calling thread and the pool, or on the calling thread alone
+  // while another call computes, so that neither waits for the other.
   void write(int expert, const RankTargets& targets);
   // The same result from the slow twin (moe/reference.h), on the calling thread.
   void forward_reference(const ForwardArgs& args);

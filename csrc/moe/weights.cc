@@ -90,6 +90,29 @@ void ExpertWeights::check_ranks(int ranks) const {
 }
 
 void ExpertWeights::write(int expert, const RankTargets& targets) const {
+  std::vector<std::atomic<int>> next(pools_.subpools());
+  auto job = [&](const Worker& worker) {
+    while (true) {
+      const int piece = next[worker.subpool].fetch_add(1);
+      if (piece >= pieces_of(worker.subpool)) return;
+      write_piece(worker.subpool, expert, piece, targets);
+    }
+  };
+  pools_.run(job);
+}
+
+void ExpertWeights::write_alone(int expert, const RankTargets& targets) const {
+  for (int s = 0; s < pools_.subpools(); ++s) {
+    for (int piece = 0; piece < pieces_of(s); ++piece) write_piece(s, expert, piece, targets);
+  }
+}
+
+int ExpertWeights::pieces_of(int subpool) const {
+  return shares_[subpool].gate_up.count() + shares_[subpool].down.count();
+}
+
+// A piece is a pair of gate and up panels, or a down panel.
+void ExpertWeights::write_piece(int subpool, int expert, int piece, const RankTargets& targets) const {
   const int ranks = static_cast<int>(targets.gate_up.size());
   const int rows = shape_.intermediate / ranks;
   const bool transposed = format_.order == Order::kTransposed;
@@ -101,32 +124,24 @@ void ExpertWeights::write(int expert, const RankTargets& targets) const {
     return MatrixTarget{target.codes + which * codes, target.scales + which * scales, 2 * part.rows};
   };
 
-  std::vector<std::atomic<int>> next(pools_.subpools());
-  auto job = [&](const Worker& worker) {
-    const Share& share = shares_[worker.subpool];
-    const int pairs = share.gate_up.count();
-    while (true) {
-      const int piece = next[worker.subpool].fetch_add(1);
-      if (piece >= pairs + share.down.count()) return;
-      for (int r = 0; r < ranks; ++r) {
-        if (piece < pairs) {
-          const MatrixPart part = {r * rows, rows, 0, shape_.hidden};
-          for (int which = 0; which < 2; ++which) {
-            const uint8_t* panel = gate_up(worker.subpool, expert) + (2 * piece + which) * gate_up_layout_.panel_bytes;
-            unpack_panel(format_, gate_up_layout_, panel, share.gate_up.begin + piece, part,
-                         half(targets.gate_up[r], part, which));
-          }
-        } else {
-          const MatrixPart part = {0, shape_.hidden, r * rows, rows};
-          MatrixTarget target = targets.down[r];
-          target.row_length = shape_.hidden;
-          const uint8_t* panel = down(worker.subpool, expert) + (piece - pairs) * down_layout_.panel_bytes;
-          unpack_panel(format_, down_layout_, panel, share.down.begin + piece - pairs, part, target);
-        }
+  const Share& share = shares_[subpool];
+  const int pairs = share.gate_up.count();
+  for (int r = 0; r < ranks; ++r) {
+    if (piece < pairs) {
+      const MatrixPart part = {r * rows, rows, 0, shape_.hidden};
+      for (int which = 0; which < 2; ++which) {
+        const uint8_t* panel = gate_up(subpool, expert) + (2 * piece + which) * gate_up_layout_.panel_bytes;
+        unpack_panel(format_, gate_up_layout_, panel, share.gate_up.begin + piece, part,
+                     half(targets.gate_up[r], part, which));
       }
+    } else {
+      const MatrixPart part = {0, shape_.hidden, r * rows, rows};
+      MatrixTarget target = targets.down[r];
+      target.row_length = shape_.hidden;
+      const uint8_t* panel = down(subpool, expert) + (piece - pairs) * down_layout_.panel_bytes;
+      unpack_panel(format_, down_layout_, panel, share.down.begin + piece - pairs, part, target);
     }
-  };
-  pools_.run(job);
+  }
 }
 
 }  // namespace kt

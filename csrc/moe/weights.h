@@ -61,8 +61,9 @@ class ExpertWeights {
 
   // Throws std::invalid_argument unless an expert can be split over `ranks`.
   void check_ranks(int ranks) const;
-  // Writes one expert back, on all threads.
+  // Writes one expert back, on all threads, or on the calling one alone, beside whatever the others compute.
   void write(int expert, const RankTargets& targets) const;
+  void write_alone(int expert, const RankTargets& targets) const;
 
   // First panel of (sub-pool, expert); panels follow each other at their layout's panel_bytes.
   const uint8_t* gate_up(int subpool, int expert) const {
@@ -89,6 +90,8 @@ class ExpertWeights {
   MatrixShape gate_up_shape() const { return {shape_.intermediate, shape_.hidden}; }
   MatrixShape down_shape() const { return {shape_.hidden, shape_.intermediate}; }
   void load_expert(const Share& share, const ExpertSources& sources, int expert);
+  int pieces_of(int subpool) const;
+  void write_piece(int subpool, int expert, int piece, const RankTargets& targets) const;
 
   const Format& format_;
   FormatOptions options_;

@@ -362,10 +362,12 @@ def test_writing_at_once_goes_past_the_queue_and_its_errors():
         engine.sync(0)
 
 
-def test_writing_on_several_threads_while_calls_are_computed():
-    """Layers of one engine share its threads and scratch: every write and every call must stay whole."""
-    engine = ext.Engine(2)
-    experts = make(Format("RAWINT4", 32, BF16), 256, 256)
+@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+@pytest.mark.parametrize(("threads", "subpools"), [(1, 1), (3, 3)])
+def test_writing_on_several_threads_while_calls_are_computed(format, threads, subpools):
+    """A write takes the engine's threads if they are free, else its own: both must write every byte."""
+    engine = ext.Engine(threads, subpools)
+    experts = make(format, *sizes(format))
     layer = build_layer(engine, experts)
     call = random_call(2, experts, 16, top_k=2)
     expected = run(layer, call)
@@ -373,7 +375,7 @@ def test_writing_on_several_threads_while_calls_are_computed():
 
     def write_again_and_again() -> None:
         try:
-            for _ in range(50):
+            for _ in range(12):
                 shards = destinations(experts, 2)
                 write_now(layer, shards)
                 assert_holds(shards, experts)
@@ -383,7 +385,7 @@ def test_writing_on_several_threads_while_calls_are_computed():
     writers = [threading.Thread(target=write_again_and_again) for _ in range(2)]
     for writer in writers:
         writer.start()
-    for _ in range(50):
+    while any(writer.is_alive() for writer in writers):
         output = poisoned(call.hidden.shape, F32)
         layer.submit(*arguments(call, output, F32))
         assert same_bits(run(layer, call), expected)
