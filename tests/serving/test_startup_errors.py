@@ -97,6 +97,14 @@ REFUSED = {
         ],
         "for a model that is fp8 on the device with BF16 experts on the CPU",
     ),
+    "compiled layers": (
+        ["--enable-torch-compile"],
+        "not available yet: --enable-torch-compile together with",
+    ),
+    "graphs in pieces": (
+        ["--cuda-graph-backend-decode", "breakable"],
+        "not available yet: --cuda-graph-backend-decode breakable together with --kt-weight-path",
+    ),
     "graphs of prompts": (
         ["--cuda-graph-backend-prefill", "breakable"],
         "not available yet: graphs of prompts (prefill backend breakable) together with --kt-weight-path",

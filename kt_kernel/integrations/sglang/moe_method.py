@@ -14,6 +14,7 @@ from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.topk import TopKOutputChecker
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import is_cuda
 
 from kt_kernel import KTMoEWrapper
 from kt_kernel.errors import CallOrderError, CheckpointError, ConfigurationError, FeatureUnavailableError
@@ -167,10 +168,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
         return hybrid
 
     def _factor_of_device(self, layer: torch.nn.Module) -> float:
-        """The routed scaling factor where the device's kernels apply it themselves."""
+        """The routed scaling factor where the device's kernels apply it themselves: NVIDIA's do."""
         factor = self.moe_runner_config.routed_scaling_factor
-        on_cpu = device_of(layer).type == "cpu"
-        if on_cpu or factor is None or layer.should_fuse_routed_scaling_factor_in_topk:
+        in_kernels = is_cuda() and device_of(layer).type == "cuda"
+        if not in_kernels or factor is None or layer.should_fuse_routed_scaling_factor_in_topk:
             return 1.0
         return factor
 

@@ -105,6 +105,12 @@ def _check_other_options(options: Any) -> None:
         (f"--moe-a2a-backend {options.moe_a2a_backend}", options.moe_a2a_backend not in (None, "none")),
         ("--enable-two-batch-overlap", options.enable_two_batch_overlap),
         ("--enable-lora", bool(options.enable_lora)),
+        # It gathers the tokens of several replicas in one call.
+        ("--enable-dp-attention", bool(options.enable_dp_attention)),
+        # It would trace through the calls of the CPU experts.
+        ("--enable-torch-compile", bool(options.enable_torch_compile)),
+        # Its graphs are many per size, each with host buffers of its own.
+        ("--cuda-graph-backend-decode breakable", options.cuda_graph_config.decode.backend == "breakable"),
     ):
         if is_set:
             raise FeatureUnavailableError(
