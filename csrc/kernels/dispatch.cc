@@ -15,6 +15,11 @@ constexpr FeatureSet kAvx512Bf16 = kAvx512 | FeatureSet{F::kAvx512bf16};
 constexpr FeatureSet kAvx512Vbmi = kAvx512Bf16 | FeatureSet{F::kAvx512vbmi};
 constexpr FeatureSet kAmxBf16 = kAvx512Bf16 | FeatureSet{F::kAmxTile, F::kAmxBf16};
 
+// Intel runs VDPBF16PS at half the rate of fp32 FMA, so with many tokens `avx512` is faster there than `avx512_bf16`;
+// with one it is not, and that is what a user waits for most. (Emerald Rapids without AMX, 2 threads, shape S,
+// 2026-11-21, `avx512_bf16` time over `avx512` time at 1 / 16 / 1024 tokens: BF16 0.99 / 0.99 / 1.33, FP8 0.98 / 0.96
+// / 1.48, RAWINT4 0.92 / 1.01 / 1.60, NVFP4 0.85 / 1.01 / 1.39; the same kernel against itself at 1 token: 0.86 to
+// 1.06. KT_KERNEL_CPU_VARIANT=avx512 chooses it.)
 constexpr const char* kZen4 = "AMD Zen 4 (2022-), Zen 5; Intel Cooper Lake, Sapphire Rapids";
 constexpr const char* kZen4Vbmi = "AMD Zen 4 (2022-), Zen 5; Intel Sapphire Rapids";
 constexpr const char* kSkylakeSp = "Intel Skylake-SP (2017-), Cascade Lake, Ice Lake";
