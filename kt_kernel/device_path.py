@@ -135,12 +135,11 @@ class DevicePath:
         host_hidden = _copied(hidden, slot.hidden)
         host_ids = _copied(ids, slot.ids)
         host_weights = _copied(weights, slot.weights)
-        host_output = slot.output[:tokens] if earlier is None else earlier.output
         if earlier is None:
-            self._enqueue(stream, host_hidden, host_ids, host_weights, slot.output[:tokens], 0, kept)
+            host_output, add, needed = slot.output[:tokens], 0, kept
         else:
-            both = (kept, earlier.keep_alive)
-            self._enqueue(stream, host_hidden, host_ids, host_weights, earlier.output, 1, both)
+            host_output, add, needed = earlier.output, 1, (kept, earlier.keep_alive)
+        self._enqueue(stream, host_hidden, host_ids, host_weights, host_output, add, needed)
         if defers:
             later = slot.deferred_output[:tokens]
             self._enqueue(stream, host_hidden, host_deferred_ids, host_weights, later, 0, kept)
