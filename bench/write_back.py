@@ -15,38 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from loading import SHAPE, write_checkpoint
 
-from kt_kernel import KTMoEWrapper, kt_kernel_ext
+from kt_kernel import kt_kernel_ext
+from kt_kernel.bench.layer import RandomLayer
 from kt_kernel.bench.limits import measure_limits
+from kt_kernel.bench.shapes import SHAPES
 
+SHAPE = SHAPES["S"]
 ROUNDS = 5
-
-
-def loaded_layer(method: str, threads: int) -> KTMoEWrapper:
-    with tempfile.TemporaryDirectory() as directory:
-        write_checkpoint(Path(directory), method, SHAPE)
-        layer = KTMoEWrapper(
-            layer_idx=0,
-            num_experts=SHAPE.experts,
-            num_experts_per_tok=SHAPE.top_k,
-            hidden_size=SHAPE.hidden,
-            moe_intermediate_size=SHAPE.intermediate,
-            cpuinfer_threads=threads,
-            threadpool_count=1,
-            weight_path=directory,
-            chunked_prefill_size=16,
-            method=method,
-        )
-        layer.load_weights()
-        KTMoEWrapper.force_release_loader()
-    return layer
 
 
 def seconds(work: Callable[[int], None]) -> float:
@@ -58,7 +38,7 @@ def seconds(work: Callable[[int], None]) -> float:
 
 
 def measure(method: str, ranks: int, threads: int) -> dict:
-    layer = loaded_layer(method, threads)
+    layer = RandomLayer(method, SHAPE, threads=threads, max_tokens=1)
     encoding = layer.encoding(ranks)
     size = ranks * encoding.bytes
     staging = [torch.zeros(size, dtype=torch.uint8) for _ in range(2)]
