@@ -197,9 +197,11 @@ class LayerwisePrefill:
             return []
 
     def _release(self) -> None:
-        """Free the slots, for use behind all copies to them: also those of a job that broke off."""
-        _, all_copied = self._model.copies.start(lambda: None).result()
-        all_copied.wait()
+        """Free the slots once nobody works with them, also no job that broke off."""
+        self._model.copies.start(lambda: None).result()
+        # Freed memory is given away again in the order of the stream that it was taken on; those that copy
+        # and compute may be others.
+        self._model.backend.synchronize()
         self._slots = []
         self._model.backend.release_memory()
 

@@ -271,6 +271,17 @@ def test_short_memory_means_the_split_for_this_prompt_and_is_said_once(fails, ma
         assert engine.model.prefill.fallbacks == 2
 
 
+def test_slots_are_freed_when_the_device_has_done_with_them():
+    with Engine(_masks(4), OPTIONS, device_experts=_Short) as engine:
+        slots_at_wait = []
+        prefill = engine.model.prefill
+        engine.model.backend.synchronize = lambda: slots_at_wait.append(len(prefill._slots))
+        _Short.fails = {"compute": 1}
+        engine.model.begin_step()
+        engine.decoder().forward(prompt(1))
+        assert (slots_at_wait, len(prefill._slots)) == ([2], 0)
+
+
 def test_a_pass_that_nobody_announced_tries_again():
     with Engine(_masks(4), OPTIONS, device_experts=_Short) as engine:
         _Short.fails = {"room": 0}
