@@ -12,15 +12,13 @@ from kt_kernel import kt_kernel_ext
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-
 _CAPTURES_OF_OTHER_THREADS_DO_NOT_MATTER = 1  # cudaStreamCaptureModeThreadLocal
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Had a device, or the CPU in the place of one, no memory left?"""
     # On a CPU torch raises a plain RuntimeError.
-    return isinstance(error, OUT_OF_MEMORY) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 class Event(Protocol):

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kt_kernel.hybrid.device import OUT_OF_MEMORY
+from kt_kernel.errors import KTError
+from kt_kernel.hybrid.device import is_out_of_memory
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import MISSES, ExpertFeed
 from kt_kernel.hybrid.misses import split_misses
@@ -65,8 +66,12 @@ class Fetch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._fetched:
+        if self._fetched:
+            return
+        try:
             self._feed().pass_by(self._slots)
+        finally:
+            self._fetcher.agree_on_memory(self._layer, None)
 
     def _feed(self) -> ExpertFeed:
         return self._layer.model.feed(self._layer, MISSES)
@@ -76,11 +81,22 @@ class Fetch:
         return resident.on_device | self._tables.on_device
 
     def compute(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Bring them to the device, and their weighted sum: [T, H] like `hidden`."""
+        """Bring them to the device, and their weighted sum: [T, H] like `hidden`.
+
+        Raises KTError on all ranks if the device of one has no memory left.
+        """
         self._fetched = True
-        self._fetcher.bytes_copied += self._feed().fill(self._room, self._slots)
-        self._fetcher.experts_fetched += len(self._slots)
-        return self._room.compute(hidden, self._tables.slots(ids), weights)
+        output, failure = None, None
+        try:
+            self._fetcher.bytes_copied += self._feed().fill(self._room, self._slots)
+            self._fetcher.experts_fetched += len(self._slots)
+            output = self._room.compute(hidden, self._tables.slots(ids), weights)
+        except Exception as error:
+            failure = error
+        self._fetcher.agree_on_memory(self._layer, failure)
+        if failure is not None:
+            raise failure
+        return output
 
 
 class MissFetcher:
@@ -120,12 +136,35 @@ class MissFetcher:
         experts = self._model.ranks.broadcast(experts)
         return Fetch(self, layer, self._room, experts) if experts else None
 
+    def agree_on_memory(self, layer: HybridLayer, failure: Exception | None) -> None:
+        """After every planned fetch, with the error that ended it, if any; collective.
+
+        Raises KTError if memory was short on any rank, for the CPU has skipped what was to be fetched. Then
+        nothing is fetched any more: the next call would end like this one.
+        """
+        enough = failure is None or not is_out_of_memory(failure)
+        if self._model.ranks.minimum(int(enough)):
+            return
+        self._speeds = None
+        self._model.backend.synchronize()  # the slots may be in use
+        self._room = None
+        logger.warning(
+            "the device ran out of memory while it fetched experts: from now on the CPU computes all that "
+            "are not resident; leave more memory free"
+        )
+        raise KTError(
+            f"layer {layer.layer_idx}: the device ran out of memory while it fetched experts, so this pass "
+            "failed; later ones fetch none and can be tried."
+        ) from failure
+
     # ---- the first step ------------------------------------------------------------------------
 
     def _make_room(self, layer: HybridLayer) -> DeviceExperts | None:
         try:
             room = layer.new_experts(min(_SLOTS, layer.num_experts))
-        except OUT_OF_MEMORY:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             room = None
         if self._model.ranks.minimum(int(room is not None)):
             return room

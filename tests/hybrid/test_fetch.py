@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from hybrid_models import (
@@ -16,10 +18,12 @@ from hybrid_models import (
     prompt,
 )
 
+from kt_kernel.errors import KTError
 from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.placement import device_expert_masks
 from kt_kernel.hybrid.speeds import ExpertSpeeds, seconds_per_expert
+from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 
 AUTO = HybridOptions(miss_policy="auto")
 EXPERTS = 8
@@ -136,6 +140,42 @@ def test_without_memory_on_the_device_the_cpu_computes_all(monkeypatch, caplog):
         assert engine.model.misses.experts_fetched == 0
     assert got.tokens == expected.tokens
     assert caplog.text.count("not enough free memory to fetch experts") == 1
+
+
+class _Full(TorchDeviceExperts):
+    """Memory runs out in one place while experts are fetched."""
+
+    where: ClassVar[str | None] = None
+
+    def store(self, slot, tensors):
+        self._use("store")
+        return super().store(slot, tensors)
+
+    def compute(self, hidden, slots, weights):
+        self._use("compute")
+        return super().compute(hidden, slots, weights)
+
+    def _use(self, what: str) -> None:
+        if self.capacity == EXPERTS and self.where == what:  # not the residents' slots
+            raise torch.OutOfMemoryError("the device is full")
+
+
+@pytest.mark.parametrize("max_deferred", [0, 1])
+@pytest.mark.parametrize("where", ["store", "compute"])
+def test_memory_that_runs_out_ends_one_pass_and_the_fetching(monkeypatch, caplog, where, max_deferred):
+    with_speeds(monkeypatch, QUICK_BUS)
+    with Engine(masks(2), AUTO, max_deferred, device_experts=_Full) as engine:
+        engine.model.begin_step()
+        monkeypatch.setattr(_Full, "where", where)
+        with pytest.raises(KTError, match="ran out of memory while it fetched"):
+            engine.decoder().forward(prompt(SEED))
+        for seed in (SEED, SEED + 1):
+            engine.model.begin_step()
+            reference = Reference(max_deferred)
+            reference.on_device = engine.placements()
+            assert_close(engine.decoder().forward(prompt(seed)), reference.decoder().forward(prompt(seed)))
+        assert engine.model.misses.plan(engine.layers[MOE_LAYERS[0]], torch.tensor([[0, 1, 2]])) is None
+    assert caplog.text.count("ran out of memory while it fetched") == 1
 
 
 def test_policy_cpu_measures_and_fetches_nothing(cache):

@@ -29,6 +29,7 @@ from hybrid_models import (
 )
 from torch import distributed, multiprocessing
 
+from kt_kernel.errors import KTError
 from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
@@ -259,6 +260,30 @@ def _calls_fail_on_one_rank(ranks: Ranks) -> None:
                         patch.setattr(broken, name, _fail)
                     layer.forward(hidden[:rows], ids[:rows], weights[:rows])
                 check_call(rows)
+
+
+def _fetching_runs_out_of_memory_on_one_rank(ranks: Ranks) -> None:
+    fetch.split_misses = lambda tokens_of, *_: tuple(sorted(tokens_of)[:2])
+    with Engine(_masks(), HybridOptions(miss_policy="auto"), ranks=ranks) as engine:
+        engine.model.begin_step()
+        room = engine.model.misses._room
+        if ranks.rank:
+            room.store = _run_out_of_memory
+        with pytest.raises(KTError, match="ran out of memory while it fetched"):
+            engine.decoder(distributed.all_reduce).forward(prompt(1))
+        fetched = engine.model.misses.experts_fetched
+        engine.cpu_runs.clear()
+        _check_passes(engine, ranks, Reference(), [PROMPT, 1])
+        assert engine.model.misses.experts_fetched == fetched
+
+
+def _run_out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("made to fail")
+
+
+def test_fetching_ends_on_all_ranks_when_memory_runs_out_on_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _run_in_two_processes(_fetching_runs_out_of_memory_on_one_rank, tmp_path)
 
 
 def _fail(*_: object, **__: object) -> None:
