@@ -143,6 +143,14 @@ class HybridModel:
             except ValueError as error:
                 raise InputError(f"a forward pass before this one failed on the CPU: {error}") from None
 
+    def forget(self) -> None:
+        """Leave the uses of experts so far out of all counts: warming up says nothing about what users ask.
+
+        Between two passes, on their stream, and not while the recorder records.
+        """
+        for layer in self.layers:
+            layer.statistics.forget()
+
     def report(self) -> dict[str, Any]:
         """The figures that servers expose (report.py); waits for the device, between two passes."""
         # The stream of whoever asks need not be that of the passes, which count and switch.

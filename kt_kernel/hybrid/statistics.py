@@ -54,6 +54,13 @@ class LayerStatistics:
         """Uses of each expert since the start: int64 [E] on the CPU."""
         return self._counts[1:].to("cpu", copy=True)
 
+    def forget(self) -> None:
+        """Begin anew, in the order of the current stream; the tensors stay those that graphs write to."""
+        for counts in (self._counts, self._settled, self._hits):
+            counts.zero_()
+        self._advanced_to = torch.zeros_like(self._advanced_to)
+        self._decayed = torch.zeros_like(self._decayed)
+
     # ---- hits ----------------------------------------------------------------------------------
 
     def settle(self, tables: Tables) -> None:

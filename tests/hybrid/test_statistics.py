@@ -71,6 +71,26 @@ def test_decayed_counts_do_not_depend_on_how_often_they_are_asked_for():
     assert often.decayed.tolist() == pytest.approx(rarely.decayed.tolist())
 
 
+def test_what_was_forgotten_weighs_nothing_and_counting_goes_on():
+    layer = LayerPlacement(Placement(0, (1,), 4))
+    statistics = LayerStatistics(4)
+    for mode in (False, True):  # servers warm up in inference mode
+        with torch.inference_mode(mode):
+            statistics.count(torch.tensor([[0, 1], [1, 3]]))
+            statistics.settle(layer.tables(CPU))
+            statistics.advance()
+    statistics.count(torch.tensor([[2, 2]]))
+    statistics.forget()
+    assert statistics.hits(layer.tables(CPU)) == (0, 0)
+    statistics.advance()
+    assert statistics.decayed.tolist() == [0, 0, 0, 0]
+    statistics.count(torch.tensor([[1, 2]]))
+    statistics.advance()
+    assert statistics.totals().tolist() == [0, 1, 1, 0]
+    assert statistics.hits(layer.tables(CPU)) == (1, 2)
+    assert statistics.decayed[1] == statistics.decayed[2] > statistics.decayed.sum() / 3
+
+
 def test_captured_counting_needs_no_memory_of_its_own():
     """A tensor made inside the capture of a graph would be made anew by every replay, and lose its counts."""
     statistics = LayerStatistics(4)
