@@ -79,6 +79,12 @@ EVERYWHERE = (
         "the CPU would compute the padding of CUDA graphs",
     ),
     Hook(
+        "sglang.srt.managers.scheduler.Scheduler.run_event_loop",
+        HookType.BEFORE,
+        serving_hooks.forget_warm_up,
+        "what graphs were captured with is no use of experts",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler.Scheduler.run_batch",
         HookType.AROUND,
         serving_hooks.run_batch,

@@ -37,6 +37,12 @@ def counts_padding(original: Callable) -> bool:
     return any(served.is_asynchronous for served in served_models()) or original()
 
 
+def forget_warm_up(scheduler: Any) -> None:
+    """Before `Scheduler.run_event_loop`: the requests begin here, warm-up passes and captures are over."""
+    for served in served_models():
+        served.hybrid.forget()
+
+
 def run_batch(original: Callable, scheduler: Any, batch: Any, *arguments: Any, **options: Any) -> Any:
     """Around `Scheduler.run_batch`: a failed batch is marked before the scheduler goes on.
 
