@@ -163,6 +163,7 @@ def test_only_finished_commands_exist():
         "run",
         "chat",
         "doctor",
+        "top",
         "version",
     }
     assert result.exit_code == 0
