@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # At most so many experts of a call are fetched; the slots for them are device memory that holds no resident
-# expert. The bus is seldom as quick as eight experts of the CPU.
+# expert. Not tuned: how many pay off depends on the bus, and no CUDA device has been measured yet.
 _SLOTS = 8
 
 
