@@ -13,6 +13,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -75,13 +76,12 @@ class ThreadPools {
   void leave_callers_core();
   void stop();
   void barrier();
-  void wait_while_equal(std::atomic<uint32_t>& word, uint32_t value) const;
+  void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value, std::chrono::microseconds patience) const;
 
   std::vector<Worker> workers_;
   std::vector<int> threads_per_subpool_;
   std::vector<int> numa_nodes_;
   std::vector<std::string> warnings_;
-  int spin_rounds_ = 0;
 
   // Where workers run, unless there are more of them than cores: one core each. The calling thread is worker 0 and
   // nobody's to bind: `core_of_worker_[0]` is the core kept free for it.
