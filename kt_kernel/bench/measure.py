@@ -19,22 +19,24 @@ from kt_kernel.bench.targets import Target, target_for
 
 # torch's OpenMP threads spin for about a millisecond after their work and would share our cores meanwhile.
 _SETTLE_SECONDS = 0.01
-# Calls that follow each other directly, as layers do: after a pause, waking a virtual CPU takes 0.1-0.2 ms
-# (Zen 5 in a virtual machine, 2026-11-21), as much as a third of a call of one token.
-_CALLS_IN_A_ROW = 8
+_MOST_TOKENS_IN_LONG_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Effort:
     """How often a method is measured, and how many calls each of its rows gets in one round.
 
-    At least `least` calls, then until `seconds` are spent in calls or there are `most`.
+    The calls of a round follow each other directly, as the layers of a model do: at least `least`, then until
+    they have taken `seconds` or there are `most`, the layers of a large model.
+
+    (After a pause of 10 ms the first calls are slower: eight calls of one token in a row had a median 9 %
+    above that of 64. Emerald Rapids in a virtual machine, 2026-11-21, GPTQ_INT4, shape S.)
     """
 
     rounds: int
     seconds: float
     least: int
-    most: int = 20
+    most: int = 48
 
 
 QUICK = Effort(rounds=3, seconds=0.15, least=2)
@@ -121,16 +123,32 @@ def measure_method(
 
 
 def _measure_round(samples: _Samples, run: Others, shape: Shape, tokens: int, effort: Effort) -> None:
-    calls, spent = 0, 0.0
-    while calls < effort.least or (spent < effort.seconds and calls < effort.most):
-        first = len(samples.distinct_experts)
-        row = [random_call(shape, tokens, seed=first + i) for i in range(min(_CALLS_IN_A_ROW, effort.least))]
-        samples.distinct_experts += [call.distinct_experts for call in row]
-        for name, function in run.items():
-            time.sleep(_SETTLE_SECONDS)
-            samples.seconds[name] += [_seconds(function, call) for call in row]
-        spent += sum(samples.seconds[_OURS][-len(row) :])
-        calls += len(row)
+    first = len(samples.distinct_experts)
+    calls = [random_call(shape, tokens, seed=first + i) for i in range(_calls_to_prepare(tokens, effort))]
+    time.sleep(_SETTLE_SECONDS)
+    seconds = _seconds_in_a_row(run[_OURS], calls, effort)
+    calls = calls[: len(seconds)]
+    samples.distinct_experts += [call.distinct_experts for call in calls]
+    samples.seconds[_OURS] += seconds
+    for name in run.keys() - {_OURS}:
+        time.sleep(_SETTLE_SECONDS)
+        samples.seconds[name] += [_seconds(run[name], call) for call in calls]
+
+
+def _calls_to_prepare(tokens: int, effort: Effort) -> int:
+    """Calls of many tokens take memory, and long enough that few of them do."""
+    return effort.most if tokens <= _MOST_TOKENS_IN_LONG_ROWS else effort.least
+
+
+def _seconds_in_a_row(
+    function: Callable[[Call], object], calls: Sequence[Call], effort: Effort
+) -> list[float]:
+    seconds: list[float] = []
+    for call in calls:
+        seconds.append(_seconds(function, call))
+        if len(seconds) >= effort.least and sum(seconds) >= effort.seconds:
+            break
+    return seconds
 
 
 def _row(layer: RandomLayer, shape: Shape, tokens: int, samples: _Samples, limits: Limits) -> Row:
