@@ -23,6 +23,7 @@ enum class Feature : uint32_t {
   kAvx512vnni,
   kAvx512bf16,
   kAvx512vbmi,
+  kFmaBeatsDot,  // FMA multiplies fp32 faster than VDPBF16PS multiplies bf16, and rounds alike
   kAmxTile,
   kAmxBf16,
   kAmxInt8,

@@ -50,6 +50,10 @@ float to_float(const uint8_t* from, ScaleType type) {
   }
 }
 
+bool any_e4m3_nan(const uint8_t* scales, int count) {
+  return std::any_of(scales, scales + count, [](uint8_t scale) { return (scale & 0x7F) == 0x7F; });
+}
+
 void require_numbers(const uint8_t* e8m0, int groups, int row, int group_k) {
   const void* nan = std::memchr(e8m0, kE8m0Nan, groups);
   if (nan == nullptr) return;
@@ -138,9 +142,11 @@ size_t scale_bytes(ScaleType type) {
 void pack_scales(const Format& format, const PanelLayout& layout, const FormatOptions& options,
                  const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
   if (layout.scale_type == ScaleType::kNone) return;
-  std::memcpy(panel + layout.header_offset + offsetof(PanelHeader, factor), &source.factor, sizeof(source.factor));
   std::memset(panel + layout.header_offset + kPanelHeaderBytes, 0,
               layout.panel_bytes - layout.header_offset - kPanelHeaderBytes);
+  PanelHeader header;
+  std::memcpy(&header, panel + layout.header_offset, sizeof(header));
+  header.factor = source.factor;
   const SourceScales scales = source_scales(format, layout, options, source.scales, shape);
   const size_t size = scale_bytes(scales.type);
   const int groups = groups_of(layout, shape);
@@ -148,10 +154,12 @@ void pack_scales(const Format& format, const PanelLayout& layout, const FormatOp
   const int rows = layout.scale_type == ScaleType::kScalar ? 1 : std::clamp(shape.rows - first, 0, kPanelRows);
   for (int r = 0; r < rows; ++r) {
     const uint8_t* from = scales.data + (first + r) / format.rows_per_scale * scales.stride_row * size;
+    if (scales.type == ScaleType::kE4m3 && any_e4m3_nan(from, groups)) header.nan_rows |= 1u << r;
     if (scales.type == ScaleType::kE8m0) require_numbers(from, groups, first + r, layout.group_k);
     convert_strided(from, scales.type, scales.stride_group * size, const_cast<uint8_t*>(entry(layout, panel, r, 0)),
                     layout.scale_type, layout.scale_stride, groups);
   }
+  std::memcpy(panel + layout.header_offset, &header, sizeof(header));
 }
 
 void unpack_scales(const Format& format, const PanelLayout& layout, const uint8_t* panel, int index,

@@ -44,7 +44,8 @@ enum class ScaleType : int {
 // Stands between the codes and the scales, in 64 bytes.
 struct PanelHeader {
   float factor;
-  uint32_t nan_rows;  // bit r: row r holds a code that is NaN, so its outputs are NaN (kernels need not decode NaN)
+  uint32_t
+      nan_rows;  // bit r: row r has an e4m3 code or scale that is NaN: its outputs are (kernels need not decode NaN)
 };
 constexpr size_t kPanelHeaderBytes = 64;
 
@@ -69,11 +70,15 @@ struct PanelLayout {
 constexpr size_t kDecodedBytes = size_t{16} << 10;
 constexpr size_t kGemmScratchBytes = kDecodedBytes + kDecodedBytes / 64 / kSmallestStepK * kPanelRows * 4;
 
+// Keeps widened rows, whose blocks are powers of two, from falling into the same sets of the L1.
+constexpr size_t kWideRowPadding = 32;
+
 // C[t, 32*p + r] (+)= sum over k of A[t, k] * W[32*p + r, k], for t < tokens, p < panel_count, over k_count columns
 // from first_k on.
 struct GemmArgs {
   const PanelLayout* layout;
-  const uint8_t* panels;  // panels stand layout->panel_bytes apart
+  const uint8_t* panels;       // panels stand layout->panel_bytes apart
+  const uint8_t* next_panels;  // what is multiplied afterwards, or likely to be: fetched ahead towards the end
   int panel_count;
   const void* a;    // rows of the kernel's activation type from column `first_k` on, 64-byte aligned
   size_t a_stride;  // elements, a multiple of kPanelK
@@ -84,6 +89,7 @@ struct GemmArgs {
   size_t c_stride;  // elements, a multiple of kPanelRows
   Store store;
   uint8_t* scratch;  // kGemmScratchBytes, 64-byte aligned
+  float* wide;       // KernelSet::widens_rows: room for `tokens` rows of k_count + kWideRowPadding, 64-byte aligned
 };
 
 // h[t, i] = act(c[t, gate i]) * c[t, up i]; gate and up panels alternate: columns [64*p, 64*p+32) are gate rows
@@ -129,6 +135,7 @@ struct KernelSet {
   const char* name;
   void (*gemm)(const GemmArgs&);
   const RowKernels* rows;
+  bool widens_rows = false;  // gemm needs GemmArgs::wide
 };
 
 }  // namespace kt

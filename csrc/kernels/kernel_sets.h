@@ -20,10 +20,12 @@ extern const KernelSet kBf16Amx;
 extern const KernelSet kE4m3Avx2;
 extern const KernelSet kE4m3Avx512;
 extern const KernelSet kE4m3Avx512Bf16;
+extern const KernelSet kE4m3Avx512Bf16Fma;  // many tokens by FMA, with the same bits
 
 // 4-bit codes, a table of 16 values, with scales of any type: kernels/<folder>/code4*.cc.
 extern const KernelSet kCode4Avx2;
 extern const KernelSet kCode4Avx512;
 extern const KernelSet kCode4Avx512Bf16;
+extern const KernelSet kCode4Avx512Bf16Fma;
 
 }  // namespace kt

@@ -17,6 +17,7 @@ namespace kt {
 // Scratch of one worker, reused by every call of every layer.
 struct WorkerScratch {
   Buffer gathered;                    // activations of one expert, side by side
+  Buffer wide;                        // the same in fp32 (GemmArgs::wide)
   Buffer product;                     // GEMM output of one piece
   Buffer decoded{kGemmScratchBytes};  // weights of one block (GemmArgs::scratch)
   Buffer sum;                         // weighted sums of one strip of hidden columns

@@ -93,10 +93,16 @@ void ForwardPass::reserve_scratch(Engine& engine) {
     const size_t strip_columns = static_cast<size_t>(subpools_[s].panels_per_strip) * kPanelRows;
     size_t product = 0;
     size_t gathered = 0;
+    size_t wide = 0;
     for (const ActiveExpert& expert : routing_.experts()) {
       const Block block = block_of(expert.pairs, weights_.gate_up_layout().k_padded);
       const size_t columns = std::max(size_t{2} * pairs_per_piece(expert) * kPanelRows, strip_columns);
       product = std::max(product, block.rows * columns * sizeof(float));
+      if (kernels_.widens_rows) {
+        const Block widest =
+            block_of(expert.pairs, std::max(weights_.gate_up_layout().k_padded, weights_.down_layout().k_padded));
+        wide = std::max(wide, widest.rows * (widest.k + kWideRowPadding) * sizeof(float));
+      }
       if (block.rows > 1) gathered = std::max(gathered, block.rows * padded_stride(block.k) * element_bytes());
     }
     for (int worker = 0; worker < engine.pools().threads(); ++worker) {
@@ -105,6 +111,7 @@ void ForwardPass::reserve_scratch(Engine& engine) {
       const int node = engine.pools().node_of(s);
       scratch.product.reserve(product, node);
       scratch.gathered.reserve(gathered, node);
+      scratch.wide.reserve(wide, node);
       scratch.sum.reserve(args_.routing.tokens * strip_columns * sizeof(float), node);
     }
   }
@@ -144,29 +151,42 @@ void ForwardPass::convert_hidden(const Worker& worker) {
 void ForwardPass::gate_up(const Worker& worker) {
   SubpoolPlan& plan = subpools_[worker.subpool];
   const int total = plan.first_piece.back();
-  size_t at = 0;  // pieces are taken in ascending order, so the expert is found by walking on
+  const int threads = engine_.pools().threads_in(worker.subpool);
+  // Pieces are taken in ascending order, so the expert is found by walking on.
+  const auto walk = [&](size_t& expert, int piece) {
+    while (plan.first_piece[expert + 1] <= piece) ++expert;
+    return gate_up_piece(worker.subpool, routing_.experts()[expert], piece - plan.first_piece[expert]);
+  };
+  size_t expert = 0;
+  size_t next_expert = 0;
   while (true) {
     const int piece = plan.next_expert_piece.fetch_add(1, std::memory_order_relaxed);
     if (piece >= total) return;
-    while (plan.first_piece[at + 1] <= piece) ++at;
-    gate_up_piece(worker, routing_.experts()[at], piece - plan.first_piece[at]);
+    const GateUpPiece taken = walk(expert, piece);
+    // The others take one each meanwhile, so this one is likely ours.
+    const GateUpPiece next = walk(next_expert, std::min(piece + threads, total - 1));
+    multiply_gate_up(worker, taken, next.panels);
   }
 }
 
-void ForwardPass::gate_up_piece(const Worker& worker, const ActiveExpert& expert, int strip) {
-  const PanelRange share = weights_.gate_up_panels(worker.subpool);
-  const int first_pair = strip * pairs_per_piece(expert);
-  const int pairs = std::min(pairs_per_piece(expert), share.count() - first_pair);
-  const PanelLayout& layout = weights_.gate_up_layout();
-  const Operand operand = {
-      layout, weights_.gate_up(worker.subpool, expert.expert) + 2 * first_pair * layout.panel_bytes, 2 * pairs};
+ForwardPass::GateUpPiece ForwardPass::gate_up_piece(int subpool, const ActiveExpert& expert, int index) const {
+  const int first_pair = index * pairs_per_piece(expert);
+  const int pairs = std::min(pairs_per_piece(expert), weights_.gate_up_panels(subpool).count() - first_pair);
+  return {&expert, first_pair, pairs,
+          weights_.gate_up(subpool, expert.expert) + 2 * first_pair * weights_.gate_up_layout().panel_bytes};
+}
+
+void ForwardPass::multiply_gate_up(const Worker& worker, const GateUpPiece& piece, const uint8_t* next_panels) {
+  const ActiveExpert& expert = *piece.expert;
+  const Operand operand = {weights_.gate_up_layout(), piece.panels, 2 * piece.pairs, next_panels};
   const Rows rows = {hidden_rows_, hidden_stride_, routing_.token_of_pair().data() + expert.first_pair, 0,
                      expert.pairs};
-  const size_t column = static_cast<size_t>(share.begin + first_pair) * kPanelRows;
+  const size_t column =
+      static_cast<size_t>(weights_.gate_up_panels(worker.subpool).begin + piece.first_pair) * kPanelRows;
   multiply(engine_.scratch(worker.index), operand, rows,
            [&](const float* product, size_t stride, int first_row, int row_count) {
              const size_t h_row = expert.first_pair + first_row;
-             kernels_.rows->swiglu({product, stride, row_count, pairs,
+             kernels_.rows->swiglu({product, stride, row_count, piece.pairs,
                                     intermediate_ + (h_row * intermediate_stride_ + column) * element_bytes(),
                                     intermediate_stride_, config_.swiglu_limit, config_.swiglu_alpha});
            });
@@ -187,16 +207,23 @@ void ForwardPass::down_strip(const Worker& worker, int strip) {
   const int first_panel = strip * plan.panels_per_strip;
   const int panels = std::min(plan.panels_per_strip, share.count() - first_panel);
   const int columns = panels * kPanelRows;
+  const int following = (strip + engine_.pools().threads_in(worker.subpool)) * plan.panels_per_strip;
 
   WorkerScratch& scratch = engine_.scratch(worker.index);
   const size_t sum_bytes = static_cast<size_t>(args_.routing.tokens) * columns * sizeof(float);
   float* sum = scratch.sum.as<float>();
   std::memset(sum, 0, sum_bytes);
 
-  for (const ActiveExpert& expert : routing_.experts()) {
-    const PanelLayout& layout = weights_.down_layout();
-    const Operand operand = {layout, weights_.down(worker.subpool, expert.expert) + first_panel * layout.panel_bytes,
-                             panels};
+  const std::vector<ActiveExpert>& experts = routing_.experts();
+  const PanelLayout& layout = weights_.down_layout();
+  const auto panels_at = [&](const ActiveExpert& expert, int panel) {
+    return weights_.down(worker.subpool, expert.expert) + panel * layout.panel_bytes;
+  };
+  for (size_t i = 0; i < experts.size(); ++i) {
+    const ActiveExpert& expert = experts[i];
+    const uint8_t* next = i + 1 < experts.size() ? panels_at(experts[i + 1], first_panel)
+                                                 : panels_at(experts[0], std::min(following, share.count() - 1));
+    const Operand operand = {layout, panels_at(expert, first_panel), panels, next};
     const Rows rows = {intermediate_, intermediate_stride_, nullptr, expert.first_pair, expert.pairs};
     multiply(scratch, operand, rows, [&](const float* product, size_t stride, int first_row, int row_count) {
       const int pair = expert.first_pair + first_row;
@@ -260,8 +287,9 @@ void ForwardPass::multiply(WorkerScratch& scratch, const Operand& w, const Rows&
       const int k_count = std::min(block.k, k_total - k);
       size_t stride = 0;
       const uint8_t* a = gathered(scratch, rows, r, row_count, k, k_count, &stride);
-      kernels_.gemm({&w.layout, w.panels, w.panel_count, a, stride, row_count, k, k_count, product, columns,
-                     k == 0 ? Store::kOverwrite : Store::kAccumulate, scratch.decoded.data()});
+      kernels_.gemm({&w.layout, w.panels, w.next_panels, w.panel_count, a, stride, row_count, k, k_count, product,
+                     columns, k == 0 ? Store::kOverwrite : Store::kAccumulate, scratch.decoded.data(),
+                     scratch.wide.as<float>()});
     }
     epilogue(product, columns, r, row_count);
   }

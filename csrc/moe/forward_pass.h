@@ -21,6 +21,7 @@ class ForwardPass {
     const PanelLayout& layout;
     const uint8_t* panels;
     int panel_count;
+    const uint8_t* next_panels;  // GemmArgs::next_panels
   };
   struct Rows {
     const uint8_t* data;  // activation rows; row i of an expert is row index[i] (or first + i without an index)
@@ -28,6 +29,13 @@ class ForwardPass {
     const int32_t* index;
     int first;
     int count;
+  };
+  // Some gate+up panel pairs of an expert.
+  struct GateUpPiece {
+    const ActiveExpert* expert;
+    int first_pair;
+    int pairs;
+    const uint8_t* panels;
   };
   struct SubpoolPlan {
     std::vector<int> first_piece;  // per active expert, and the total
@@ -48,7 +56,8 @@ class ForwardPass {
   Block block_of(int rows, int k) const;
   void convert_hidden(const Worker& worker);
   void gate_up(const Worker& worker);
-  void gate_up_piece(const Worker& worker, const ActiveExpert& expert, int strip);
+  GateUpPiece gate_up_piece(int subpool, const ActiveExpert& expert, int index) const;
+  void multiply_gate_up(const Worker& worker, const GateUpPiece& piece, const uint8_t* next_panels);
   void down(const Worker& worker);
   void down_strip(const Worker& worker, int strip);
   template <class Epilogue>

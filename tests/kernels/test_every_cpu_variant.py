@@ -19,11 +19,16 @@ AVX2 = {"avx2", "fma", "f16c"}
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 AVX512_VNNI = AVX512 | {"avx512_vnni"}
 AVX512_BF16 = AVX512_VNNI | {"avx512_bf16"}
+AVX512_BF16_FMA = AVX512_BF16 | {"fma_beats_dot"}
 AMX = AVX512_BF16 | {"amx_tile", "amx_bf16", "amx_int8"}
 
 DETECTED = set(ext.cpu_features()["detected"])
 # The look-ups of these kernels need VBMI, which all CPUs with AVX512-BF16 but Cooper Lake have.
 E4M3_BF16 = "e4m3.avx512_bf16" if "avx512_vbmi" in DETECTED else "e4m3.avx512"
+
+# AMX has kernels for bf16 only.
+SUFFIX = "_fma" if "fma_beats_dot" in DETECTED else ""
+BESIDE_AMX = (E4M3_BF16 + SUFFIX, "code4.avx512_bf16" + SUFFIX)
 
 # variant -> (features it needs, the kernels it must choose for bf16, e4m3 and 4-bit codes)
 VARIANTS = {
@@ -32,10 +37,19 @@ VARIANTS = {
     "avx512": (AVX512, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
     "avx512_vnni": (AVX512_VNNI, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
     "avx512_bf16": (AVX512_BF16, ("bf16.avx512_bf16", E4M3_BF16, "code4.avx512_bf16")),
-    "amx": (AMX, ("bf16.amx", E4M3_BF16, "code4.avx512_bf16")),
+    "avx512_bf16_fma": (
+        AVX512_BF16_FMA,
+        ("bf16.avx512_bf16", "e4m3.avx512_bf16_fma", "code4.avx512_bf16_fma"),
+    ),
+    "amx": (AMX, ("bf16.amx", *BESIDE_AMX)),
 }
 # A variant may keep these although it does not need them.
-TOLERATED = {"avx512_bf16": {"avx512_vbmi", "avx_vnni"}, "amx": {"avx512_vbmi", "avx_vnni"}}
+BESIDE_BF16 = {"avx512_vbmi", "avx_vnni"}
+TOLERATED = {
+    "avx512_bf16": BESIDE_BF16,
+    "avx512_bf16_fma": BESIDE_BF16,
+    "amx": BESIDE_BF16 | {"fma_beats_dot"},
+}
 
 # The files whose outcome depends on the instruction set.
 ARITHMETIC = [
@@ -122,10 +136,17 @@ for format in FORMATS:
 """
 
 
-@pytest.mark.parametrize("variant", variants(["avx512"]))
-def test_kernels_with_fp32_activations_give_the_same_bits(variant):
-    """AVX2 and AVX512 (doc/kernels.md): a result does not depend on which of the two a server has."""
-    done, wider = (python("-c", DIGESTS, KT_KERNEL_CPU_VARIANT=v) for v in ("avx2", variant))
+def two_variants(one: str, other: str):
+    """Skipped where this CPU lacks something for the second."""
+    return pytest.param(one, other, marks=variants([other])[0].marks, id=f"{one}-{other}")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [two_variants("avx2", "avx512"), two_variants("avx512_bf16", "avx512_bf16_fma")]
+)
+def test_same_bits(one, other):
+    """doc/kernels.md: AVX2 and AVX512 on fp32 activations; VDPBF16PS and the FMA in its place on Intel."""
+    done, wider = (python("-c", DIGESTS, KT_KERNEL_CPU_VARIANT=v) for v in (one, other))
     assert done.returncode == wider.returncode == 0, done.stdout + wider.stdout
     assert len(done.stdout.splitlines()) > 50
     assert done.stdout.splitlines() == wider.stdout.splitlines()

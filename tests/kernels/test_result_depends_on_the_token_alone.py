@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from formats import F32, FORMATS, ONE_PER_METHOD, PLAIN, Format
-from harness import SMALL_SWEEP, build_layer, ext, random_call, random_experts, run, same_bits
+from formats import BF16, F32, FORMATS, ONE_PER_METHOD, PLAIN, Format, decode
+from harness import SMALL_SWEEP, Experts, build_layer, ext, random_call, random_experts, run, same_bits
 
 ENGINE = ext.Engine(2)
 # (hidden, intermediate, tokens): one long enough to be cut in K, sizes that fill nothing, fewer panels than
@@ -20,6 +20,7 @@ METHOD_CASES = [(1400, 650, 70), (33, 33, 40)]
 SCALE_CASES = [(1400, 650, 24)]
 CROWD = (2048, 64, 700)
 METHOD_CROWD = (1400, 64, 560)
+SUBNORMAL_E4M3 = np.array([*range(8), *range(128, 136)], np.uint8)
 if SMALL_SWEEP:
     CASES, CROWD = [(192, 96, 33), (33, 70, 18)], (768, 32, 200)
     METHOD_CASES, SCALE_CASES, METHOD_CROWD = [(600, 70, 18)], [(330, 70, 12)], (600, 32, 30)
@@ -70,6 +71,37 @@ def test_token_result_does_not_depend_on_how_crowded_its_expert_is(format):
         assert same_bits(run(layer, call.rows([t])), crowded[[t]]), f"token {t}"
     for tokens in (*range(2, 19), 24, 25, 29):
         assert same_bits(run(layer, call.rows(slice(tokens))), crowded[:tokens]), f"{tokens} tokens"
+
+
+@pytest.mark.parametrize("exponent", [-104, -109, -112, -115, -118, -121])
+def test_sums_too_small_for_fp32_are_the_same_in_a_crowd(exponent):
+    """VDPBF16PS flushes denormal sums and FMA does not; huge scales make the difference large."""
+    format = Format("FP8_PERCHANNEL", scale_dtype=F32)
+    rng = np.random.default_rng(0)
+    hidden, intermediate, tokens = 160, 64, 40
+
+    def matrix(rows: int, columns: int, scale: float):
+        codes = rng.choice(SUBNORMAL_E4M3, (1, rows, columns))
+        return format.matrix(codes, np.full((1, rows, 1), scale, np.float32))
+
+    enlarge = 2.0 ** (4 - exponent)
+    experts = Experts(
+        matrix(intermediate, hidden, enlarge),
+        matrix(intermediate, hidden, enlarge),
+        matrix(hidden, intermediate, 1.0),
+    )
+    call = random_call(0, experts, tokens, top_k=1)
+    call.ids[:] = 0
+    # Among ordinary tokens of the same expert.
+    tiny = np.arange(3, tokens, 5)
+    values = decode(call.hidden, BF16)
+    values[tiny] *= 2.0**exponent
+    layer = build_layer(ENGINE, experts)
+    crowd = call.with_hidden(values)
+    together = run(layer, crowd)
+    assert np.abs(together[tiny]).max() > 1e-3
+    for t in tiny:
+        assert same_bits(run(layer, crowd.rows([t])), together[[t]]), f"token {t}"
 
 
 @pytest.mark.parametrize(("format", "hidden", "intermediate", "tokens"), every_case(ONE_PER_METHOD))

@@ -1,4 +1,4 @@
-// 4-bit weights on AVX512 (F, BW, VL, DQ): each pair is widened to two fp32 vectors; activations are fp32.
+// 4-bit weights on AVX512 (F, BW, VL, DQ): weights and activations are fp32.
 #include <immintrin.h>
 
 #include "kernels/kernel_sets.h"
@@ -8,9 +8,9 @@ namespace {
 #include "kernels/avx512/ops-inl.h"
 using Ops = Avx512;
 
-#include "kernels/codes-inl.h"
+#include "kernels/avx512/code4_wide-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kCode4Avx512 = {"code4.avx512", PanelGemm<Ops, Codes4>::run, &kt::kRowsAvx512};
+constexpr kt::KernelSet kt::kCode4Avx512 = {"code4.avx512", PanelGemm<Ops, Codes4Wide>::run, &kt::kRowsAvx512};

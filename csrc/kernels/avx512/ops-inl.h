@@ -100,11 +100,11 @@ struct Avx512 {
     const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(b, 23), _mm512_set1_epi32(0x00400000)));
   }
-  // 2^-8 of the value: as IEEE half, whose exponent has one bit more, e4m3 reads that much smaller. NaN stays NaN.
+  // 2^-8 of the value: as IEEE half, whose exponent has one bit more, e4m3 reads that much smaller. NaN becomes a
+  // number (PanelHeader::nan_rows takes care of it).
   static inline Vec from_e4m3(const uint8_t* p) {
     const __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(static_cast<short>(0xBF80)));
-    const __m256i nan = _mm256_set1_epi16(0x3F80);
-    return _mm512_cvtph_ps(_mm256_or_si256(half, _mm256_cmpeq_epi16(_mm256_and_si256(half, nan), nan)));
+    return _mm512_cvtph_ps(
+        _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(static_cast<short>(0xBF80))));
   }
 };

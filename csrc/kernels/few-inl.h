@@ -1,0 +1,140 @@
+// Up to Ops::kFewTokens tokens: codes are decoded in registers, every byte is read once and memory sets the pace.
+// Included by gemm-inl.h.
+
+template <class Ops, class Codes>
+struct FewTokens {
+  using P = Panel<Ops, Codes>;
+  using Vec = typename Ops::Vec;
+  using Element = typename Ops::Element;
+  using Weights = typename Ops::Weights;
+  static constexpr int kLanes = Ops::kLanes;
+  static constexpr int kVecs = P::kVecs;
+
+  struct Ahead {
+    const uint8_t* panel;
+    int k;
+  };
+
+  // kTokens x kPanels whole panels in registers, all of the call's columns; from panel `first` on.
+  template <int kTokens, int kPanels>
+  static inline __attribute__((always_inline)) void few(const kt::GemmArgs& g, int first) {
+    const uint8_t* panel = P::panel_at(g, first);
+    const uint8_t* const following = first + kPanels < g.panel_count ? P::panel_at(g, first + kPanels) : g.next_panels;
+    float* c = P::columns_of(g, first);
+    const kt::PanelLayout& layout = *g.layout;
+    const Element* a = static_cast<const Element*>(g.a) - g.first_k;
+    const typename Codes::Tables tables(layout);
+    const int end = g.first_k + g.k_count;
+
+    // Columns P::kAheadK further on, in the following panels when these end.
+    const auto ahead = [&](int k) __attribute__((always_inline)) {
+      const int further = k + P::kAheadK;
+      return further < end ? Ahead{panel, further} : Ahead{following, g.first_k + further - end};
+    };
+    const auto accumulate = [&](Vec(&acc)[kTokens][kPanels][kVecs], int begin,
+                                int count) __attribute__((always_inline)) {
+      const uint8_t* chunk = P::chunk_at(panel, begin);
+      const Ahead target = ahead(begin);
+      const uint8_t* far = P::chunk_at(target.panel, target.k);
+      for (int k = begin; k < begin + count; k += Codes::kChunkK, chunk += Codes::kChunkBytes) {
+#pragma GCC unroll 16
+        for (int p = 0; p < kPanels; ++p) {
+          for (int line = 0; line < Codes::kChunkBytes; line += 64) {
+            __builtin_prefetch(far + p * layout.panel_bytes + line, 0, 3);
+          }
+#pragma GCC unroll 16
+          for (int s = 0; s < P::kSlices; ++s) {
+            typename Codes::Decoded decoded[Codes::kPairs][Codes::kOutputs];
+            Codes::decode(tables, chunk + p * layout.panel_bytes + s * P::kSliceBytes, decoded);
+#pragma GCC unroll 16
+            for (int q = 0; q < Codes::kPairs; ++q) {
+#pragma GCC unroll 16
+              for (int j = 0; j < Codes::kOutputs; ++j) {
+                const Weights weights = P::own(Codes::weights(decoded[q][j]));
+#pragma GCC unroll 16
+                for (int t = 0; t < kTokens; ++t) {
+                  Vec& sum = acc[t][p][s * Codes::kOutputs + j];
+                  sum = Ops::dot(sum, weights, a + t * g.a_stride + k + 2 * q);
+                }
+              }
+            }
+          }
+        }
+        far += Codes::kChunkBytes;
+      }
+    };
+
+    Vec total[kTokens][kPanels][kVecs];
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 16
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVecs; ++v) {
+          const float* from = c + t * g.c_stride + p * kt::kPanelRows + v * kLanes;
+          total[t][p][v] = g.store == kt::Store::kAccumulate ? Ops::load(from) : Ops::zero();
+        }
+      }
+    }
+    if constexpr (Codes::kScaled) {
+      const typename P::template Scales<kPanels> scales(layout, panel);
+      P::for_steps(layout, g.first_k, end, [&](int k, int count, int group) __attribute__((always_inline)) {
+        Vec acc[kTokens][kPanels][kVecs];
+#pragma GCC unroll 16
+        for (Vec& sum : reinterpret_cast<Vec(&)[kTokens * kPanels * kVecs]>(acc)) sum = Ops::zero();
+        const Ahead target = ahead(k);
+        const uint8_t* far = P::record_at(layout, target.panel, target.k / layout.group_k);
+#pragma GCC unroll 16
+        for (int p = 0; p < kPanels; ++p) __builtin_prefetch(far + p * layout.panel_bytes, 0, 3);
+        accumulate(acc, k, count);
+        Vec scale[kPanels][kVecs];
+        scales.load(group, scale);
+#pragma GCC unroll 16
+        for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
+          for (int v = 0; v < kVecs; ++v) {
+#pragma GCC unroll 16
+            for (int t = 0; t < kTokens; ++t) total[t][p][v] = P::scaled(acc[t][p][v], scale[p][v], total[t][p][v]);
+          }
+        }
+      });
+    } else {
+      accumulate(total, g.first_k, g.k_count);
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 16
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVecs; ++v) {
+          Ops::store(c + t * g.c_stride + p * kt::kPanelRows + v * kLanes, total[t][p][v]);
+        }
+      }
+    }
+  }
+
+  // All panels, as many at once as kFewVectors sums allow.
+  template <int kTokens>
+  static void panels(const kt::GemmArgs& g) {
+    constexpr int kAtOnce = Ops::kFewVectors / (kTokens * kVecs) > 0 ? Ops::kFewVectors / (kTokens * kVecs) : 1;
+    int p = 0;
+    for (; p + kAtOnce <= g.panel_count; p += kAtOnce) few<kTokens, kAtOnce>(g, p);
+    if constexpr (kAtOnce > 2) {
+      for (; p + 2 <= g.panel_count; p += 2) few<kTokens, 2>(g, p);
+    }
+    if constexpr (kAtOnce > 1) {
+      for (; p < g.panel_count; ++p) few<kTokens, 1>(g, p);
+    }
+  }
+
+  template <int kMost>
+  static void of(const kt::GemmArgs& g) {
+    if (g.tokens == kMost) {
+      panels<kMost>(g);
+    } else if constexpr (kMost > 1) {
+      of<kMost - 1>(g);
+    }
+  }
+
+  static void run(const kt::GemmArgs& g) { of<Ops::kFewTokens>(g); }
+};
