@@ -1,6 +1,7 @@
 // AVX512-BF16 where FMA beats VDPBF16PS, as on Intel: FMA on rows widened to fp32, with the same bits. (Emerald Rapids,
-// 2 threads, 2026-11-21, shape S, speed over VDPBF16PS at 4 / 16 / 32 / 1024 tokens: RAWINT4 1.00 / 1.03 / 1.14 / 1.7,
-// NVFP4 1.06 / 1.07 / 1.13 / 1.5; one token, whose pace the memory sets, 0.96-1.01.)
+// 2 threads, 2026-11-21, shape S, speed over VDPBF16PS at 4 / 16 / 32 / 1024 tokens: FP8 1.06 / 1.08 / 1.13 / 1.71,
+// RAWINT4 1.02 / 1.04 / 1.08 / 1.56, NVFP4 0.98 / 1.04 / 1.15 / 1.42; one token, whose pace the memory sets,
+// 0.96-1.01.)
 
 // VDPBF16PS is two fused multiply-adds, the second column first, that round to nearest, read denormals as zero and
 // flush denormal results (Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 2, VDPBF16PS; FMA gave the
