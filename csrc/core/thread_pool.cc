@@ -17,19 +17,23 @@ namespace kt {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
 
-// How long a waiting thread keeps its core before it sleeps in the kernel.
-using Patience = std::chrono::microseconds;
-// Within a job the others are computing for the same caller.
-constexpr Patience kWithinJob{1000};
+// How long a waiting thread keeps its core before it sleeps in the kernel. (Figures: Emerald Rapids VM, 2 threads,
+// 2026-11-21, one token of RAWINT4, shape S, 1.4 ms a call.)
+//
+// Within a job, whose other threads compute for the same caller, long enough for any but a descheduled one. (With 20
+// us, waits for the end of a phase had fallen asleep and cost 55 us a call; 1 ms itself is not tuned.)
+constexpr microseconds kWithinJob{1000};
 // Between jobs longer than Python takes to make the next call, shorter than the attention between two layers, during
-// which the cores belong to torch's threads. (Emerald Rapids VM, 2 threads, 2026-11-21, one token of RAWINT4, shape S:
-// with 20 us, a worker that had fallen asleep began 57 us after the call, and direct calls took 7 % longer; with 300
-// us, a torch product of 0.16 ms between two calls took 0.36 ms. Yielding the core instead would hand it to an OpenMP
-// thread that spins, until the scheduler's next tick: 4 ms.)
-constexpr Patience kBetweenJobs{100};
+// which the cores belong to torch's threads. (With 20 us, a worker that had fallen asleep began 57 us after the call;
+// direct calls of MXFP4 took 7 % longer with 50 us than with 100. With 300 us, a torch product of 0.16 ms between two
+// calls took 0.36 ms. Yielding the core instead hands it to an OpenMP thread that spins, until the scheduler's next
+// tick: 4 ms.)
+constexpr microseconds kBetweenJobs{100};
 
-constexpr int kPausesPerLook = 16;  // at the clock
+// The word is looked at more often than the clock, whose reading would delay seeing it change.
+constexpr int kPausesPerLook = 16;
 
 void futex_wait(const std::atomic<uint32_t>& word, uint32_t value) {
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
@@ -42,7 +46,7 @@ void futex_wake_all(const std::atomic<uint32_t>& word) {
 std::string text(int value) { return std::to_string(value); }
 
 // Whether the word takes another value before our patience ends.
-bool changes_soon(const std::atomic<uint32_t>& word, uint32_t value, std::chrono::microseconds patience) {
+bool changes_soon(const std::atomic<uint32_t>& word, uint32_t value, microseconds patience) {
   const auto changed = [&] { return word.load(std::memory_order_acquire) != value; };
   const Clock::time_point begin = Clock::now();
   do {

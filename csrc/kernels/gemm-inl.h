@@ -5,7 +5,7 @@
 //   Vec, Element (activation element), Weights (kLanes output rows x one pair of columns)
 //   zero(), set(float), load(const float*), store(float*, Vec), mul, fma, from_bf16 and the like for scales
 //   load_weights, store_weights                 to and from scratch
-//   dot(Vec acc, Weights, const Element* pair)  acc + w[k] * a[k] + w[k+1] * a[k+1], in that order
+//   dot(Vec acc, Weights, const Element* pair)  acc + w[k] * a[k] + w[k+1] * a[k+1], in an order of its own
 //   kWidens                                     Weights are wider than pairs of bf16
 //   kTileTokens, kTileVecs                      register tile for many tokens
 //   kShortStepTokens                            tokens of a tile that keeps totals in registers, 0 = too few of them

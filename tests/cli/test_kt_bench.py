@@ -131,6 +131,21 @@ def test_shares_follow_from_the_limits(monkeypatch):
     assert row.target is None and verdict([row]) == "-"
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(0, 2), (1e9, 7)])
+def test_calls_of_a_round_go_on_until_their_time_or_number_is_reached(monkeypatch, seconds, calls):
+    monkeypatch.setattr(measure, "measure_limits", lambda engine: LIMITS)
+    (row,) = measure_method("BF16", TINY, [1], 1, Effort(rounds=3, seconds=seconds, least=2, most=7))
+    assert row.calls == 3 * calls
+
+
+def test_calls_of_a_round_follow_each_other_directly(monkeypatch):
+    monkeypatch.setattr(measure, "measure_limits", lambda engine: LIMITS)
+    pauses = []
+    monkeypatch.setattr(measure.time, "sleep", pauses.append)
+    measure_method("BF16", TINY, [1], 1, Effort(rounds=3, seconds=1e9, least=2, most=7))
+    assert len(pauses) == 3
+
+
 @pytest.mark.parametrize(
     ("kernel", "bits", "shape", "tokens", "target"),
     [

@@ -167,15 +167,16 @@ def test_nan_codes_go_when_other_weights_come(format):
 
 
 @pytest.mark.parametrize("format", [f for f in FORMATS if f.scale_kind in ("float", "e4m3")], ids=str)
+@pytest.mark.parametrize("groups", [slice(None), slice(-1, None)], ids=["all", "last"])
 @pytest.mark.parametrize("part", ["gate", "up", "down"])
-def test_a_nan_scale_reaches_exactly_the_rows_it_covers(part, format):
+def test_a_nan_scale_reaches_exactly_the_rows_it_covers(part, format, groups):
     experts, call = make(format, 160, 144)
     call.ids[1] = [3, 0]
     clean = run(build_layer(ENGINE, experts), call)
     matrix = getattr(experts, part)
     kind = format.scale_dtype if format.scale_kind == "float" else "e4m3"
     row = 1 if format.method == "FP8" else 7
-    matrix.row_scales(3)[row, ...] = NAN_SCALES[kind]
+    matrix.row_scales(3)[row, groups] = NAN_SCALES[kind]
     touched = np.flatnonzero(np.isnan(matrix.decoded(3)).any(axis=1))
     assert_nan_where_it_belongs(experts, call, clean, touched if part == "down" else None)
 
