@@ -1,0 +1,82 @@
+#include "core/device_runtime.h"
+
+#include <dlfcn.h>
+
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace kt {
+namespace {
+
+constexpr int kCuda13 = 13000;
+
+DeviceRuntime lookup(void* library, const std::string& prefix) {
+  const auto find = [&](auto& function, const char* name) {
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, (prefix + name).c_str()));
+  };
+  DeviceRuntime runtime;
+  find(runtime.launch_host_func, "LaunchHostFunc");
+  find(runtime.stream_is_capturing, "StreamIsCapturing");
+  find(runtime.user_object_create, "UserObjectCreate");
+  find(runtime.graph_retain_user_object, "GraphRetainUserObject");
+  find(runtime.exchange_capture_mode, "ThreadExchangeStreamCaptureMode");
+  find(runtime.capture_info, "StreamGetCaptureInfo_v2");
+
+  // CUDA 12 has the name without a suffix too, for a function with fewer arguments: only the version tells.
+  int (*version_of)(int* version) = nullptr;
+  int version = 0;
+  find(version_of, "RuntimeGetVersion");
+  const bool known = version_of != nullptr && version_of(&version) == 0;
+  if (prefix == "cuda" && known && version >= kCuda13) find(runtime.capture_info_13, "StreamGetCaptureInfo");
+  return runtime;
+}
+
+DeviceRuntime find_runtime() {
+  struct Candidate {
+    const char* library;  // nullptr = whatever the process exports globally
+    const char* prefix;
+  };
+  constexpr Candidate kCandidates[] = {
+      {nullptr, "cuda"}, {"libcudart.so.13", "cuda"}, {"libcudart.so.12", "cuda"}, {"libcudart.so.11.0", "cuda"},
+      {nullptr, "hip"},  {"libamdhip64.so", "hip"},
+  };
+  for (const Candidate& c : kCandidates) {
+    // RTLD_NOLOAD: only a library that torch uses is of use; loading a second runtime would have other streams.
+    void* library = c.library == nullptr ? RTLD_DEFAULT : dlopen(c.library, RTLD_LAZY | RTLD_NOLOAD);
+    if (c.library != nullptr && library == nullptr) continue;
+    const DeviceRuntime runtime = lookup(library, c.prefix);
+    if (runtime.complete()) return runtime;
+  }
+  return {};
+}
+
+}  // namespace
+
+// Looked up again until found: torch may be imported after us.
+const DeviceRuntime* device_runtime() {
+  static std::mutex mutex;
+  static DeviceRuntime found;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!found.complete()) found = find_runtime();
+  return found.complete() ? &found : nullptr;
+}
+
+const DeviceRuntime& require_device_runtime() {
+  const DeviceRuntime* r = device_runtime();
+  if (r == nullptr) {
+    throw std::runtime_error(
+        "no CUDA or HIP runtime is loaded in this process, so there is no device stream to run on; "
+        "pass CPU tensors, or import a torch built for your accelerator");
+  }
+  return *r;
+}
+
+void check_device(int status, const char* what) {
+  if (status != 0) {
+    throw std::runtime_error(std::string(what) + " failed with device runtime error " + std::to_string(status));
+  }
+}
+
+}  // namespace kt

@@ -1,0 +1,37 @@
+// The entry points of the CUDA or HIP runtime that the process (torch) has already loaded, looked up by name: this
+// extension links neither.
+#pragma once
+
+namespace kt {
+
+using HostFunction = void (*)(void*);
+
+// The CUDA runtime and HIP give these functions the same shape; enums travel as int in both ABIs. What stands after
+// `stream_is_capturing` may be missing.
+struct DeviceRuntime {
+  int (*launch_host_func)(void* stream, HostFunction function, void* context) = nullptr;
+  int (*stream_is_capturing)(void* stream, int* status) = nullptr;
+
+  int (*capture_info)(void* stream, int* status, unsigned long long* id, void** graph, void*, void*) = nullptr;
+  // CUDA 13: one argument more, and the old name.
+  int (*capture_info_13)(void* stream, int* status, unsigned long long* id, void** graph, void*, void*,
+                         void*) = nullptr;
+  int (*user_object_create)(void** object, void* context, HostFunction destroy, unsigned references,
+                            unsigned flags) = nullptr;
+  int (*graph_retain_user_object)(void* graph, void* object, unsigned count, unsigned flags) = nullptr;
+  int (*exchange_capture_mode)(int* mode) = nullptr;
+
+  bool complete() const { return launch_host_func != nullptr && stream_is_capturing != nullptr; }
+  bool graphs_own_objects() const { return user_object_create != nullptr && graph_retain_user_object != nullptr; }
+};
+
+// The runtime of this process, null while none is loaded.
+const DeviceRuntime* device_runtime();
+
+// The same; throws std::runtime_error with a sentence where there is none.
+const DeviceRuntime& require_device_runtime();
+
+// Throws std::runtime_error naming `what` and the status unless that is 0.
+void check_device(int status, const char* what);
+
+}  // namespace kt
