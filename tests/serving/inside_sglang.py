@@ -28,7 +28,7 @@ from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 load_plugins()
 
 # After SGLang's plug-ins, which change what these import.
-from kt_kernel.integrations.sglang import device_experts, moe_method, serving_hooks  # noqa: E402
+from kt_kernel.integrations.sglang import device_experts, moe_method, serving_hooks, slot_formats  # noqa: E402
 
 MODEL, PORT = sys.argv[1:]
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K = 256, 128, 6, 3
@@ -108,7 +108,7 @@ def check_stored_experts_are_decoded():
     for method in ("BF16", "FP8", "MXFP8", "MXFP4"):
         unquantised = UnquantizedFusedMoEMethod()
         layer = layer_of(unquantised, 2)
-        form = device_experts.slot_format(layer, unquantised, encoding(method))
+        form = slot_formats.slot_format(layer, unquantised, encoding(method))
         experts = device_experts.SglangExperts(layer, unquantised, 2, form)
         tensors = image(method)
         assert experts.store(1, tensors) == sum(part.nbytes for part in tensors if part is not None)
@@ -121,7 +121,7 @@ def check_alternating_rows_where_the_kernels_want_them():
     method = UnquantizedFusedMoEMethod()
     layer = layer_of(method, 1)
     method.w13_swiglu_interleaved = True
-    form = device_experts.slot_format(layer, method, encoding())
+    form = slot_formats.slot_format(layer, method, encoding())
     device_experts.SglangExperts(layer, method, 1, form).store(0, image("BF16"))
     w13, _ = decode_expert(image("BF16"), encoding(), torch.float32)
     assert torch.equal(layer.w13_weight[0][0::2], w13[:INTERMEDIATE])
@@ -139,7 +139,7 @@ def check_block_fp8_is_stored_byte_by_byte():
     for layer in layers:
         for name, (shape, dtype) in shapes.items():
             layer.register_parameter(name, torch.nn.Parameter(torch.zeros(shape).to(dtype), False))
-    one, other = (device_experts.SglangExperts(layer, None, 2, device_experts.BlockFp8()) for layer in layers)
+    one, other = (device_experts.SglangExperts(layer, None, 2, slot_formats.BlockFp8()) for layer in layers)
     tensors = image("FP8")
     one.store(1, tensors)
     assert other.takes_slots_of(one)
@@ -156,7 +156,7 @@ def check_spare_slots_are_of_the_layers_kind_and_compute_the_same():
     spare = device_experts.spare_experts(layer, method, EXPERTS, encoding())
     assert spare.capacity == EXPERTS and spare.layer.w13_weight.shape[0] == EXPERTS
     assert layer.w13_weight.shape[0] == 2 and layer.moe_runner_config.num_local_experts == 2
-    form = device_experts.slot_format(layer, method, encoding())
+    form = slot_formats.slot_format(layer, method, encoding())
     resident = device_experts.SglangExperts(layer, method, 2, form)
     assert spare.takes_slots_of(resident)
     resident.store(0, image("BF16"))
@@ -179,9 +179,9 @@ def check_spare_slots_are_unquantised_where_the_layer_cannot_be_filled():
     layer.should_fuse_routed_scaling_factor_in_topk = True
     layer.moe_runner_config.routed_scaling_factor = 2.5
     other = OtherMethod()
-    assert device_experts.slot_format(layer, other, encoding("RAWINT4")) is None
+    assert slot_formats.slot_format(layer, other, encoding("RAWINT4")) is None
     spare = device_experts.spare_experts(layer, other, EXPERTS, encoding("FP8"))
-    assert isinstance(spare.filled_as, device_experts.Unquantised)
+    assert isinstance(spare.filled_as, slot_formats.Unquantised)
     assert spare.layer.moe_runner_config.routed_scaling_factor is None
     assert layer.moe_runner_config.routed_scaling_factor == 2.5
     assert not spare.takes_slots_of(device_experts.SglangExperts(layer, other, 2, None))

@@ -1,109 +1,28 @@
 """SGLang's expert weights as the engine's `DeviceExperts`: the slots of a served layer, and spare ones.
 
 SGLang's methods compute with whatever layer they are given, so spare slots are a layer of the same kind
-that holds nothing but its own weights. Slots are filled while serving in two formats only, each a class
-below, for SGLang rearranges the weights of the others after loading. A layer in one of those never changes
-its experts, and its spare slots are unquantised.
+that holds nothing but its own weights. Where no slot format (slot_formats.py) is that of the layer, its
+experts never change, and its spare slots are unquantised.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
 from sglang.srt.layers.moe.topk import StandardTopKOutput
-from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
-from kt_kernel.decoding import decode_expert
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
-
-
-class SlotFormat(Protocol):
-    """How one slot of a layer's tensors is filled."""
-
-    names: tuple[str, ...]  # the layer's tensors, first dimension = slots
-
-    def store(self, layer: torch.nn.Module, slot: int, tensors: ExpertTensors) -> None: ...
-
-
-class Unquantised:
-    """w13_weight [slots, 2 I, H], gate above up, and w2_weight [slots, H, I] in the model's dtype."""
-
-    names = ("w13_weight", "w2_weight")
-
-    def __init__(self, encoding: ExpertEncoding, method: UnquantizedFusedMoEMethod) -> None:
-        self._encoding = encoding
-        self._alternating = method.w13_swiglu_interleaved
-
-    def store(self, layer: torch.nn.Module, slot: int, tensors: ExpertTensors) -> None:
-        """The stored bytes cross the bus, and are decoded on the device."""
-        place = layer.w13_weight.data[slot]
-        w13, w2 = decode_expert(tensors.to(place.device), self._encoding, place.dtype)
-        if self._alternating:
-            gate, up = w13.chunk(2)
-            place[0::2].copy_(gate)
-            place[1::2].copy_(up)
-        else:
-            place.copy_(w13)
-        layer.w2_weight.data[slot].copy_(w2)
-
-
-class BlockFp8:
-    """e4m3 with a float32 scale per 128 x 128: what --kt-method FP8 writes, byte by byte."""
-
-    names = ("w13_weight", "w13_weight_scale_inv", "w2_weight", "w2_weight_scale_inv")
-
-    def store(self, layer: torch.nn.Module, slot: int, tensors: ExpertTensors) -> None:
-        parts = (tensors.w13_weight, tensors.w13_scale, tensors.w2_weight, tensors.w2_scale)
-        for name, part in zip(self.names, parts, strict=True):
-            getattr(layer, name).data[slot].copy_(part, non_blocking=True)
+from kt_kernel.integrations.sglang.slot_formats import SlotFormat, slot_format
 
 
 def device_of(layer: torch.nn.Module) -> torch.device:
     """Where SGLang holds the layer's own experts, or would: tensors without slots are somewhere, too."""
     return next(layer.parameters(recurse=False)).device
-
-
-def slot_format(layer: torch.nn.Module, method: Any, encoding: ExpertEncoding) -> SlotFormat | None:
-    """How the slots of a loaded layer are filled from experts of that encoding; None if they cannot be."""
-    if type(method) is UnquantizedFusedMoEMethod and _is_plain(layer, method):
-        return Unquantised(encoding, method)
-    if (
-        type(method) is Fp8MoEMethod
-        and encoding.method == "FP8"
-        and method.block_quant
-        and _is_plain(layer, method)
-        and _scales_are_plain(layer)
-    ):
-        return BlockFp8()
-    return None
-
-
-def _is_plain(layer: torch.nn.Module, method: Any) -> bool:
-    """Are the weights [slots, 2 I, H] and [slots, H, I], in rows, as they were made?"""
-    config = layer.moe_runner_config
-    backend = method.get_moe_runner_backend(layer)
-    shapes = (
-        (2 * config.intermediate_size_per_partition, config.hidden_size),
-        (config.hidden_size, config.intermediate_size_per_partition),
-    )
-    return (
-        backend is not None
-        and backend.is_triton()
-        and not getattr(layer, "use_intel_amx_backend", False)
-        and (layer.w13_weight.shape[1:], layer.w2_weight.shape[1:]) == shapes
-    )
-
-
-def _scales_are_plain(layer: torch.nn.Module) -> bool:
-    scales = (layer.w13_weight_scale_inv, layer.w2_weight_scale_inv)
-    return layer.w13_weight.dtype == torch.float8_e4m3fn and all(
-        scale.dtype == torch.float32 and not getattr(scale, "format_ue8m0", False) for scale in scales
-    )
 
 
 def without_gaps(slots: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

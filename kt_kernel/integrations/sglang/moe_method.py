@@ -23,11 +23,11 @@ from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
 from kt_kernel.integrations.sglang.device_experts import (
     SglangExperts,
     device_of,
-    slot_format,
     spare_experts,
 )
 from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
+from kt_kernel.integrations.sglang.slot_formats import slot_format
 from kt_kernel.integrations.sglang.startup_failure import reported
 
 # Attributes of this class itself; all others are the wrapped method's.
