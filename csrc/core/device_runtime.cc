@@ -24,6 +24,17 @@ DeviceRuntime lookup(void* library, const std::string& prefix) {
   find(runtime.exchange_capture_mode, "ThreadExchangeStreamCaptureMode");
   find(runtime.capture_info, "StreamGetCaptureInfo_v2");
 
+  find(runtime.memcpy_async, "MemcpyAsync");
+  find(runtime.event_create, "EventCreateWithFlags");
+  find(runtime.event_destroy, "EventDestroy");
+  find(runtime.event_record, "EventRecord");
+  find(runtime.event_query, "EventQuery");
+  find(runtime.event_synchronize, "EventSynchronize");
+  find(runtime.stream_wait_event, "StreamWaitEvent");
+  find(runtime.get_device, "GetDevice");
+  find(runtime.set_device, "SetDevice");
+  find(runtime.get_last_error, "GetLastError");
+
   // CUDA 12 has the name without a suffix too, for a function with fewer arguments: only the version tells.
   int (*version_of)(int* version) = nullptr;
   int version = 0;

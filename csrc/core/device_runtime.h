@@ -2,6 +2,8 @@
 // extension links neither.
 #pragma once
 
+#include <cstddef>
+
 namespace kt {
 
 using HostFunction = void (*)(void*);
@@ -21,8 +23,24 @@ struct DeviceRuntime {
   int (*graph_retain_user_object)(void* graph, void* object, unsigned count, unsigned flags) = nullptr;
   int (*exchange_capture_mode)(int* mode) = nullptr;
 
+  int (*memcpy_async)(void* to, const void* from, size_t bytes, int kind, void* stream) = nullptr;
+  int (*event_create)(void** event, unsigned flags) = nullptr;
+  int (*event_destroy)(void* event) = nullptr;
+  int (*event_record)(void* event, void* stream) = nullptr;
+  int (*event_query)(void* event) = nullptr;
+  int (*event_synchronize)(void* event) = nullptr;
+  int (*stream_wait_event)(void* stream, void* event, unsigned flags) = nullptr;
+  int (*get_device)(int* number) = nullptr;
+  int (*set_device)(int number) = nullptr;
+  int (*get_last_error)() = nullptr;  // takes the error away: the next launch check would raise it
+
   bool complete() const { return launch_host_func != nullptr && stream_is_capturing != nullptr; }
   bool graphs_own_objects() const { return user_object_create != nullptr && graph_retain_user_object != nullptr; }
+  bool copies() const {
+    return memcpy_async != nullptr && event_create != nullptr && event_destroy != nullptr && event_record != nullptr &&
+           event_query != nullptr && event_synchronize != nullptr && stream_wait_event != nullptr &&
+           get_device != nullptr && set_device != nullptr && get_last_error != nullptr;
+  }
 };
 
 // The runtime of this process, null while none is loaded.
