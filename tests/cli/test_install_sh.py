@@ -177,6 +177,67 @@ def test_change_of_a_source_file_asks_for_a_build(checkout, repository):
     assert bash(checkout, key).stdout != before
 
 
+# ---- packages of the tests ---------------------------------------------------------------------
+
+
+def with_cuda_packages(checkout: Path, *lines: str) -> None:
+    """The list of tests/cuda-packages.lock, and an environment whose Python has a version."""
+    (checkout / "tests").mkdir(exist_ok=True)
+    (checkout / "tests/requirements.lock").write_text("")
+    (checkout / "tests/cuda-packages.lock").write_text("".join(f"{line}\n" for line in lines))
+    (checkout / ".venv/bin").mkdir(exist_ok=True)
+    python = checkout / ".venv/bin/python"
+    python.unlink(missing_ok=True)
+    python.symlink_to(sys.executable)
+
+
+def test_cuda_packages_stay_out_of_the_environment(checkout):
+    with_cuda_packages(checkout, "# why", "triton triton==1", "cudart12 runtime==12")
+    done = bash(checkout, 'pip_install() { echo "$*" >>calls; }; install_cuda_test_packages')
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "calls").read_text().splitlines() == [
+        "--no-deps --target .venv/kt-cuda/triton triton==1",
+        "--no-deps --target .venv/kt-cuda/cudart12 runtime==12",
+    ]
+
+
+def test_cuda_packages_are_installed_once_per_list(checkout):
+    script = 'pip_install() { echo "$*" >>calls; }; install_test_tools; install_test_tools'
+    calls = {}
+    for version in ("1", "2"):
+        with_cuda_packages(checkout, f"triton triton=={version}")
+        assert bash(checkout, script).returncode == 0
+        calls[version] = (checkout / "calls").read_text().count(f"triton=={version}")
+    assert calls == {"1": 1, "2": 1}
+
+
+def test_replaced_cuda_package_leaves_no_file_behind(checkout):
+    with_cuda_packages(checkout, "triton triton==2")
+    old = checkout / ".venv/kt-cuda/triton/old.py"
+    old.parent.mkdir(parents=True)
+    old.write_text("")
+    assert bash(checkout, "pip_install() { :; }; install_cuda_test_packages").returncode == 0
+    assert not old.exists()
+
+
+def test_index_without_a_cuda_package_is_named_with_a_way_out(checkout):
+    with_cuda_packages(checkout, "triton triton==1", "cudart12 runtime==12")
+    index = 'case "$*" in *triton*) echo "No matching distribution: $*"; return 1 ;; esac'
+    script = f"pip_install() {{ {index}; }}; install_test_tools"
+    done = bash(checkout, script)
+    assert done.returncode == 1
+    assert "No matching distribution: --no-deps --target .venv/kt-cuda/triton triton==1" in done.stderr
+    assert "lacks a package of tests/cuda-packages.lock: set PIP_EXTRA_INDEX_URL" in done.stderr
+    assert not (checkout / ".venv/kt-install/cuda-packages").exists()
+
+
+def test_listed_cuda_packages_are_pinned(repository):
+    lines = (repository / "tests/cuda-packages.lock").read_text().splitlines()
+    packages = dict(line.split() for line in lines if not line.startswith("#"))
+    assert sorted(packages) == ["cudart12", "cudart13", "triton"]
+    assert all("==" in package for package in packages.values())
+
+
 # ---- commands ----------------------------------------------------------------------------------
 
 
@@ -189,11 +250,9 @@ def test_server_options_reach_the_server(checkout):
 
 
 def test_last_line_of_the_tests_is_pytests(checkout):
-    (checkout / ".venv/bin").mkdir()
+    with_cuda_packages(checkout)
     (checkout / ".venv/bin/pytest").write_text('#!/bin/sh\necho "== $* passed =="; exit 3\n')
     (checkout / ".venv/bin/pytest").chmod(0o755)
-    (checkout / "tests").mkdir()
-    (checkout / "tests/requirements.lock").write_text("")
     fake(checkout, "qemu-x86_64", "")
     script = "deps() { :; }; build() { :; }; pip_install() { :; }; main --cpu test -k one"
     done = bash(checkout, script)
