@@ -110,17 +110,27 @@ void release_between_captures(kt::StreamHandle stream) {
   if (!kt::capture_id(stream)) kt::release_now();
 }
 
-// `keep_alive` lives until the task is done, or, captured, as long as the graph.
+// `keep_alive` lives until the task is done, or, captured, as long as the graph. With `deferred_ids`, a second task
+// follows in the same operation of the stream: the same call with these ids, stored in `deferred_output`.
 template <class... Ints>
 void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle stream, Ints... ints,
-                      py::object keep_alive) {
-  const kt::ForwardArgs args = forward_args(ints...);
-  layer->check(args);
+                      py::object keep_alive, uintptr_t deferred_ids, uintptr_t deferred_output) {
+  std::vector<kt::ForwardArgs> tasks = {forward_args(ints...)};
+  if (deferred_ids != 0) {
+    kt::ForwardArgs deferred = tasks[0];
+    deferred.routing.ids = reinterpret_cast<const void*>(deferred_ids);
+    deferred.output = reinterpret_cast<void*>(deferred_output);
+    deferred.store = kt::Store::kOverwrite;
+    tasks.push_back(deferred);
+  }
+  for (const kt::ForwardArgs& args : tasks) layer->check(args);
   release_between_captures(stream);
   auto held = std::make_shared<Held>(std::move(keep_alive));
   py::gil_scoped_release release;
-  kt::launch_host_task(stream, [layer, args, held = std::move(held)] {
-    layer->engine().queue().submit_or_fail([layer, args, held] { layer->forward(args); });
+  kt::launch_host_task(stream, [layer, tasks = std::move(tasks), held = std::move(held)] {
+    for (const kt::ForwardArgs& args : tasks) {
+      layer->engine().queue().submit_or_fail([layer, args, held] { layer->forward(args); });
+    }
   });
 }
 
@@ -311,7 +321,8 @@ void bind_layer(py::module_& m) {
       .def("submit_on_stream", &submit_on_stream<int, int, A, int, A, int, A, A, int, int>, py::arg("stream"),
            py::arg("tokens"), py::arg("top_k"), py::arg("hidden_ptr"), py::arg("hidden_dtype"), py::arg("ids_ptr"),
            py::arg("ids_dtype"), py::arg("weights_ptr"), py::arg("output_ptr"), py::arg("output_dtype"),
-           py::arg("accumulate") = 0, py::arg("keep_alive") = py::none());
+           py::arg("accumulate") = 0, py::arg("keep_alive") = py::none(), py::arg("deferred_ids_ptr") = 0,
+           py::arg("deferred_output_ptr") = 0);
 }
 
 }  // namespace

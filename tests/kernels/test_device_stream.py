@@ -93,6 +93,24 @@ def order(library: str) -> None:
     assert observed == [True, True]
 
 
+def deferred_in_the_same_operation(library: str) -> None:
+    """One operation of the stream queues both tasks; only the second may be pending after the wait."""
+    engine, layer, call = small_engine_and_layer()
+    stream = Runtime(library).stream()
+    other_ids = np.ascontiguousarray((call.ids + 1) % 4)
+    later = Call(call.hidden, other_ids, call.weights, call.hidden_dtype)
+    output, deferred = poisoned(call.hidden.shape, F32), poisoned(call.hidden.shape, F32)
+    more = {"deferred_ids_ptr": other_ids.ctypes.data, "deferred_output_ptr": deferred.ctypes.data}
+    seen = []
+    layer.submit_on_stream(stream.handle, *arguments(call, output, F32), **more)
+    engine.sync_on_stream(stream.handle, 1)
+    stream.then(lambda: seen.append(same_bits(output, run(layer, call))))
+    engine.sync_on_stream(stream.handle)
+    stream.wait()
+    assert seen == [True]
+    assert same_bits(deferred, run(layer, later))
+
+
 def sync_may_leave_some(library: str) -> None:
     engine, layer, call = engine_and_layer()
     stream = Runtime(library).stream()
@@ -399,6 +417,7 @@ SCENES = [
     no_runtime,
     order,
     sync_may_leave_some,
+    deferred_in_the_same_operation,
     two_streams,
     order_across_streams,
     two_devices,
