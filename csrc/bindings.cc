@@ -336,6 +336,9 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.def("device_runtime_present", &kt::device_runtime_present);
   m.def("capture_id", &kt::capture_id, py::arg("stream"));
   m.def("exchange_capture_mode", &kt::exchange_capture_mode, py::arg("mode"));
+  m.def(
+      "page_lock", [](uintptr_t memory, size_t bytes) { return kt::page_lock(reinterpret_cast<void*>(memory), bytes); },
+      py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
   m.def("release_finished", &kt::release_now);
   m.attr("METHODS") = py::tuple(py::cast(kt::available_methods()));
   bind_engine(m);

@@ -22,6 +22,7 @@ DeviceRuntime lookup(void* library, const std::string& prefix) {
   find(runtime.user_object_create, "UserObjectCreate");
   find(runtime.graph_retain_user_object, "GraphRetainUserObject");
   find(runtime.exchange_capture_mode, "ThreadExchangeStreamCaptureMode");
+  find(runtime.host_register, "HostRegister");
   find(runtime.capture_info, "StreamGetCaptureInfo_v2");
 
   find(runtime.memcpy_async, "MemcpyAsync");
@@ -84,8 +85,13 @@ const DeviceRuntime& require_device_runtime() {
   return *r;
 }
 
+void forget_last_error(const DeviceRuntime& runtime) {
+  if (runtime.get_last_error != nullptr) (void)runtime.get_last_error();
+}
+
 void check_device(int status, const char* what) {
   if (status != 0) {
+    if (const DeviceRuntime* runtime = device_runtime()) forget_last_error(*runtime);
     throw std::runtime_error(std::string(what) + " failed with device runtime error " + std::to_string(status));
   }
 }

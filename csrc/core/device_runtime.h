@@ -32,7 +32,8 @@ struct DeviceRuntime {
   int (*stream_wait_event)(void* stream, void* event, unsigned flags) = nullptr;
   int (*get_device)(int* number) = nullptr;
   int (*set_device)(int number) = nullptr;
-  int (*get_last_error)() = nullptr;  // takes the error away: the next launch check would raise it
+  int (*get_last_error)() = nullptr;
+  int (*host_register)(void* memory, size_t bytes, unsigned flags) = nullptr;
 
   bool complete() const { return launch_host_func != nullptr && stream_is_capturing != nullptr; }
   bool graphs_own_objects() const { return user_object_create != nullptr && graph_retain_user_object != nullptr; }
@@ -49,7 +50,11 @@ const DeviceRuntime* device_runtime();
 // The same; throws std::runtime_error with a sentence where there is none.
 const DeviceRuntime& require_device_runtime();
 
-// Throws std::runtime_error naming `what` and the status unless that is 0.
+// After a call that failed: the runtime remembers its error for this thread, and whoever next checks a kernel launch
+// would raise it. (An error that leaves the device unusable stays.)
+void forget_last_error(const DeviceRuntime& runtime);
+
+// Throws std::runtime_error naming `what` and the status unless that is 0; the runtime forgets the error.
 void check_device(int status, const char* what);
 
 }  // namespace kt

@@ -13,6 +13,7 @@ using Task = std::function<void()>;
 
 constexpr int kCapturing = 1;              // cudaStreamCaptureStatusActive
 constexpr unsigned kNoDestructorSync = 1;  // cudaUserObjectNoDestructorSync: nobody can wait for the destructor
+constexpr int kNotSupported = 801;         // cudaErrorNotSupported
 constexpr unsigned kMove = 1;              // cudaGraphUserObjectMove: the graph takes our reference
 
 struct Capture {
@@ -31,7 +32,9 @@ std::optional<Capture> capture_of(const DeviceRuntime& r, void* stream) {
   } else if (r.capture_info != nullptr) {
     failed = r.capture_info(stream, &status, &capture.id, &capture.graph, nullptr, nullptr);
   }
-  return failed != 0 ? Capture{} : capture;
+  if (failed == 0) return capture;
+  forget_last_error(r);
+  return Capture{};
 }
 
 void run_once(void* context) {
@@ -49,9 +52,11 @@ void* owned_by_graph(const DeviceRuntime& r, void* graph, std::unique_ptr<Task> 
   Task* const raw = task.release();
   void* object = nullptr;
   if (graph == nullptr || !r.graphs_own_objects()) return raw;
-  if (r.user_object_create(&object, raw, give_up, 1, kNoDestructorSync) != 0) return raw;
-  // If this fails the reference stays ours and is never given back.
-  (void)r.graph_retain_user_object(graph, object, 1, kMove);
+  // If either fails the reference stays ours and is never given back.
+  if (r.user_object_create(&object, raw, give_up, 1, kNoDestructorSync) != 0 ||
+      r.graph_retain_user_object(graph, object, 1, kMove) != 0) {
+    forget_last_error(r);
+  }
   return raw;
 }
 
@@ -83,6 +88,14 @@ int exchange_capture_mode(int mode) {
   const DeviceRuntime& r = require_device_runtime();
   if (r.exchange_capture_mode != nullptr) check_device(r.exchange_capture_mode(&mode), "exchanging the capture mode");
   return mode;
+}
+
+int page_lock(void* memory, size_t bytes) {
+  const DeviceRuntime& r = require_device_runtime();
+  if (r.host_register == nullptr) return kNotSupported;
+  const int status = r.host_register(memory, bytes, 0);
+  if (status != 0) forget_last_error(r);
+  return status;
 }
 
 }  // namespace kt

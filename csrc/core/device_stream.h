@@ -9,6 +9,7 @@
 // life of the process, because a graph may replay them at any time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -29,5 +30,8 @@ void launch_host_task(StreamHandle stream, std::function<void()> task);
 // What this thread may do while a stream captures: cudaStreamCaptureMode (0 global, 1 thread-local, 2 relaxed). Returns
 // the mode before; `mode` where the runtime has no such thing.
 int exchange_capture_mode(int mode);
+
+// Page-locks memory that exists. Returns the runtime's status: memory that cannot be page-locked stays of use.
+int page_lock(void* memory, size_t bytes);
 
 }  // namespace kt

@@ -117,7 +117,7 @@ class CudaBackend:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def page_lock(self, memory: torch.Tensor) -> None:
-        status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+        status = kt_kernel_ext.page_lock(memory.data_ptr(), memory.numel())
         if status:
             logger.warning(
                 "%d bytes of host memory could not be page-locked (CUDA error %d): copies of experts from it "

@@ -7,7 +7,9 @@ own, because a loaded runtime cannot be unloaded.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import logging
 import sys
 import weakref
 from pathlib import Path
@@ -26,6 +28,7 @@ from kt_kernel import kt_kernel_ext
 from kt_kernel.buffers import BufferCache
 from kt_kernel.device_path import DevicePath
 from kt_kernel.errors import InputError
+from kt_kernel.hybrid.device import CudaBackend
 
 LAYERS = 3
 CPU = torch.device("cpu")
@@ -241,6 +244,24 @@ def a_second_device(library: str) -> None:
     assert torch.equal(output, expected)
 
 
+def memory_that_cannot_be_page_locked(library: str) -> None:
+    """A failing page lock is a warning; the next check of a kernel launch must not raise it."""
+    runtime = Runtime(library)
+    warnings = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("kt_kernel").addHandler(handler)
+    runtime.fake("lockable", ctypes.c_size_t(4095))
+    backend = CudaBackend(torch.device("cuda", 0))
+    backend.page_lock(torch.empty(4096, dtype=torch.uint8))
+    assert runtime.status_of("GetLastError") == 0
+    (warning,) = warnings
+    assert "4096 bytes" in warning
+    assert "error 2" in warning
+    backend.page_lock(torch.empty(4095, dtype=torch.uint8))
+    assert len(warnings) == 1
+
+
 SCENES = [
     (calls_that_run, "0"),
     (calls_that_run, "2"),
@@ -252,6 +273,7 @@ SCENES = [
     (buffers_live_as_long_as_the_graph, "1"),
     (error_in_a_replay,),
     (a_second_device,),
+    (memory_that_cannot_be_page_locked,),
 ]
 
 

@@ -8,6 +8,7 @@
  *
  * A callback that calls the runtime, which the real one forbids, ends the process. Memory is ordinary memory: the
  * device of a pointer is not checked. fake_* is what no runtime has: hold a stream back, let its calls fail, wait.
+ * A function that fails is also the thread's last error.
  *
  *   -DFAKE_PREFIX=hip       the names of HIP instead of CUDA's
  *   -DFAKE_VERSION=13000    the interface of CUDA 13 instead of 12's
@@ -28,7 +29,14 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define RUNTIME(name) JOIN(FAKE_PREFIX, name)
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_DEVICE = 101, NOT_SUPPORTED = 801, UNSUPPORTED_IN_CAPTURE = 900 };
+enum {
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  INVALID_DEVICE = 101,
+  NOT_SUPPORTED = 801,
+  UNSUPPORTED_IN_CAPTURE = 900
+};
 enum { MODE_GLOBAL, MODE_THREAD, MODE_RELAXED };
 enum { DEVICES = 2 };
 
@@ -91,7 +99,8 @@ static struct object *dying, *last_dying;
 static int destroying;
 static int global_captures;
 static unsigned long long captures;
-static __thread int device, inside_callback, capture_mode;
+static size_t lockable = (size_t)-1; /* bytes that HostRegister may lock */
+static __thread int device, inside_callback, capture_mode, last_error;
 
 static void* zeroed(size_t bytes) {
   void* memory = calloc(1, bytes);
@@ -107,10 +116,16 @@ static void enter(void) {
   pthread_mutex_lock(&lock);
 }
 
+/* What a function returns; an error is remembered, as the real one does. */
+static int result(int status) {
+  if (status != SUCCESS) last_error = status;
+  return status;
+}
+
 static int leave(int status) {
   pthread_cond_broadcast(&changed);
   pthread_mutex_unlock(&lock);
-  return status;
+  return result(status);
 }
 
 static void call(host_function function, void* context) {
@@ -267,8 +282,14 @@ int RUNTIME(RuntimeGetVersion)(int* version) {
   return SUCCESS;
 }
 
+int RUNTIME(GetLastError)(void) {
+  const int error = last_error;
+  last_error = SUCCESS;
+  return error;
+}
+
 int RUNTIME(SetDevice)(int number) {
-  if (number < 0 || number >= DEVICES) return INVALID_DEVICE;
+  if (number < 0 || number >= DEVICES) return result(INVALID_DEVICE);
   device = number;
   return SUCCESS;
 }
@@ -325,11 +346,18 @@ int RUNTIME(MallocHost)(void** memory, size_t bytes) {
 
 int RUNTIME(ThreadExchangeStreamCaptureMode)(int* mode) {
   const int before = capture_mode;
-  if (*mode < MODE_GLOBAL || *mode > MODE_RELAXED) return INVALID_VALUE;
+  if (*mode < MODE_GLOBAL || *mode > MODE_RELAXED) return result(INVALID_VALUE);
   capture_mode = *mode;
   *mode = before;
   return SUCCESS;
 }
+
+int RUNTIME(HostRegister)(void* memory, size_t bytes, unsigned flags) {
+  (void)memory, (void)flags;
+  return result(bytes <= lockable ? SUCCESS : OUT_OF_MEMORY);
+}
+
+void fake_lockable(size_t bytes) { lockable = bytes; }
 
 static void set(struct stream* handle, size_t field, int value) {
   enter();
@@ -411,7 +439,7 @@ static int capture_info(struct stream* handle, int* status, unsigned long long* 
 #if FAKE_VERSION >= 13000
 int RUNTIME(StreamGetCaptureInfo)(struct stream* stream, int* status, unsigned long long* id, struct graph** graph,
                                   void** dependencies, void** edges, size_t* count) {
-  if (dependencies != NULL || edges != NULL || count != NULL) return NOT_SUPPORTED;
+  if (dependencies != NULL || edges != NULL || count != NULL) return result(NOT_SUPPORTED);
   return capture_info(stream, status, id, graph);
 }
 #else
@@ -421,14 +449,14 @@ int RUNTIME(StreamGetCaptureInfo)(struct stream* stream, int* status, unsigned l
 
 int RUNTIME(StreamGetCaptureInfo_v2)(struct stream* stream, int* status, unsigned long long* id, struct graph** graph,
                                      void** dependencies, size_t* count) {
-  if (dependencies != NULL || count != NULL) return NOT_SUPPORTED;
+  if (dependencies != NULL || count != NULL) return result(NOT_SUPPORTED);
   return capture_info(stream, status, id, graph);
 }
 #endif
 
 int RUNTIME(UserObjectCreate)(struct object** object, void* pointer, host_function destroy, unsigned references,
                               unsigned flags) {
-  if (references == 0 || flags != 1) return INVALID_VALUE;
+  if (references == 0 || flags != 1) return result(INVALID_VALUE);
   enter();
   *object = zeroed(sizeof(**object));
   **object = (struct object){.destroy = destroy, .pointer = pointer, .references = (int)references};

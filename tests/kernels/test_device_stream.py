@@ -7,6 +7,7 @@ captured work holds, and for how long, is in test_graph_lifetimes.py.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 
@@ -59,6 +60,7 @@ def no_runtime(library: str) -> None:
         lambda: engine.sync_on_stream(1234),
         lambda: ext.capture_id(1234),
         lambda: ext.exchange_capture_mode(RELAXED),
+        lambda: ext.page_lock(output.ctypes.data, output.nbytes),
     ):
         with pytest.raises(RuntimeError, match="no CUDA or HIP runtime"):
             use()
@@ -413,6 +415,28 @@ def capture_mode_of_the_thread(library: str) -> None:
         ext.exchange_capture_mode(9)
 
 
+def calls_that_fail_are_forgotten(library: str) -> None:
+    """What has failed and been dealt with must not surface at somebody's next check of a kernel launch."""
+    engine, layer, call = small_engine_and_layer()
+    runtime = Runtime(library)
+    stream = runtime.stream()
+    output = poisoned(call.hidden.shape, F32)
+    runtime.fake("lockable", ctypes.c_size_t(1 << 20))
+    assert ext.page_lock(output.ctypes.data, 1 << 20) == 0
+    assert ext.page_lock(output.ctypes.data, (1 << 20) + 1) != 0
+    assert runtime.status_of("GetLastError") == 0
+    stream.fail_with(719)
+    for use in (
+        lambda: layer.submit_on_stream(stream.handle, *arguments(call, output, F32)),
+        lambda: engine.sync_on_stream(stream.handle),
+        lambda: ext.exchange_capture_mode(9),
+    ):
+        with pytest.raises(RuntimeError):
+            use()
+        assert runtime.status_of("GetLastError") == 0
+    assert runtime.status_of("SetDevice", -1) == runtime.status_of("GetLastError") != 0
+
+
 SCENES = [
     no_runtime,
     order,
@@ -430,6 +454,7 @@ SCENES = [
     two_graphs_at_once,
     capture_numbers,
     capture_mode_of_the_thread,
+    calls_that_fail_are_forgotten,
 ]
 
 
