@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "core/cpu_features.h"
+#include "core/device_signals.h"
 #include "core/device_stream.h"
 #include "core/release_later.h"
 #include "core/topology.h"
@@ -246,6 +247,18 @@ py::dict limits(Engine& engine, size_t bytes, int repeats) {
   return result;
 }
 
+py::dict device_signals() {
+  const kt::DeviceSignals* signals = nullptr;
+  {
+    py::gil_scoped_release release;  // trying them may take seconds
+    signals = &kt::device_signals();
+  }
+  py::dict result;
+  result["kind"] = signals->kind == kt::SignalKind::kMemoryOperations ? "stream memory operations" : "host functions";
+  result["reason"] = signals->reason;
+  return result;
+}
+
 void bind_engine(py::module_& m) {
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](int threads, int subpools, const std::optional<std::vector<int>>& nodes) {
@@ -333,6 +346,7 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.def("dispatch_table", &dispatch);
   m.def("topology", &topology);
   m.def("measure_limits", &limits, py::arg("engine"), py::arg("bytes") = size_t{1} << 30, py::arg("repeats") = 5);
+  m.def("device_signals", &device_signals);
   m.def("device_runtime_present", &kt::device_runtime_present);
   m.def("capture_id", &kt::capture_id, py::arg("stream"));
   m.def("exchange_capture_mode", &kt::exchange_capture_mode, py::arg("mode"));

@@ -5,17 +5,33 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 
 namespace kt {
 namespace {
 
 constexpr int kCuda13 = 13000;
 
+template <class Function>
+void find_in(void* library, Function& function, const std::string& name) {
+  function = reinterpret_cast<Function>(dlsym(library, name.c_str()));
+}
+
+// The operations of the driver, which the process has if it has the runtime; HIP has them in its runtime. (Those
+// without _v2 in CUDA's are older functions that work where an option of the kernel module allows them.)
+void find_memory_operations(DeviceRuntime& runtime, void* library, const std::string& prefix) {
+  if (prefix == "hip") {
+    find_in(library, runtime.hip_write_value, "hipStreamWriteValue32");
+    find_in(library, runtime.hip_wait_value, "hipStreamWaitValue32");
+    return;
+  }
+  void* const loaded = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  void* const driver = loaded != nullptr ? loaded : RTLD_DEFAULT;
+  find_in(driver, runtime.write_value, "cuStreamWriteValue32_v2");
+  find_in(driver, runtime.wait_value, "cuStreamWaitValue32_v2");
+}
+
 DeviceRuntime lookup(void* library, const std::string& prefix) {
-  const auto find = [&](auto& function, const char* name) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, (prefix + name).c_str()));
-  };
+  const auto find = [&](auto& function, const char* name) { find_in(library, function, prefix + name); };
   DeviceRuntime runtime;
   find(runtime.launch_host_func, "LaunchHostFunc");
   find(runtime.stream_is_capturing, "StreamIsCapturing");
@@ -35,6 +51,18 @@ DeviceRuntime lookup(void* library, const std::string& prefix) {
   find(runtime.get_device, "GetDevice");
   find(runtime.set_device, "SetDevice");
   find(runtime.get_last_error, "GetLastError");
+
+  find(runtime.host_alloc, prefix == "hip" ? "HostMalloc" : "HostAlloc");
+  find(runtime.host_get_device_pointer, "HostGetDevicePointer");
+  find(runtime.stream_create, "StreamCreateWithFlags");
+  find(runtime.stream_destroy, "StreamDestroy");
+  find(runtime.stream_begin_capture, "StreamBeginCapture");
+  find(runtime.stream_end_capture, "StreamEndCapture");
+  find(runtime.graph_instantiate, "GraphInstantiateWithFlags");
+  find(runtime.graph_launch, "GraphLaunch");
+  find(runtime.graph_destroy, "GraphDestroy");
+  find(runtime.graph_exec_destroy, "GraphExecDestroy");
+  find_memory_operations(runtime, library, prefix);
 
   // CUDA 12 has the name without a suffix too, for a function with fewer arguments: only the version tells.
   int (*version_of)(int* version) = nullptr;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace kt {
 
@@ -35,8 +36,34 @@ struct DeviceRuntime {
   int (*get_last_error)() = nullptr;
   int (*host_register)(void* memory, size_t bytes, unsigned flags) = nullptr;
 
+  int (*host_alloc)(void** memory, size_t bytes, unsigned flags) = nullptr;
+  int (*host_get_device_pointer)(void** on_device, void* memory, unsigned flags) = nullptr;
+  int (*stream_create)(void** stream, unsigned flags) = nullptr;
+  int (*stream_destroy)(void* stream) = nullptr;
+  int (*stream_begin_capture)(void* stream, int mode) = nullptr;
+  int (*stream_end_capture)(void* stream, void** graph) = nullptr;
+  int (*graph_instantiate)(void** executable, void* graph, unsigned long long flags) = nullptr;
+  int (*graph_launch)(void* executable, void* stream) = nullptr;
+  int (*graph_destroy)(void* graph) = nullptr;
+  int (*graph_exec_destroy)(void* executable) = nullptr;
+
+  // Of CUDA's driver (cuStreamWriteValue32_v2, cuStreamWaitValue32_v2), or HIP's own.
+  int (*write_value)(void* stream, unsigned long long address, uint32_t value, unsigned flags) = nullptr;
+  int (*wait_value)(void* stream, unsigned long long address, uint32_t value, unsigned flags) = nullptr;
+  int (*hip_write_value)(void* stream, void* address, uint32_t value, unsigned flags) = nullptr;
+  int (*hip_wait_value)(void* stream, void* address, uint32_t value, unsigned flags, uint32_t mask) = nullptr;
+
   bool complete() const { return launch_host_func != nullptr && stream_is_capturing != nullptr; }
   bool graphs_own_objects() const { return user_object_create != nullptr && graph_retain_user_object != nullptr; }
+  bool memory_operations() const {
+    return (write_value != nullptr && wait_value != nullptr) ||
+           (hip_write_value != nullptr && hip_wait_value != nullptr);
+  }
+  bool captures_own_graphs() const {
+    return stream_create != nullptr && stream_destroy != nullptr && stream_begin_capture != nullptr &&
+           stream_end_capture != nullptr && graph_instantiate != nullptr && graph_launch != nullptr &&
+           graph_destroy != nullptr && graph_exec_destroy != nullptr;
+  }
   bool copies() const {
     return memcpy_async != nullptr && event_create != nullptr && event_destroy != nullptr && event_record != nullptr &&
            event_query != nullptr && event_synchronize != nullptr && stream_wait_event != nullptr &&

@@ -19,12 +19,25 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import byref, c_int, c_ulonglong, c_void_p
+from enum import IntEnum
 from pathlib import Path
 
 from tools import tool
 
 SOURCE = Path(__file__).parent / "fake_device_runtime.c"
 GLOBAL, RELAXED = 0, 2  # what a capture forbids its process: much, nothing
+
+
+class MemoryOperations(IntEnum):
+    """How operations on memory behave; those that misbehave do as a driver or a virtual machine might."""
+
+    WORK = 0
+    REFUSED = 1
+    NOT_CAPTURED = 2
+    NEVER_PASS = 3
+    PASS_AT_ONCE = 4
+    NEVER_ARRIVE = 5
+
 
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, c_void_p)
 
@@ -56,6 +69,13 @@ class Runtime:
         function = getattr(self._library, f"fake_{name}")
         function.restype = None
         function(*arguments)
+
+    def misbehave(self, behaviour: MemoryOperations) -> None:
+        self.fake("memory_operations", int(behaviour))
+
+    def memory_operations_enqueued(self) -> int:
+        """So far, those that were captured included."""
+        return self._library.fake_memory_operations_enqueued()
 
     def pointer(self) -> object:
         """Where a function of the runtime can write an address."""

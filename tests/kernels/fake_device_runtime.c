@@ -5,6 +5,7 @@
  *   capture      records instead of running; ends in a graph, whose executable copies replay it
  *   user object  destroyed on the runtime's own thread when no graph, executable graph or launch in flight holds it
  *   events       order streams among each other (not inside a capture)
+ *   memory       operations of a stream that write a word or wait until one has reached a value
  *
  * A callback that calls the runtime, which the real one forbids, ends the process. Memory is ordinary memory: the
  * device of a pointer is not checked. fake_* is what no runtime has: hold a stream back, let its calls fail, wait.
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifndef FAKE_PREFIX
 #define FAKE_PREFIX cuda
@@ -55,13 +57,14 @@ struct object {
 
 /* One piece of work of a stream. */
 struct work {
-  enum { CALL, COPY, RECORD, WAIT, END_OF_LAUNCH } kind;
+  enum { CALL, COPY, RECORD, WAIT, WRITE_VALUE, WAIT_VALUE, END_OF_LAUNCH } kind;
   host_function function; /* CALL */
   void* context;          /* CALL: its argument; RECORD, WAIT: the event; END_OF_LAUNCH: the executable graph */
-  void* to;               /* COPY */
+  void* to;               /* COPY; WRITE_VALUE, WAIT_VALUE: the word */
   const void* from;
   size_t bytes;
-  int count; /* RECORD, WAIT: which recording of the event */
+  int count;      /* RECORD, WAIT: which recording of the event */
+  unsigned value; /* WRITE_VALUE, WAIT_VALUE */
   struct work* next;
 };
 
@@ -84,7 +87,7 @@ struct graph {
 };
 
 struct stream {
-  int device, held, status, mode;
+  int device, held, status, mode, destroyed;
   int running; /* a piece of work */
   struct list queued;
   struct graph* capturing;
@@ -97,8 +100,10 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct stream* default_streams[DEVICES];
 static struct object *dying, *last_dying;
 static int destroying;
-static int global_captures;
+static int global_captures, memory_operations_enqueued;
 static unsigned long long captures;
+/* How operations on memory behave, see fake_memory_operations. */
+static enum { WORK, REFUSED, NOT_CAPTURED, NEVER_PASS, PASS_AT_ONCE, NEVER_ARRIVE } memory_operations;
 static size_t lockable = (size_t)-1; /* bytes that HostRegister may lock */
 static __thread int device, inside_callback, capture_mode, last_error;
 
@@ -211,6 +216,17 @@ static void free_when_unused(struct graph* graph) {
   free(graph);
 }
 
+/* Without the lock, as others go on; the CPU tells nobody when it changes a word. */
+static void wait_for_value(const struct work* work) {
+  const unsigned* word = work->to;
+  pthread_mutex_unlock(&lock);
+  while (memory_operations == NEVER_PASS || (int)(__atomic_load_n(word, __ATOMIC_ACQUIRE) - work->value) < 0) {
+    if (memory_operations == PASS_AT_ONCE) break;
+    usleep(10);
+  }
+  pthread_mutex_lock(&lock);
+}
+
 static void perform(struct work* work) {
   struct event* event = work->context;
   struct graph* graph = work->context;
@@ -229,6 +245,12 @@ static void perform(struct work* work) {
     case WAIT:
       while (event->completed < work->count) pthread_cond_wait(&changed, &lock);
       break;
+    case WRITE_VALUE:
+      __atomic_store_n((unsigned*)work->to, work->value, __ATOMIC_RELEASE);
+      break;
+    case WAIT_VALUE:
+      wait_for_value(work);
+      break;
     case END_OF_LAUNCH:
       --graph->launches;
       free_when_unused(graph);
@@ -240,7 +262,14 @@ static void* run(void* argument) {
   struct stream* stream = argument;
   pthread_mutex_lock(&lock);
   for (;;) {
-    while (stream->held || stream->queued.first == NULL) pthread_cond_wait(&changed, &lock);
+    while (stream->held || stream->queued.first == NULL) {
+      if (stream->destroyed && stream->queued.first == NULL) {
+        free(stream);
+        pthread_mutex_unlock(&lock);
+        return NULL;
+      }
+      pthread_cond_wait(&changed, &lock);
+    }
     struct work* work = stream->queued.first;
     stream->queued.first = work->next;
     stream->running = 1;
@@ -249,7 +278,6 @@ static void* run(void* argument) {
     stream->running = 0;
     pthread_cond_broadcast(&changed);
   }
-  return NULL; /* never */
 }
 
 static struct stream* make_stream(int of_device) {
@@ -264,6 +292,8 @@ static struct stream* found(struct stream* stream) {
   if (default_streams[device] == NULL) default_streams[device] = make_stream(device);
   return default_streams[device];
 }
+
+int RUNTIME(StreamIsCapturing)(struct stream* handle, int* capturing);
 
 static int enqueue(struct stream* handle, struct work work) {
   enter();
@@ -305,6 +335,18 @@ int RUNTIME(StreamCreate)(struct stream** stream) {
   return leave(SUCCESS);
 }
 
+int RUNTIME(StreamCreateWithFlags)(struct stream** stream, unsigned flags) {
+  (void)flags;
+  return RUNTIME(StreamCreate)(stream);
+}
+
+/* Ends when it has done what it was given. */
+int RUNTIME(StreamDestroy)(struct stream* stream) {
+  enter();
+  stream->destroyed = 1;
+  return leave(SUCCESS);
+}
+
 int RUNTIME(StreamSynchronize)(struct stream* handle) {
   enter();
   struct stream* stream = found(handle);
@@ -340,9 +382,67 @@ int RUNTIME(StreamWaitEvent)(struct stream* stream, struct event* event, unsigne
 int RUNTIME(MallocHost)(void** memory, size_t bytes) {
   enter();
   if (global_captures > 0 && capture_mode != MODE_RELAXED) return leave(UNSUPPORTED_IN_CAPTURE);
-  *memory = zeroed(bytes);
+  if (posix_memalign(memory, 4096, bytes) != 0) abort();
+  memset(*memory, 0, bytes);
   return leave(SUCCESS);
 }
+
+int RUNTIME(HostAlloc)(void** memory, size_t bytes, unsigned flags) {
+  (void)flags;
+  return RUNTIME(MallocHost)(memory, bytes);
+}
+
+/* HIP's name for it. */
+int RUNTIME(HostMalloc)(void** memory, size_t bytes, unsigned flags) {
+  return RUNTIME(HostAlloc)(memory, bytes, flags);
+}
+
+int RUNTIME(HostGetDevicePointer)(void** on_device, void* memory, unsigned flags) {
+  (void)flags;
+  *on_device = memory;
+  return SUCCESS;
+}
+
+/* ---- operations on memory: the driver's in CUDA, the runtime's in HIP ---- */
+
+/* 0 they work, 1 every call is refused, 2 refused in a capture, 3 waits never pass, 4 waits pass at once, 5 what is
+ * written does not arrive. */
+void fake_memory_operations(int behaviour) {
+  enter();
+  memory_operations = behaviour;
+  leave(SUCCESS);
+}
+
+static int memory_operation(struct stream* stream, struct work work) {
+  int capturing = 0;
+  RUNTIME(StreamIsCapturing)(stream, &capturing);
+  if (memory_operations == REFUSED) return NOT_SUPPORTED;
+  if (memory_operations == NOT_CAPTURED && capturing) return UNSUPPORTED_IN_CAPTURE;
+  if (memory_operations == NEVER_ARRIVE && work.kind == WRITE_VALUE) return SUCCESS;
+  __atomic_add_fetch(&memory_operations_enqueued, 1, __ATOMIC_RELAXED);
+  return enqueue(stream, work);
+}
+
+int hipStreamWriteValue32(struct stream* stream, void* word, unsigned value, unsigned flags) {
+  if (flags != 0) return INVALID_VALUE;
+  return memory_operation(stream, (struct work){.kind = WRITE_VALUE, .to = word, .value = value});
+}
+
+int hipStreamWaitValue32(struct stream* stream, void* word, unsigned value, unsigned flags, unsigned mask) {
+  if (flags != 0 || mask != ~0u) return INVALID_VALUE; /* reached, of the whole word */
+  return memory_operation(stream, (struct work){.kind = WAIT_VALUE, .to = word, .value = value});
+}
+
+int cuStreamWriteValue32_v2(struct stream* stream, unsigned long long word, unsigned value, unsigned flags) {
+  return hipStreamWriteValue32(stream, (void*)(size_t)word, value, flags);
+}
+
+int cuStreamWaitValue32_v2(struct stream* stream, unsigned long long word, unsigned value, unsigned flags) {
+  return hipStreamWaitValue32(stream, (void*)(size_t)word, value, flags, ~0u);
+}
+
+/* So far, of both kinds. */
+int fake_memory_operations_enqueued(void) { return __atomic_load_n(&memory_operations_enqueued, __ATOMIC_RELAXED); }
 
 int RUNTIME(ThreadExchangeStreamCaptureMode)(int* mode) {
   const int before = capture_mode;
@@ -405,6 +505,10 @@ int RUNTIME(GraphInstantiate)(struct graph** executable, struct graph* graph, un
   for (int i = 0; i < copy->reference_count; ++i) copy->references[i].object->references += copy->references[i].count;
   *executable = copy;
   return leave(SUCCESS);
+}
+
+int RUNTIME(GraphInstantiateWithFlags)(struct graph** executable, struct graph* graph, unsigned long long flags) {
+  return RUNTIME(GraphInstantiate)(executable, graph, flags);
 }
 
 int RUNTIME(GraphLaunch)(struct graph* executable, struct stream* handle) {
