@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 from kt_kernel.cli.errors import CommandError
+from kt_kernel.threads import plan_threads
 
 _CPU_SHIMS = "kt_sglang_cpu_shims"  # third_party/: installed exactly where SGLang has to do without a GPU
 
@@ -22,17 +23,11 @@ class Machine:
 def this_machine() -> Machine:
     """Topology as the extension sees it, cpuset and cgroup limits included.
 
-    One thread per physical core: two threads of a core share the vector units that the kernels saturate.
-
     Raises:
         CommandError: the extension is not built.
     """
-    topology = native_extension().topology()
-    threads = topology["physical_cores"]
-    if topology["cpu_quota"] is not None:
-        threads = min(threads, max(1, int(topology["cpu_quota"])))
-    nodes = [node["node"] for node in topology["numa_nodes"] if node["cores"]]
-    return Machine(threads, nodes)
+    plan = plan_threads(native_extension().topology())
+    return Machine(plan.threads, list(plan.numa_nodes))
 
 
 def server_environment() -> dict[str, str]:

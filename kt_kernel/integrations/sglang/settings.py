@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.placement import FREQUENCY, device_expert_masks
 from kt_kernel.integrations.sglang.flags import AUTOMATIC, ON_CPU, KTFlags
 from kt_kernel.methods import AUTO, require_method, resolve_method
+from kt_kernel.threads import ThreadPlan, plan_threads, usable_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -103,20 +103,13 @@ def weight_method(flags: KTFlags) -> str:
 
 def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSettings:
     """Fill the defaults from the machine and the model; raises ConfigurationError where they do not fit."""
-    pools, nodes = _pools(flags)
-    threads = flags.cpuinfer or _default_threads(pools)
-    if pools > threads:
-        raise ConfigurationError(
-            f"{pools} thread pools need as many threads, but there are {threads}; set "
-            "--kt-threadpool-count lower or "
-            "--kt-cpuinfer higher."
-        )
+    plan = _plan_threads(flags)
     settings = KTSettings(
         weight_path=flags.weight_path,
         method=flags.method,
-        threads=threads,
-        pools=pools,
-        numa_nodes=nodes,
+        threads=plan.threads,
+        pools=plan.pools,
+        numa_nodes=plan.numa_nodes,
         layout=layout,
         strategy=flags.expert_placement_strategy,
         device_experts=_device_experts(flags, layout),
@@ -138,31 +131,26 @@ def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSe
     return settings
 
 
-def _pools(flags: KTFlags) -> tuple[int, tuple[int, ...] | None]:
-    """One pool per NUMA node unless the flags say otherwise; and the pools' nodes, None = the first ones."""
-    present = [node["node"] for node in _topology()["numa_nodes"] if node["cores"]]
-    nodes = flags.numa_nodes
-    if nodes is None:
-        if flags.threadpool_count is not None:
-            return flags.threadpool_count, None
-        nodes = tuple(present)
-    absent = [node for node in nodes if node not in present]
+def _plan_threads(flags: KTFlags) -> ThreadPlan:
+    """Raises ConfigurationError for nodes this process may not use, and for more pools than threads."""
+    topology = kt_kernel_ext.topology()
+    present = usable_nodes(topology)
+    absent = [node for node in flags.numa_nodes or () if node not in present]
     if absent:
         raise ConfigurationError(
-            f"--kt-numa-nodes names node {absent[0]}, but this process may use the nodes {present}; "
+            f"--kt-numa-nodes names node {absent[0]}, but this process may use the nodes {list(present)}; "
             "choose from these."
         )
-    return len(nodes), nodes
-
-
-def _default_threads(pools: int) -> int:
-    cores = max(1, int(_topology()["physical_cores"]))
-    logger.info("--kt-cpuinfer is not given: %d threads, one per physical core", max(cores, pools))
-    return max(cores, pools)
-
-
-def _topology() -> dict[str, Any]:
-    return kt_kernel_ext.topology()
+    plan = plan_threads(topology, flags.cpuinfer, flags.threadpool_count, flags.numa_nodes)
+    if plan.pools > plan.threads:
+        raise ConfigurationError(
+            f"{plan.pools} thread pools need as many threads, but there are {plan.threads}; set "
+            "--kt-threadpool-count lower or "
+            "--kt-cpuinfer higher."
+        )
+    if flags.cpuinfer is None:
+        logger.info("--kt-cpuinfer is not given: %d threads, one per usable core", plan.threads)
+    return plan
 
 
 def _device_experts(flags: KTFlags, layout: ExpertLayout) -> int:

@@ -15,6 +15,7 @@ from kt_kernel.hybrid.activation import read_activation_counts
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.placement import FREQUENCY, device_expert_masks
 from kt_kernel.methods import AUTO, require_method, resolve_method
+from kt_kernel.threads import plan_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,18 +145,11 @@ class ExpertOptions:
 
     def engine(self) -> dict[str, Any]:
         """The arguments of KTMoEWrapper that say which threads compute."""
-        topology = kt_kernel_ext.topology()
-        nodes = self.numa_nodes
-        if nodes is None and self.threadpool_count is None:
-            nodes = [node["node"] for node in topology["numa_nodes"] if node["cores"]]
-        pools = self.threadpool_count or len(nodes)
-        threads = self.cpuinfer or max(_free_cores(topology), pools)
-        return {"cpuinfer_threads": threads, "threadpool_count": pools, "numa_nodes": nodes}
-
-
-def _free_cores(topology: dict[str, Any]) -> int:
-    """Physical cores, or fewer where a control group grants less of their time."""
-    quota = topology["cpu_quota"]
-    return (
-        topology["physical_cores"] if quota is None else min(topology["physical_cores"], max(1, int(quota)))
-    )
+        plan = plan_threads(
+            kt_kernel_ext.topology(), self.cpuinfer, self.threadpool_count, self.numa_nodes
+        )
+        return {
+            "cpuinfer_threads": plan.threads,
+            "threadpool_count": plan.pools,
+            "numa_nodes": plan.numa_nodes,
+        }
