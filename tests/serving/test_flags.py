@@ -9,6 +9,7 @@ import pytest
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layout import ExpertLayout, expert_layout
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
+from kt_kernel.integrations.sglang.other_options import check_other_options
 from kt_kernel.integrations.sglang.settings import make_settings
 
 LAYOUT = ExpertLayout(num_layers=4, num_experts=16, moe_layers=(1, 2, 3))
@@ -136,6 +137,38 @@ def test_a_layer_the_configuration_does_not_announce_is_refused_only_if_it_matte
 def test_the_layers_with_experts_are_found(config, layers):
     layout = expert_layout(SimpleNamespace(num_hidden_layers=6, **config))
     assert (layout.num_experts, layout.moe_layers) == (8, layers)
+
+
+@pytest.mark.parametrize("backend", ["breakable", "tc_piecewise", "of a later release"])
+def test_graphs_of_decoding_in_pieces_are_refused(backend):
+    """SGLang's own parser refuses some of them; programs can make the configuration without it."""
+    options = _other_options(backend)
+    with pytest.raises(
+        FeatureUnavailableError,
+        match=f"^not available yet: --cuda-graph-backend-decode {backend} together with --kt-weight-path",
+    ):
+        check_other_options(options)
+
+
+@pytest.mark.parametrize("backend", ["full", "disabled"])
+def test_whole_graphs_of_decoding_or_none_are_accepted(backend):
+    check_other_options(_other_options(backend))
+
+
+def _other_options(decode_backend: str) -> SimpleNamespace:
+    """SGLang's options as they are by default, but for one."""
+    return SimpleNamespace(
+        chunked_prefill_size=4096,
+        ep_size=1,
+        enable_eplb=False,
+        ep_num_redundant_experts=0,
+        moe_a2a_backend="none",
+        enable_two_batch_overlap=False,
+        enable_lora=None,
+        enable_dp_attention=False,
+        enable_torch_compile=False,
+        cuda_graph_config=SimpleNamespace(decode=SimpleNamespace(backend=decode_backend)),
+    )
 
 
 def test_a_model_without_experts_is_refused():

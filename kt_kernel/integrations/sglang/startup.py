@@ -11,10 +11,11 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
 from kt_kernel.hybrid.layout import expert_layout
-from kt_kernel.integrations.sglang import cpu_defaults, dense_weights, hooks
+from kt_kernel.integrations.sglang import cpu_defaults, dense_weights, hooks, numa_binding
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.other_options import check_other_options
 from kt_kernel.integrations.sglang.settings import KTSettings, make_settings, weight_method
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _configure(server_args: Any) -> None:
     hooks.verify()
     check_flags(flags)
     flags = replace(flags, method=weight_method(flags))
-    _check_other_options(options)
+    check_other_options(options)
     _check_chunks(options, flags)
     model = model_config_of(server_args)
     dense_weights.check_model(model)
@@ -70,6 +71,7 @@ def _configure(server_args: Any) -> None:
         disable_shared_experts_fusion=True,
     )
     _leave_prefill_uncaptured(server_args, options)
+    numa_binding.leave_to_engine(options)
     if options.device == "cpu":
         declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
         cpu_defaults.choose_environment(options)
@@ -85,37 +87,6 @@ def _configure(server_args: Any) -> None:
         settings.layout.num_experts * len(settings.layout.moe_layers),
         settings.max_tokens,
     )
-
-
-def _check_other_options(options: Any) -> None:
-    """SGLang options that would make the CPU experts compute something else, or nothing."""
-    if (options.chunked_prefill_size or 0) <= 0:
-        raise ConfigurationError(
-            f"--chunked-prefill-size is {options.chunked_prefill_size}, but the CPU experts size their "
-            "buffers by it; "
-            "give a positive number such as 4096."
-        )
-    for option, is_set in (
-        (f"--ep-size {options.ep_size}", options.ep_size > 1),
-        ("--enable-eplb", options.enable_eplb),
-        (
-            f"--ep-num-redundant-experts {options.ep_num_redundant_experts}",
-            options.ep_num_redundant_experts > 0,
-        ),
-        (f"--moe-a2a-backend {options.moe_a2a_backend}", options.moe_a2a_backend not in (None, "none")),
-        ("--enable-two-batch-overlap", options.enable_two_batch_overlap),
-        ("--enable-lora", bool(options.enable_lora)),
-        # It gathers the tokens of several replicas in one call.
-        ("--enable-dp-attention", bool(options.enable_dp_attention)),
-        # It would trace through the calls of the CPU experts.
-        ("--enable-torch-compile", bool(options.enable_torch_compile)),
-        # Its graphs are many per size, each with host buffers of its own.
-        ("--cuda-graph-backend-decode breakable", options.cuda_graph_config.decode.backend == "breakable"),
-    ):
-        if is_set:
-            raise FeatureUnavailableError(
-                f"not available yet: {option} together with --kt-weight-path; leave it out."
-            )
 
 
 def _check_chunks(options: Any, flags: KTFlags) -> None:

@@ -145,9 +145,7 @@ class ExpertOptions:
 
     def engine(self) -> dict[str, Any]:
         """The arguments of KTMoEWrapper that say which threads compute."""
-        plan = plan_threads(
-            kt_kernel_ext.topology(), self.cpuinfer, self.threadpool_count, self.numa_nodes
-        )
+        plan = plan_threads(kt_kernel_ext.topology(), self.cpuinfer, self.threadpool_count, self.numa_nodes)
         return {
             "cpuinfer_threads": plan.threads,
             "threadpool_count": plan.pools,
