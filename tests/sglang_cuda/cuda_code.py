@@ -1,6 +1,6 @@
 """SGLang's CUDA code in a process of a machine without a GPU.
 
-    enter((9, 0))       before the first import of SGLang: `is_cuda()` is then true, of that compute capability
+    enter((9, 0))       before SGLang is imported: `is_cuda()` is then true, of that compute capability
     ...                 import sglang.srt...; call its methods with tensors on "cpu" or on "meta"
     CALLS               what reached a GPU: packages that only a GPU has, and Triton kernels
 
@@ -28,7 +28,21 @@ CAPABILITIES = ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
 
 _NAMES = {8: "NVIDIA A100", 9: "NVIDIA H100 80GB HBM3", 10: "NVIDIA B200", 12: "NVIDIA RTX PRO 6000"}
 _ABSENT = frozenset(
-    ["sgl_kernel", "flashinfer", "deep_gemm", "sgl_deep_gemm", "torchvision", "torchaudio", "cutlass", "cuda", "tilelang", "quack", "fla", "decord", "triton_kernels"]
+    (
+        "sgl_kernel",
+        "flashinfer",
+        "deep_gemm",
+        "sgl_deep_gemm",
+        "torchvision",
+        "torchaudio",
+        "cutlass",
+        "cuda",
+        "tilelang",
+        "quack",
+        "fla",
+        "decord",
+        "triton_kernels",
+    )
 )
 
 
@@ -122,7 +136,10 @@ class Absent:
 
 class _AbsentModule(types.ModuleType):
     __version__ = "9.9.9"
-    __path__: list[str] = []
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
