@@ -11,65 +11,46 @@ namespace {
 
 constexpr int kCuda13 = 13000;
 
-template <class Function>
-void find_in(void* library, Function& function, const std::string& name) {
-  function = reinterpret_cast<Function>(dlsym(library, name.c_str()));
+enum class Release { kBeforeCuda13, kCuda13, kHip };
+
+// CUDA 12 has cudaStreamGetCaptureInfo too, for a function with fewer arguments: only the version tells.
+Release release_of(void* library, const std::string& prefix) {
+  if (prefix == "hip") return Release::kHip;
+  using VersionOf = int (*)(int* version);
+  const auto version_of = reinterpret_cast<VersionOf>(dlsym(library, "cudaRuntimeGetVersion"));
+  int version = 0;
+  const bool known = version_of != nullptr && version_of(&version) == 0;
+  return known && version >= kCuda13 ? Release::kCuda13 : Release::kBeforeCuda13;
 }
 
-// The operations of the driver, which the process has if it has the runtime; HIP has them in its runtime. (Those
-// without _v2 in CUDA's are older functions that work where an option of the kernel module allows them.)
-void find_memory_operations(DeviceRuntime& runtime, void* library, const std::string& prefix) {
-  if (prefix == "hip") {
-    find_in(library, runtime.hip_write_value, "hipStreamWriteValue32");
-    find_in(library, runtime.hip_wait_value, "hipStreamWaitValue32");
-    return;
+bool has(Release release, FoundIn place) {
+  switch (place) {
+    case FoundIn::kEvery:
+      return true;
+    case FoundIn::kBeforeCuda13:
+      return release != Release::kCuda13;
+    case FoundIn::kCuda13:
+      return release == Release::kCuda13;
+    case FoundIn::kCuda:
+    case FoundIn::kCudaDriver:
+      return release != Release::kHip;
+    case FoundIn::kHip:
+      return release == Release::kHip;
   }
-  void* const loaded = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
-  void* const driver = loaded != nullptr ? loaded : RTLD_DEFAULT;
-  find_in(driver, runtime.write_value, "cuStreamWriteValue32_v2");
-  find_in(driver, runtime.wait_value, "cuStreamWaitValue32_v2");
+  return false;
 }
 
 DeviceRuntime lookup(void* library, const std::string& prefix) {
-  const auto find = [&](auto& function, const char* name) { find_in(library, function, prefix + name); };
+  const Release release = release_of(library, prefix);
+  void* const loaded_driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);  // there if the runtime is
+  void* const driver = loaded_driver != nullptr ? loaded_driver : RTLD_DEFAULT;
   DeviceRuntime runtime;
-  find(runtime.launch_host_func, "LaunchHostFunc");
-  find(runtime.stream_is_capturing, "StreamIsCapturing");
-  find(runtime.user_object_create, "UserObjectCreate");
-  find(runtime.graph_retain_user_object, "GraphRetainUserObject");
-  find(runtime.exchange_capture_mode, "ThreadExchangeStreamCaptureMode");
-  find(runtime.host_register, "HostRegister");
-  find(runtime.capture_info, "StreamGetCaptureInfo_v2");
-
-  find(runtime.memcpy_async, "MemcpyAsync");
-  find(runtime.event_create, "EventCreateWithFlags");
-  find(runtime.event_destroy, "EventDestroy");
-  find(runtime.event_record, "EventRecord");
-  find(runtime.event_query, "EventQuery");
-  find(runtime.event_synchronize, "EventSynchronize");
-  find(runtime.stream_wait_event, "StreamWaitEvent");
-  find(runtime.get_device, "GetDevice");
-  find(runtime.set_device, "SetDevice");
-  find(runtime.get_last_error, "GetLastError");
-
-  find(runtime.host_alloc, prefix == "hip" ? "HostMalloc" : "HostAlloc");
-  find(runtime.host_get_device_pointer, "HostGetDevicePointer");
-  find(runtime.stream_create, "StreamCreateWithFlags");
-  find(runtime.stream_destroy, "StreamDestroy");
-  find(runtime.stream_begin_capture, "StreamBeginCapture");
-  find(runtime.stream_end_capture, "StreamEndCapture");
-  find(runtime.graph_instantiate, "GraphInstantiateWithFlags");
-  find(runtime.graph_launch, "GraphLaunch");
-  find(runtime.graph_destroy, "GraphDestroy");
-  find(runtime.graph_exec_destroy, "GraphExecDestroy");
-  find_memory_operations(runtime, library, prefix);
-
-  // CUDA 12 has the name without a suffix too, for a function with fewer arguments: only the version tells.
-  int (*version_of)(int* version) = nullptr;
-  int version = 0;
-  find(version_of, "RuntimeGetVersion");
-  const bool known = version_of != nullptr && version_of(&version) == 0;
-  if (prefix == "cuda" && known && version >= kCuda13) find(runtime.capture_info_13, "StreamGetCaptureInfo");
+  for_each_entry_point(runtime, [&](auto& function, const char* name, FoundIn place) {
+    if (!has(release, place)) return;
+    const bool in_driver = place == FoundIn::kCudaDriver;
+    void* const found = dlsym(in_driver ? driver : library, ((in_driver ? "cu" : prefix) + name).c_str());
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(found);
+  });
   return runtime;
 }
 

@@ -71,6 +71,52 @@ struct DeviceRuntime {
   }
 };
 
+// Where a function has this name and type. Before CUDA 13 means HIP too.
+enum class FoundIn { kEvery, kBeforeCuda13, kCuda13, kCuda, kCudaDriver, kHip };
+
+// Visits every member with the function's name after its prefix (cuda, hip; cu in the driver): the one list by which
+// members are looked up, and by which tests compare them with the vendors' headers.
+template <class Runtime, class Visit>
+void for_each_entry_point(Runtime& runtime, const Visit& visit) {
+  visit(runtime.launch_host_func, "LaunchHostFunc", FoundIn::kEvery);
+  visit(runtime.stream_is_capturing, "StreamIsCapturing", FoundIn::kEvery);
+  visit(runtime.capture_info, "StreamGetCaptureInfo_v2", FoundIn::kBeforeCuda13);
+  visit(runtime.capture_info_13, "StreamGetCaptureInfo", FoundIn::kCuda13);
+  visit(runtime.user_object_create, "UserObjectCreate", FoundIn::kEvery);
+  visit(runtime.graph_retain_user_object, "GraphRetainUserObject", FoundIn::kEvery);
+  visit(runtime.exchange_capture_mode, "ThreadExchangeStreamCaptureMode", FoundIn::kEvery);
+
+  visit(runtime.memcpy_async, "MemcpyAsync", FoundIn::kEvery);
+  visit(runtime.event_create, "EventCreateWithFlags", FoundIn::kEvery);
+  visit(runtime.event_destroy, "EventDestroy", FoundIn::kEvery);
+  visit(runtime.event_record, "EventRecord", FoundIn::kEvery);
+  visit(runtime.event_query, "EventQuery", FoundIn::kEvery);
+  visit(runtime.event_synchronize, "EventSynchronize", FoundIn::kEvery);
+  visit(runtime.stream_wait_event, "StreamWaitEvent", FoundIn::kEvery);
+  visit(runtime.get_device, "GetDevice", FoundIn::kEvery);
+  visit(runtime.set_device, "SetDevice", FoundIn::kEvery);
+  visit(runtime.get_last_error, "GetLastError", FoundIn::kEvery);
+  visit(runtime.host_register, "HostRegister", FoundIn::kEvery);
+
+  visit(runtime.host_alloc, "HostAlloc", FoundIn::kCuda);
+  visit(runtime.host_alloc, "HostMalloc", FoundIn::kHip);
+  visit(runtime.host_get_device_pointer, "HostGetDevicePointer", FoundIn::kEvery);
+  visit(runtime.stream_create, "StreamCreateWithFlags", FoundIn::kEvery);
+  visit(runtime.stream_destroy, "StreamDestroy", FoundIn::kEvery);
+  visit(runtime.stream_begin_capture, "StreamBeginCapture", FoundIn::kEvery);
+  visit(runtime.stream_end_capture, "StreamEndCapture", FoundIn::kEvery);
+  visit(runtime.graph_instantiate, "GraphInstantiateWithFlags", FoundIn::kEvery);
+  visit(runtime.graph_launch, "GraphLaunch", FoundIn::kEvery);
+  visit(runtime.graph_destroy, "GraphDestroy", FoundIn::kEvery);
+  visit(runtime.graph_exec_destroy, "GraphExecDestroy", FoundIn::kEvery);
+
+  // The older functions, without _v2, work only where an option of the kernel module allows them.
+  visit(runtime.write_value, "StreamWriteValue32_v2", FoundIn::kCudaDriver);
+  visit(runtime.wait_value, "StreamWaitValue32_v2", FoundIn::kCudaDriver);
+  visit(runtime.hip_write_value, "StreamWriteValue32", FoundIn::kHip);
+  visit(runtime.hip_wait_value, "StreamWaitValue32", FoundIn::kHip);
+}
+
 // The runtime of this process, null while none is loaded.
 const DeviceRuntime* device_runtime();
 
