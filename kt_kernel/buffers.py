@@ -25,6 +25,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from kt_kernel import kt_kernel_ext
+from kt_kernel.device_ops.block import BlockLayout
 from kt_kernel.errors import ConfigurationError
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
@@ -41,16 +42,16 @@ class BufferKey(NamedTuple):
 
 
 class Slot:
-    """Host memory of one call of up to `capacity` tokens."""
+    """Host memory of one call of up to `capacity` tokens.
+
+    `block`: what the CPU reads, as bytes; the call's own BlockLayout says where the parts are.
+    """
 
     def __init__(self, key: BufferKey, capacity: int, allocate: Allocate) -> None:
-        wide, narrow = (capacity, key.hidden_size), (capacity, key.top_k)
-        self.hidden = allocate(wide, key.dtype)
-        self.ids = allocate(narrow, torch.int64)
-        self.deferred_ids = allocate(narrow, torch.int64)
-        self.weights = allocate(narrow, torch.float32)
-        self.output = allocate(wide, key.dtype)
-        self.deferred_output = allocate(wide, key.dtype)
+        layout = BlockLayout(capacity, key.top_k, key.hidden_size, key.dtype)
+        self.block = allocate((layout.bytes,), torch.uint8)
+        self.output = allocate((capacity, key.hidden_size), key.dtype)
+        self.deferred_output = allocate((capacity, key.hidden_size), key.dtype)
 
 
 class Ring:

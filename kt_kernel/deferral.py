@@ -35,6 +35,18 @@ def select_deferred_experts(
         return skipped, topk_ids.clone()
     if protected_k >= topk_ids.shape[1]:
         return topk_ids.clone(), skipped
+    protected = protected_experts(topk_ids, topk_weights, protected_k, num_experts)
+    slots = torch.where((topk_ids >= 0) & (topk_ids < num_experts), topk_ids, num_experts).long()
+    immediate = protected[slots]
+    return torch.where(immediate, topk_ids, skipped), torch.where(immediate, skipped, topk_ids)
+
+
+def protected_experts(
+    topk_ids: torch.Tensor, topk_weights: torch.Tensor, protected_k: int, num_experts: int
+) -> torch.Tensor:
+    """bool [num_experts + 1]: the experts among the `protected_k` heaviest of any token, and, in the last
+    entry, True for the ids that are no expert.
+    """
     real = (topk_ids >= 0) & (topk_ids < num_experts)
     rank = topk_weights.masked_fill(~real, float("-inf"))
     places = rank.argsort(dim=1, descending=True, stable=True)[:, :protected_k]
@@ -43,8 +55,7 @@ def select_deferred_experts(
     protected = torch.zeros(num_experts + 1, dtype=torch.bool, device=topk_ids.device)
     protected.index_fill_(0, slots.gather(1, places).reshape(-1), value=True)
     protected[num_experts] = True
-    immediate = protected[slots]
-    return torch.where(immediate, topk_ids, skipped), torch.where(immediate, skipped, topk_ids)
+    return protected
 
 
 def without_experts(ids: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:

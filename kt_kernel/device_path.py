@@ -1,7 +1,9 @@
 """Forward calls whose tensors are on an accelerator: host buffers, and the CPU's work enqueued on the stream.
 
-    stream:  copy in -> [callback: queue the task] -> the accelerator's own experts -> [callback: wait] ->
-    copy out
+    stream:  route -> copy in -> [callback: queue the task] -> the accelerator's own experts ->
+             [callback: wait] -> copy out
+
+`route` packs all that the CPU reads into one block (device_ops/), so there is one copy each way.
 
 Python never waits: the calls only enqueue, so they can be captured in a graph.
 """
@@ -16,9 +18,11 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.buffers import BufferCache, BufferKey
-from kt_kernel.deferral import DeferralChain, DeferredOutput, select_deferred_experts, without_experts
+from kt_kernel.deferral import DeferralChain, DeferredOutput
+from kt_kernel.device_ops.block import BlockLayout
+from kt_kernel.device_ops.routing import Split, route, route_deferring
 from kt_kernel.errors import CallOrderError, InputError
-from kt_kernel.inputs import check_inputs, native_arguments
+from kt_kernel.inputs import check_inputs, native_arguments_of_block
 from kt_kernel.layer_config import LayerConfig
 
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
@@ -86,10 +90,10 @@ class DevicePath:
         ids: torch.Tensor,
         weights: torch.Tensor,
         stream: int | None,
-        device_experts: torch.Tensor | None = None,
+        split: Split,
     ) -> torch.Tensor:
         """`submit` and `sync` in one call."""
-        self.submit(hidden, ids, weights, stream, device_experts)
+        self.submit(hidden, ids, weights, stream, split)
         return self.sync(hidden, stream)
 
     def submit(
@@ -98,53 +102,51 @@ class DevicePath:
         ids: torch.Tensor,
         weights: torch.Tensor,
         stream: int | None,
-        device_experts: torch.Tensor | None = None,
-    ) -> None:
-        """Enqueue the copies to the host and the task on `stream` (default: the current one)."""
+        split: Split,
+    ) -> torch.Tensor | None:
+        """Enqueue the routing, the copy to the host and the task on `stream` (default: the current one).
+
+        Returns the device's slots [tokens, k], filled in stream order, if `split` has a table of them.
+        """
         if stream is None:
             stream = self._runtime.current_stream(hidden.device)
         with self._runtime.on_stream(stream, hidden.device):
-            self._submit(hidden, ids, weights, stream, device_experts)
+            return self._submit(hidden, ids, weights, stream, split)
 
     def _submit(
-        self,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        stream: int,
-        device_experts: torch.Tensor | None,
-    ) -> None:
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, stream: int, split: Split
+    ) -> torch.Tensor | None:
         config = self._config
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
-        tokens = hidden.shape[0]
+        layout = BlockLayout(*ids.shape, config.hidden_size, hidden.dtype)
         key = BufferKey(hidden.device, hidden.dtype, config.hidden_size, config.num_experts_per_tok, stream)
         capture = self._runtime.capture_id(stream)
-        ring = self._buffers.ring(key, max(tokens, 1), self._runtime.page_locked, capture)
-        slot, kept = ring.next_slot(), (ring, self._mask)
+        ring = self._buffers.ring(key, max(layout.tokens, 1), self._runtime.page_locked, capture)
+        host, kept = ring.next_slot(), (ring, self._mask)
         earlier = self.chain.take(config.layer_idx, hidden)
         defers = config.max_deferred_experts_per_token > 0 and self.chain.may_defer(config.layer_idx)
         if defers:
             protected_k = config.num_experts_per_tok - config.max_deferred_experts_per_token
-            ids, deferred_ids = select_deferred_experts(ids, weights, protected_k, config.num_experts)
-            if device_experts is not None:
-                deferred_ids = without_experts(deferred_ids, device_experts)
-            host_deferred_ids = _copied(deferred_ids, slot.deferred_ids)
-        if device_experts is not None:
-            # Only now: experts on the device take part in the ranking.
-            ids = without_experts(ids, device_experts)
-        host_hidden = _copied(hidden, slot.hidden)
-        host_ids = _copied(ids, slot.ids)
-        host_weights = _copied(weights, slot.weights)
-        if earlier is None:
-            host_output, add, needed = slot.output[:tokens], 0, kept
+            slots, block = route_deferring(ids, weights, hidden, split, protected_k, config.num_experts)
         else:
-            host_output, add, needed = earlier.output, 1, (kept, earlier.keep_alive)
-        self._enqueue(stream, host_hidden, host_ids, host_weights, host_output, add, needed)
+            slots, block = route(ids, weights, hidden, split, config.num_experts)
+        host.block[: layout.packed_bytes].copy_(block, non_blocking=True)
+        if not layout.packs_hidden:
+            layout.hidden(host.block).copy_(hidden, non_blocking=True)
+        if earlier is None:
+            output, add, needed = host.output[: layout.tokens], 0, kept
+        else:
+            output, add, needed = earlier.output, 1, (kept, earlier.keep_alive)
+        later = {}
         if defers:
-            later = slot.deferred_output[:tokens]
-            self._enqueue(stream, host_hidden, host_deferred_ids, host_weights, later, 0, kept)
-            self.chain.pending = DeferredOutput(config.layer_idx, later, kept)
-        self._in_flight = _InFlight(host_output, 1 if defers else 0)
+            deferred_output = host.deferred_output[: layout.tokens]
+            later["deferred_ids_ptr"] = host.block.data_ptr() + layout.deferred_ids_offset
+            later["deferred_output_ptr"] = deferred_output.data_ptr()
+            self.chain.pending = DeferredOutput(config.layer_idx, deferred_output, kept)
+        arguments = native_arguments_of_block(layout, host.block, output)
+        self._native.submit_on_stream(stream, *arguments, add, keep_alive=needed, **later)
+        self._in_flight = _InFlight(output, 1 if defers else 0)
+        return slots
 
     def sync(self, hidden: torch.Tensor, stream: int | None) -> torch.Tensor:
         """Enqueue the wait and the copy back; returns a new tensor [tokens, H] like `hidden`, filled in
@@ -181,21 +183,3 @@ class DevicePath:
             self._engine.sync_on_stream(stream, 0)
             output = torch.empty_like(earlier.output, device=hidden.device)
             return output.copy_(earlier.output, non_blocking=True)
-
-    def _enqueue(
-        self,
-        stream: int,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        output: torch.Tensor,
-        add: int,
-        keep_alive: Any,
-    ) -> None:
-        arguments = native_arguments(hidden, ids, weights, output)
-        self._native.submit_on_stream(stream, *arguments, add, keep_alive=keep_alive)
-
-
-def _copied(source: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """Enqueue the copy of `source` into the head of a host buffer."""
-    return buffer[: source.shape[0]].copy_(source, non_blocking=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kt_kernel.device_ops.block import BlockLayout
 from kt_kernel.errors import InputError
 from kt_kernel.layer_config import LayerConfig
 
@@ -88,6 +89,24 @@ def native_arguments(
         ids.data_ptr(),
         _ID_CODES[ids.dtype],
         weights.data_ptr(),
+        output.data_ptr(),
+        code,
+    )
+
+
+def native_arguments_of_block(
+    layout: BlockLayout, block: torch.Tensor, output: torch.Tensor
+) -> tuple[int, ...]:
+    """The same for inputs that are packed in `block`."""
+    base, code = block.data_ptr(), FLOAT_CODES[layout.dtype]
+    return (
+        layout.tokens,
+        layout.top_k,
+        base + layout.hidden_offset,
+        code,
+        base,
+        _ID_CODES[torch.int32],
+        base + layout.weights_offset,
         output.data_ptr(),
         code,
     )

@@ -15,6 +15,7 @@ from kt_kernel.checkpoint.experts import layer_experts
 from kt_kernel.checkpoint.reader import open_checkpoint, release_checkpoints
 from kt_kernel.cpu_path import CpuPath
 from kt_kernel.deferral import DeferralChain, chain_of_model, select_deferred_experts
+from kt_kernel.device_ops.routing import Split
 from kt_kernel.device_path import CudaRuntime, DevicePath
 from kt_kernel.engine import get_engine
 from kt_kernel.errors import (
@@ -270,7 +271,7 @@ class KTMoEWrapper:
         if hidden_states.is_cpu:
             return self._cpu.forward(hidden_states, topk_ids, topk_weights, device_experts)
         return self._on_device(hidden_states).forward(
-            hidden_states, topk_ids, topk_weights, cuda_stream, device_experts
+            hidden_states, topk_ids, topk_weights, cuda_stream, Split(on_device=device_experts)
         )
 
     def submit_forward(
@@ -289,7 +290,7 @@ class KTMoEWrapper:
             self._cpu.submit(hidden_states, topk_ids, topk_weights, device_experts)
         else:
             self._on_device(hidden_states).submit(
-                hidden_states, topk_ids, topk_weights, cuda_stream, device_experts
+                hidden_states, topk_ids, topk_weights, cuda_stream, Split(on_device=device_experts)
             )
 
     def sync_forward(self, hidden_states: torch.Tensor, cuda_stream: int | None = None) -> torch.Tensor:
@@ -299,6 +300,33 @@ class KTMoEWrapper:
         if hidden_states.is_cpu:
             return self._cpu.sync(hidden_states)
         return self._on_device(hidden_states).sync(hidden_states, cuda_stream)
+
+    def forward_split(
+        self, hidden_states: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, split: Split
+    ) -> torch.Tensor:
+        """`forward` on the current stream, counting the uses and scaling the weights as `split` says."""
+        if self._cpu is None:
+            raise self._not_loaded()
+        if hidden_states.is_cpu:
+            split.count(topk_ids)
+            weights = split.weights_for_cpu(topk_weights)
+            return self._cpu.forward(hidden_states, topk_ids, weights, split.on_device)
+        return self._on_device(hidden_states).forward(hidden_states, topk_ids, topk_weights, None, split)
+
+    def submit_split(
+        self, hidden_states: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, split: Split
+    ) -> torch.Tensor | None:
+        """Start `forward_split`, for `sync_forward` to end; returns the slots of the accelerator's part.
+
+        In the shape and dtype of the ids; None if `split` has no table of slots.
+        """
+        if self._cpu is None:
+            raise self._not_loaded()
+        if hidden_states.is_cpu:
+            split.count(topk_ids)
+            self._cpu.submit(hidden_states, topk_ids, split.weights_for_cpu(topk_weights), split.on_device)
+            return split.slots(topk_ids)
+        return self._on_device(hidden_states).submit(hidden_states, topk_ids, topk_weights, None, split)
 
     def take_deferred(
         self, hidden_states: torch.Tensor, cuda_stream: int | None = None

@@ -12,15 +12,17 @@ model's usual sum over the ranks then counts everything once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from kt_kernel.device_ops.routing import Split, route
 from kt_kernel.errors import ConfigurationError, InputError
 from kt_kernel.expert_image import ExpertEncoding
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import COPIES, MISSES, ExpertFeed
-from kt_kernel.hybrid.slots import LayerPlacement, Tables
+from kt_kernel.hybrid.slots import LayerPlacement
 from kt_kernel.hybrid.statistics import LayerStatistics
 
 if TYPE_CHECKING:
@@ -107,9 +109,11 @@ class HybridLayer:
         device; none is changed. Raises InputError.
         """
         self._check_ids(ids)
+        if not self.model.prefill.takes(self, hidden):
+            return self._hybrid(hidden, ids, weights, self.statistics.counts_of_pass(ids.shape[1]))
         self.statistics.count(ids)
         output = self.model.prefill.run(self, hidden, ids, weights)
-        return self._hybrid(hidden, ids, weights) if output is None else output
+        return self._hybrid(hidden, ids, weights, counts=None) if output is None else output
 
     def load_residents(self) -> None:
         """Fill the slots from the CPU's experts; collective, for models that load no device weights."""
@@ -130,49 +134,58 @@ class HybridLayer:
 
     # ---- the split -----------------------------------------------------------------------------
 
-    def _hybrid(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _hybrid(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`counts`: where the uses are still to be counted."""
         tables = self.placement.tables(hidden.device)  # read once: both halves see one version
+        split = Split(tables.slot_of, tables.on_device, counts, self._cpu_weight_factor)
+        if self.resident is None:
+            split = replace(split, slot_of=None)
         if self.placement.current.count == self.num_experts:
-            return self.with_deferred(self._on_device(hidden, ids, weights, tables), hidden)
+            slots = self._route_alone(ids, weights, split)
+            return self.with_deferred(self.resident.compute(hidden, slots, weights), hidden)
         fetch = self.model.misses.plan(self, ids)
         if self.resident is None and fetch is None:
-            return self._on_cpu_alone(hidden, ids, weights)
+            return self._on_cpu_alone(hidden, ids, weights, replace(split, on_device=None))
         if fetch is None:
-            return self._split(hidden, ids, weights, tables, tables.on_device)
+            return self._split(hidden, ids, weights, split)
         with fetch:
-            return self._split(hidden, ids, weights, tables, fetch.skipped_by_cpu(tables), fetch.compute)
+            split = replace(split, on_device=fetch.skipped_by_cpu(tables))
+            return self._split(hidden, ids, weights, split, fetch.compute)
 
     def _split(
         self,
         hidden: torch.Tensor,
         ids: torch.Tensor,
         weights: torch.Tensor,
-        tables: Tables,
-        skipped_by_cpu: torch.Tensor,
+        split: Split,
         compute_others: Compute | None = None,
     ) -> torch.Tensor:
         """The CPU's experts, and meanwhile the resident ones and what `compute_others` adds."""
-        if self.wrapper is not None:
-            self.wrapper.submit_forward(hidden, ids, self._for_cpu(weights), device_experts=skipped_by_cpu)
-        output = self._on_device(hidden, ids, weights, tables)
+        if self.wrapper is None:
+            slots = self._route_alone(ids, weights, split)
+        else:
+            slots = self.wrapper.submit_split(hidden, ids, weights, split)
+        if self.resident is None:
+            output = torch.zeros_like(hidden)
+        else:
+            output = self.resident.compute(hidden, slots, weights)
         if compute_others is not None:
             output = output + compute_others(hidden, ids, weights)
         return output if self.wrapper is None else output + self.wrapper.sync_forward(hidden)
 
-    def _on_cpu_alone(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        if self.wrapper is None:
-            return torch.zeros_like(hidden)
-        return self.wrapper.forward(hidden, ids, self._for_cpu(weights))
-
-    def _on_device(
-        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, tables: Tables
+    def _on_cpu_alone(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, split: Split
     ) -> torch.Tensor:
-        if self.resident is None:
+        if self.wrapper is None:
+            self._route_alone(ids, weights, split)
             return torch.zeros_like(hidden)
-        return self.resident.compute(hidden, tables.slots(ids), weights)
+        return self.wrapper.forward_split(hidden, ids, weights, split)
 
-    def _for_cpu(self, weights: torch.Tensor) -> torch.Tensor:
-        return weights if self._cpu_weight_factor == 1.0 else weights * self._cpu_weight_factor
+    def _route_alone(self, ids: torch.Tensor, weights: torch.Tensor, split: Split) -> torch.Tensor | None:
+        """The device's slots, where the CPU has no part in the call."""
+        return route(ids.contiguous(), weights, None, split, self.num_experts)[0]
 
     # ---- checks --------------------------------------------------------------------------------
 

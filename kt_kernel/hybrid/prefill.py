@@ -69,6 +69,14 @@ class LayerwisePrefill:
         self._last_position = -1
         self._given_up = False
 
+    def takes(self, layer: HybridLayer, hidden: torch.Tensor) -> bool:
+        """Is this a call for `run`?"""
+        return (
+            0 < self.threshold <= hidden.shape[0]
+            and _has_cold_experts(layer)
+            and not self._model.backend.capturing()
+        )
+
     def run(
         self, layer: HybridLayer, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor | None:
@@ -76,7 +84,7 @@ class LayerwisePrefill:
 
         Raises what went wrong while filling or computing, on all ranks.
         """
-        if not self._takes(layer, hidden):
+        if not self.takes(layer, hidden):
             return None
         if layer.position <= self._last_position:
             self.begin_pass()
@@ -100,13 +108,6 @@ class LayerwisePrefill:
         return layer.with_deferred(output, hidden)
 
     # ---- one layer -----------------------------------------------------------------------------
-
-    def _takes(self, layer: HybridLayer, hidden: torch.Tensor) -> bool:
-        return (
-            0 < self.threshold <= hidden.shape[0]
-            and _has_cold_experts(layer)
-            and not self._model.backend.capturing()
-        )
 
     def _compute(
         self, layer: HybridLayer, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor

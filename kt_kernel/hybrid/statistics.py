@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kt_kernel.device_ops.routing import count_uses
 from kt_kernel.hybrid.slots import Tables
 
 # Uses older than this many tokens weigh half. Of 256 experts with 8 per token an average one is used 128
@@ -38,7 +39,6 @@ class LayerStatistics:
             self._counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=device)
             self._settled = torch.zeros_like(self._counts)
             self._hits = torch.zeros_like(self._counts)
-            self._one = torch.ones(1, dtype=torch.int64, device=device)
         self._uses_per_token = 1
         self._half_life_tokens = half_life_tokens
         self._advanced_to = torch.zeros(num_experts, dtype=torch.int64)
@@ -46,9 +46,12 @@ class LayerStatistics:
 
     def count(self, ids: torch.Tensor) -> None:
         """Add the uses in `ids` [tokens, k], any integer type, -1 = none; can be captured in a graph."""
-        self._uses_per_token = ids.shape[1]
-        places = ids.reshape(-1).long() + 1
-        self._counts.index_add_(0, places, self._one.expand(places.numel()))
+        count_uses(self.counts_of_pass(ids.shape[1]), ids)
+
+    def counts_of_pass(self, uses_per_token: int) -> torch.Tensor:
+        """What `count` adds to, for a pass that does so itself (device_ops/routing.py)."""
+        self._uses_per_token = uses_per_token
+        return self._counts
 
     def totals(self) -> torch.Tensor:
         """Uses of each expert since the start: int64 [E] on the CPU."""

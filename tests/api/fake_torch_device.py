@@ -28,6 +28,8 @@ _READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.def
 def poisoned(shape, dtype: torch.dtype) -> torch.Tensor:
     if dtype.is_floating_point:
         return torch.full(tuple(shape), float("nan"), dtype=dtype)
+    if dtype is torch.uint8:  # the bytes of other numbers: NaN, or ids of -1
+        return torch.full(tuple(shape), 255, dtype=dtype)
     return torch.full(tuple(shape), True if dtype is torch.bool else 10**2, dtype=dtype)
 
 

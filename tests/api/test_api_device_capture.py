@@ -26,6 +26,7 @@ from isolation import isolated
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.buffers import BufferCache
+from kt_kernel.device_ops.routing import Split
 from kt_kernel.device_path import DevicePath
 from kt_kernel.errors import InputError
 from kt_kernel.hybrid.device import CudaBackend
@@ -57,7 +58,7 @@ class Model:
 
     def forward(self, hidden, ids, weights, device_experts=None) -> torch.Tensor:
         for path in self.paths:
-            hidden = path.forward(hidden, ids, weights, None, device_experts)
+            hidden = path.forward(hidden, ids, weights, None, Split(on_device=device_experts))
         return hidden
 
     def expected(self, hidden, ids, weights, device_experts=None) -> torch.Tensor:

@@ -20,6 +20,7 @@ from api_support import (
 from test_api_deferral import slow_rule
 
 from kt_kernel.buffers import BufferCache, BufferKey
+from kt_kernel.device_ops.routing import Split
 from kt_kernel.device_path import DevicePath
 from kt_kernel.errors import CallOrderError, ConfigurationError, InputError
 
@@ -34,7 +35,7 @@ class Runtime:
         self.allocated = []
 
     def page_locked(self, shape, dtype):
-        poison = float("nan") if dtype.is_floating_point else 10**6
+        poison = float("nan") if dtype.is_floating_point else 255
         self.allocated.append(torch.full(shape, poison, dtype=dtype))
         return self.allocated[-1]
 
@@ -55,10 +56,17 @@ class Stream:
     def __init__(self, wrapper):
         self.engine, self.native, self.log = wrapper.cpu_infer, wrapper.moe, []
 
-    def submit_on_stream(self, stream, *arguments, keep_alive):
+    def submit_on_stream(
+        self, stream, *arguments, keep_alive, deferred_ids_ptr=None, deferred_output_ptr=None
+    ):
         assert stream == _STREAM
         self.log.append(("submit", arguments[-1]))
         self.native.submit(*arguments)
+        if deferred_ids_ptr is not None:
+            self.log[-1] += ("deferred",)
+            tokens, top_k, hidden, code, _, id_code, weights, _, output_code, _ = arguments
+            rest = weights, deferred_output_ptr, output_code, 0
+            self.native.submit(tokens, top_k, hidden, code, deferred_ids_ptr, id_code, *rest)
 
     def sync_on_stream(self, stream, allowed_pending):
         assert stream == _STREAM
@@ -106,7 +114,7 @@ def test_passes_of_changing_batch_sizes_are_right(max_deferred):
                 now, later = ids, torch.full_like(ids, -1)
             expected = reference(_EXPERTS[number], hidden, now, weights) + waiting
             waiting = reference(_EXPERTS[number], hidden, later, weights)
-            output = path.forward(hidden, ids.int(), weights.bfloat16().float() * 0 + weights, None)
+            output = path.forward(hidden, ids.int(), weights.bfloat16().float() * 0 + weights, None, Split())
             assert output.shape == (tokens, HIDDEN)
             assert_close(output, expected)
 
@@ -114,25 +122,25 @@ def test_passes_of_changing_batch_sizes_are_right(max_deferred):
 def test_deferred_task_follows_the_immediate_one_and_only_it_may_be_pending():
     layers = _layers(1)
     for number, (_, path, _) in enumerate(layers):
-        path.forward(*random_call(number, 2), _STREAM)
-    assert layers[0][2].log == [("submit", 0), ("submit", 0), ("sync", 1)]
-    assert layers[1][2].log == [("submit", 1), ("submit", 0), ("sync", 1)]
+        path.forward(*random_call(number, 2), _STREAM, Split())
+    assert layers[0][2].log == [("submit", 0, "deferred"), ("sync", 1)]
+    assert layers[1][2].log == [("submit", 1, "deferred"), ("sync", 1)]
     assert layers[2][2].log == [("submit", 1), ("sync", 0)]
 
 
 def test_returned_tensor_is_not_overwritten_by_later_calls():
     _, path, _ = _layers(0)[0]
     first_call = random_call(1, 4)
-    first = path.forward(*first_call, None)
+    first = path.forward(*first_call, None, Split())
     kept = first.clone()
     for seed in range(2, 6):
-        path.forward(*random_call(seed, 4), None)
+        path.forward(*random_call(seed, 4), None, Split())
     assert torch.equal(first, kept)
 
 
 def test_zero_tokens():
     _, path, _ = _layers(0)[0]
-    assert path.forward(*random_call(1, 0), None).shape == (0, HIDDEN)
+    assert path.forward(*random_call(1, 0), None, Split()).shape == (0, HIDDEN)
 
 
 def test_error_on_the_cpu_is_raised_by_the_call_and_the_next_one_works():
@@ -140,9 +148,9 @@ def test_error_on_the_cpu_is_raised_by_the_call_and_the_next_one_works():
     hidden, ids, weights = random_call(1, 4)
     ids[1, 1] = EXPERTS
     with pytest.raises(InputError, match=r"layer 0 or one before it: .*8"):
-        path.forward(hidden, ids, weights, None)
+        path.forward(hidden, ids, weights, None, Split())
     call = random_call(2, 4)
-    assert_close(path.forward(*call, None), reference(_EXPERTS[0], *call))
+    assert_close(path.forward(*call, None, Split()), reference(_EXPERTS[0], *call))
 
 
 def test_sync_without_submit():
@@ -201,16 +209,9 @@ def test_neighbouring_layers_use_different_slots():
     addresses = {
         tensor.data_ptr()
         for slot in (first, second)
-        for tensor in (
-            slot.hidden,
-            slot.ids,
-            slot.deferred_ids,
-            slot.weights,
-            slot.output,
-            slot.deferred_output,
-        )
+        for tensor in (slot.block, slot.output, slot.deferred_output)
     }
-    assert len(addresses) == 12
+    assert len(addresses) == 6
 
 
 def test_capture_sizes_must_be_token_counts():

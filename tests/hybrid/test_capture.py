@@ -32,6 +32,7 @@ from isolation import isolated  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
 from kt_kernel.buffers import BufferCache  # noqa: E402
+from kt_kernel.device_ops.routing import Split  # noqa: E402
 from kt_kernel.device_path import DevicePath  # noqa: E402
 from kt_kernel.hybrid.layer import HybridLayer  # noqa: E402
 from kt_kernel.hybrid.model import HybridModel, HybridOptions  # noqa: E402
@@ -57,9 +58,11 @@ class _Wrapper:
         self._wrapper.join_chain(chain)
         self._path.chain = chain
 
-    def submit_forward(self, *call: torch.Tensor, device_experts: torch.Tensor) -> None:
+    def submit_split(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, split: Split
+    ) -> torch.Tensor | None:
         with _disable_current_modes():  # the path puts its own work on the stream
-            self._path.submit(*call, None, device_experts)
+            return self._path.submit(hidden, ids, weights, None, split)
 
     def sync_forward(self, hidden: torch.Tensor) -> torch.Tensor:
         with _disable_current_modes():

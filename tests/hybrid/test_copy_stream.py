@@ -17,6 +17,7 @@ from hybrid_models import EXPERTS, HIDDEN, INTERMEDIATE, MOE_LAYERS, TOP_K, expe
 from simulated_streams import SimulatedDevice, SimulatedEvent
 from torch.utils._python_dispatch import _disable_current_modes
 
+from kt_kernel.device_ops.routing import Split
 from kt_kernel.hybrid import update
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.layer import HybridLayer
@@ -95,11 +96,13 @@ class _Wrapper:
     def __init__(self, wrapper: Any, experts: _Experts) -> None:
         self._wrapper, self._experts = wrapper, experts
 
-    def submit_forward(
-        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, device_experts: torch.Tensor
-    ) -> None:
-        mine = torch.where(device_experts[ids.long()], EMPTY, ids)
+    def submit_split(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, split: Split
+    ) -> torch.Tensor:
+        split.count(ids)
+        mine = torch.where(split.on_device[ids.long()], EMPTY, ids)
         self._sum = self._experts.compute(hidden, mine, weights)
+        return split.slots(ids)
 
     def sync_forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._sum

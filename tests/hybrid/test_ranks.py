@@ -247,7 +247,7 @@ def _calls_fail_on_one_rank(ranks: Ranks) -> None:
 
         for rows in (3, PROMPT):  # a fetch, and a layerwise prefill
             for broken, name, raised_on in (
-                (layer.wrapper, "submit_forward", (0,)),
+                (layer.wrapper, "submit_split", (0,)),
                 (layer.wrapper, "write_expert", (0, 1)),
                 (layer.resident if ranks.rank else None, "compute", (1,)),
             ):
