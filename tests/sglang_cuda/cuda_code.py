@@ -13,6 +13,7 @@ For a process of its own: `environment()` goes to tests/kernels/isolation.py's `
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -177,6 +178,8 @@ def enter(capability: tuple[int, int]) -> None:
     if "sglang.srt.utils" in sys.modules:
         raise RuntimeError("SGLang is imported already: enter() must come first")
     # They look at the types of GPU packages while they are imported, so they get no stand-ins.
+    for module in ("transformers.generation.continuous_batching.utils", "tvm_ffi", "xgrammar"):
+        importlib.import_module(module)
     from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: F401
 
     _believe_in_a_gpu(capability)
@@ -184,7 +187,7 @@ def enter(capability: tuple[int, int]) -> None:
     _record_triton()
     _record_compiled_kernels()
     _run_custom_operators_on_the_cpu()
-    import sglang.srt.layers.moe.fused_moe_triton.layer  # noqa: F401
+    importlib.import_module("sglang.srt.layers.moe.fused_moe_triton.layer")
 
     # Only now: while SGLang is imported, it asks which operators exist.
     torch.ops.sgl_kernel = Absent("torch.ops.sgl_kernel")
