@@ -33,9 +33,10 @@ def switch(folder: Path, what: str = COMPUTING) -> Path:
 
 def register() -> None:
     from kt_kernel import KTMoEWrapper
+    from kt_kernel.cpu_path import CpuPath
 
-    for name in ("forward", "submit_forward"):
-        setattr(KTMoEWrapper, name, _computing(getattr(KTMoEWrapper, name)))
+    for name in ("forward", "submit"):
+        setattr(CpuPath, name, _computing(getattr(CpuPath, name)))
     KTMoEWrapper.write_expert = _writing(KTMoEWrapper.write_expert)
 
 
@@ -48,11 +49,11 @@ def _told_to(what: str) -> bool:
 
 
 def _computing(original: Callable) -> Callable:
-    def call(wrapper, hidden, ids, *arguments, **options):
+    def call(path, hidden, ids, *arguments, **options):
         if _told_to(COMPUTING):
             ids = ids.clone()
-            ids[0, 0] = wrapper.num_experts + 7
-        return original(wrapper, hidden, ids, *arguments, **options)
+            ids[0, 0] = path._config.num_experts + 7
+        return original(path, hidden, ids, *arguments, **options)
 
     return call
 
