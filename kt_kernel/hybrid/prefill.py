@@ -21,6 +21,7 @@ import torch
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid.device import Event, is_out_of_memory
 from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.prefill_plan import STREAMED_LAYERS
 from kt_kernel.hybrid.slots import Placement
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SLOTS = 2
+_SLOTS = STREAMED_LAYERS
 
 # How one rank's part of a layer went; the least of all ranks counts.
 _FAILED, _SHORT_OF_MEMORY, _DONE = range(3)

@@ -11,7 +11,7 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
 from kt_kernel.hybrid.layout import expert_layout
-from kt_kernel.integrations.sglang import cpu_defaults, dense_weights, hooks, numa_binding
+from kt_kernel.integrations.sglang import chunk_size, cpu_defaults, dense_weights, hooks, numa_binding
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
@@ -31,16 +31,19 @@ _DEFAULT_RUNNING_REQUESTS = 4096
 
 def configure(server_args: Any, previous: Callable[[Any], None]) -> None:
     """SGLang's step, then ours. Runs once, in the launching process, for servers and for `sglang.Engine`."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    left_open = chunk_size.OpenChoices.of(resolving_view(server_args))
     previous(server_args)
     try:
-        _configure(server_args)
+        _configure(server_args, left_open)
     except KTError as error:
         if getattr(server_args, COMMAND_LINE_ATTRIBUTE, False):
             raise SystemExit(f"error: {error}") from None
         raise
 
 
-def _configure(server_args: Any) -> None:
+def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
 
     options = resolving_view(server_args)
@@ -54,10 +57,12 @@ def _configure(server_args: Any) -> None:
     check_flags(flags)
     flags = replace(flags, method=weight_method(flags))
     check_other_options(options)
-    _check_chunks(options, flags)
     model = model_config_of(server_args)
     dense_weights.check_model(model)
     settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
+    declare_resolution(server_args, SOURCE, **chunk_size.choose(settings, options, model, left_open))
+    _check_chunks(options, flags)
+    settings = replace(settings, max_tokens=_most_tokens_of_a_call(options))
     if settings.updates:
         _check_device_format(settings, model, options)
     declare_resolution(

@@ -1,0 +1,148 @@
+"""The chunk size of a server that streams experts for long prompts, where the user left it open.
+
+SGLang chooses by the memory of the device alone, 4096 tokens below 60 GB; each chunk would stream all
+experts (kt_kernel/hybrid/prefill_plan.py). A longer chunk needs memory for its activations, which SGLang sets
+aside by the share of memory that weights and KV cache may take.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from kt_kernel.checkpoint.families import expert_layers
+from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
+from kt_kernel.errors import CheckpointPathError
+from kt_kernel.hybrid.layout import ExpertLayout
+from kt_kernel.hybrid.prefill_plan import (
+    STREAMED_LAYERS,
+    PrefillMachine,
+    PrefillMemory,
+    PrefillModel,
+    choose_chunk,
+)
+from kt_kernel.integrations.sglang.cpu_defaults import kv_bytes_per_token
+from kt_kernel.integrations.sglang.settings import KTSettings
+
+logger = logging.getLogger(__name__)
+
+# Methods whose experts have slots in the checkpoint's own format; others may need two bytes a weight.
+_NATIVE_SLOTS = ("BF16", "FP8")
+_INTERMEDIATE_SIZES = ("moe_intermediate_size", "intermediate_size")
+_MIB = 1 << 20
+# What SGLang sets aside for each token of a chunk when it chooses --mem-fraction-static itself.
+_STOCK_BYTES_PER_TOKEN = 1.5 * _MIB
+
+
+@dataclass(frozen=True)
+class OpenChoices:
+    """What the user left to the server: looked at before SGLang chooses."""
+
+    chunk: bool
+    static_share: bool
+
+    @classmethod
+    def of(cls, options: Any) -> OpenChoices:
+        return cls(options.chunked_prefill_size is None, options.mem_fraction_static is None)
+
+
+def choose(settings: KTSettings, options: Any, model: Any, left_open: OpenChoices) -> dict[str, Any]:
+    """The ServerArgs fields to set. `options`: SGLang's, with its own choices; `model`: its ModelConfig."""
+    if not (left_open.chunk and settings.prefill_threshold):
+        return {}
+    from sglang.srt.utils.common import get_device_memory_capacity
+
+    prefill = prefill_model(model, settings, options.tp_size)
+    device_bytes = (get_device_memory_capacity(options.device) or 0) * _MIB
+    set_aside = _set_aside(options, device_bytes)
+    memory = PrefillMemory(
+        total=device_bytes,
+        slots=STREAMED_LAYERS * prefill.experts * prefill.slot_bytes,
+        residents=settings.device_experts * prefill.slot_bytes,
+        activations=math.inf if left_open.static_share else set_aside,
+    )
+    machine, stock = PrefillMachine(), options.chunked_prefill_size
+    choice = choose_chunk(
+        prefill,
+        machine,
+        memory,
+        threshold=settings.prefill_threshold,
+        stock=stock,
+        context=model.context_len,
+    )
+    logger.info(
+        "--chunked-prefill-size is not given: %d, because every chunk streams all experts: about %.0f "
+        "tokens/s for a prompt of %d, %.0f with SGLang's %d (assuming %s)",
+        choice.chunk,
+        choice.tokens_per_second,
+        choice.prompt,
+        choice.stock,
+        stock,
+        machine,
+    )
+    chosen = {"chunked_prefill_size": choice.chunk}
+    if left_open.static_share and choice.chunk > stock:
+        needed = choice.chunk * prefill.activation_bytes_per_token
+        chosen["mem_fraction_static"] = static_share(
+            options.mem_fraction_static, device_bytes, set_aside, needed
+        )
+    return chosen
+
+
+def static_share(share: float, device_bytes: float, set_aside: float, needed: float) -> float:
+    """The share of memory for weights and KV cache, lowered if activations need more than `set_aside`."""
+    return round(share - max(0.0, needed - set_aside) / device_bytes, 3)
+
+
+def _set_aside(options: Any, device_bytes: float) -> float:
+    """What SGLang leaves free for the activations of its own chunk size."""
+    free = device_bytes * (1 - (options.mem_fraction_static or 0))
+    return min(free, options.chunked_prefill_size * _STOCK_BYTES_PER_TOKEN)
+
+
+def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
+    """What the estimate needs of a model, for one of `ranks` devices."""
+    config, layout = model.hf_text_config, settings.layout
+    intermediate = next(size for name in _INTERMEDIATE_SIZES if (size := getattr(config, name, None)))
+    expert_bytes, _ = stored_bytes(open_checkpoint(settings.weight_path), layout)
+    plain = 3 * config.hidden_size * intermediate * 2
+    return PrefillModel(
+        layers=layout.num_layers,
+        moe_layers=len(layout.moe_layers),
+        experts=layout.num_experts,
+        top_k=config.num_experts_per_tok,
+        hidden=config.hidden_size,
+        intermediate=intermediate // ranks,
+        heads=config.num_attention_heads // ranks or 1,
+        head_dim=model.head_dim,
+        expert_bytes=expert_bytes / ranks,
+        slot_bytes=(expert_bytes if settings.method in _NATIVE_SLOTS else plain) / ranks,
+        kv_bytes=kv_bytes_per_token(model, ranks),
+        other_bytes=_other_bytes(model.model_path, layout) / ranks,
+    )
+
+
+def stored_bytes(checkpoint: Checkpoint, layout: ExpertLayout) -> tuple[float, int]:
+    """Bytes of one expert as stored, and of everything in the checkpoint that is no routed expert."""
+    groups = checkpoint.expert_groups()
+    sizes = {
+        base: sum(_bytes(checkpoint, f"{base}.{tail}") for tail in tails) for base, tails in groups.items()
+    }
+    base = expert_layers(checkpoint)[layout.moe_layers[-1]].base
+    everything = sum(_bytes(checkpoint, name) for name in checkpoint.names())
+    return sizes[base] / layout.num_experts, everything - sum(sizes.values())
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> int:
+    info = checkpoint.info(name)
+    return info.end - info.begin
+
+
+def _other_bytes(model_path: str, layout: ExpertLayout) -> int:
+    """0 for a model that is still to be downloaded."""
+    try:
+        return stored_bytes(open_checkpoint(model_path), layout)[1]
+    except CheckpointPathError:
+        return 0
