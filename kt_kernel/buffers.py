@@ -53,6 +53,10 @@ class Slot:
         self.output = allocate((capacity, key.hidden_size), key.dtype)
         self.deferred_output = allocate((capacity, key.hidden_size), key.dtype)
 
+    @property
+    def bytes(self) -> int:
+        return sum(part.nbytes for part in (self.block, self.output, self.deferred_output))
+
 
 class Ring:
     """Two slots used in turn: while layer n+1 fills one, layer n's deferred task may still read the other."""
@@ -61,6 +65,10 @@ class Ring:
         self.capacity = capacity
         self._slots = (Slot(key, capacity, allocate), Slot(key, capacity, allocate))
         self._turn = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(slot.bytes for slot in self._slots)
 
     def next_slot(self) -> Slot:
         self._turn = 1 - self._turn
@@ -114,6 +122,17 @@ class BufferCache:
             ring = self._announced.pop((key, tokens), None) or Ring(key, tokens, allocate)
             self._captured[key, tokens, capture] = ring
         return ring
+
+    @property
+    def bytes_of_calls(self) -> int:
+        """Host memory of the rings that calls may use now."""
+        shared = (ring for rings in self._shared.values() for ring in rings)
+        return sum(ring.bytes for ring in (*self._announced.values(), *shared))
+
+    @property
+    def bytes_of_graphs(self) -> int:
+        """Host memory of the rings that captured graphs hold."""
+        return sum(ring.bytes for ring in self._captured.values())
 
     def clear(self) -> None:
         """Let all rings go; graphs and calls on their way keep theirs."""

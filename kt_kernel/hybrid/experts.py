@@ -41,3 +41,8 @@ class DeviceExperts(Protocol):
     def copy_slot(self, slot: int, source: DeviceExperts, source_slot: int) -> None:
         """Copy one slot of a `source` that `takes_slots_of` accepts, on the current stream."""
         ...
+
+
+def bytes_of_slots(experts: DeviceExperts | None) -> int:
+    """Device memory of all slots, empty ones too; None has none."""
+    return 0 if experts is None else experts.capacity * experts.bytes_per_expert

@@ -123,6 +123,11 @@ class Channel:
                 )
             time.sleep(_POLL_SECONDS)
 
+    @property
+    def host_bytes(self) -> int:
+        """The memory that all ranks share counts for each of them."""
+        return self._memory.nbytes
+
 
 class ExpertFeed:
     """The experts of one layer. `wrapper` has them on rank 0 and is None elsewhere."""

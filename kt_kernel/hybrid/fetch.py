@@ -19,7 +19,7 @@ import torch
 
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid.device import is_out_of_memory
-from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.experts import DeviceExperts, bytes_of_slots
 from kt_kernel.hybrid.feed import MISSES, ExpertFeed
 from kt_kernel.hybrid.misses import split_misses
 from kt_kernel.hybrid.slots import Placement, Tables
@@ -109,6 +109,11 @@ class MissFetcher:
         self._undecided = model.options.miss_policy == "auto"
         self._room: DeviceExperts | None = None
         self._speeds: ExpertSpeeds | None = None  # None = the CPU computes all cold experts
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the slots that there are now."""
+        return bytes_of_slots(self._room)
 
     def begin_step(self) -> None:
         """At the first step: make room on the device and find this machine's speeds."""

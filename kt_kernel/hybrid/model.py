@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from kt_kernel.hybrid.device import backend_of
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import Channel, ExpertFeed
 from kt_kernel.hybrid.fetch import MissFetcher
+from kt_kernel.hybrid.memory_plan import memory_plan, table
 from kt_kernel.hybrid.prefill import LayerwisePrefill
 from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.recording import DistributionRecorder
@@ -22,6 +24,8 @@ from kt_kernel.hybrid.update import BackgroundUpdater
 
 if TYPE_CHECKING:
     from kt_kernel.hybrid.layer import HybridLayer
+
+logger = logging.getLogger(__name__)
 
 MISS_POLICIES = ("cpu", "auto")
 
@@ -95,6 +99,11 @@ class HybridModel:
             self._channels[user] = Channel(layer.encoding, self.ranks, self.backend)
         return ExpertFeed(layer.wrapper, layer.encoding, self._channels[user])
 
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory through which experts go to the device."""
+        return sum(channel.host_bytes for channel in self._channels.values())
+
     def chain(self, engine: Any) -> DeferralChain:
         """What this model's layers on one CPU engine defer with."""
         if engine not in self._chains:
@@ -116,6 +125,7 @@ class HybridModel:
         """
         self.prefill.prepare()
         self.misses.begin_step()
+        logger.info("memory of experts on rank %d:\n%s", self.ranks.rank, table(memory_plan(self)))
 
     def begin_step(self) -> None:
         """Before each forward pass of the model, also before a graph is replayed, on the pass's stream.

@@ -20,7 +20,7 @@ import torch
 
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid.device import Event, is_out_of_memory
-from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.experts import DeviceExperts, bytes_of_slots
 from kt_kernel.hybrid.prefill_plan import STREAMED_LAYERS
 from kt_kernel.hybrid.slots import Placement
 
@@ -58,6 +58,11 @@ class LayerwisePrefill:
         self._last_position = -1  # of the layer that ran last in this pass
         self._given_up = False  # for the rest of this pass
         self._said_so = False
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the slots that there are now."""
+        return sum(bytes_of_slots(slot.experts) for slot in self._slots)
 
     def prepare(self) -> None:
         """Make the slots now, when all layers are there, instead of at the first long prompt."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from kt_kernel.hybrid.memory_plan import memory_plan
 
 if TYPE_CHECKING:
     from kt_kernel.hybrid.layer import HybridLayer
@@ -37,6 +40,7 @@ def report(model: HybridModel) -> dict[str, Any]:
             "fallbacks": model.prefill.fallbacks,
         },
         "cpu": _cpu(model),
+        "memory": [asdict(row) for row in memory_plan(model)],
         "deferred": max((_deferred(layer) for layer in model.layers), default=0),
         "miss_policy": model.options.miss_policy,
     }

@@ -68,6 +68,18 @@ def forget(server: Server) -> None:
         time.sleep(0.1)
 
 
+def test_the_start_says_what_memory_is_for(server):
+    """A layer's 16 experts of 3 x 256 x 128 in float32, twice for prompts; 0.3 of 64 experts reside."""
+    slot = 3 * 256 * 128 * 4
+    memory = {row["what"]: row for row in server.report()["memory"]}
+    assert memory["slots of layerwise prefill"]["bytes"] == 2 * EXPERTS * slot
+    assert memory["resident experts"]["bytes"] == int(0.3 * LAYERS * EXPERTS) * slot
+    assert memory["CPU experts, packed"]["where"] == "host"
+    assert server.log_text().count("memory of experts on rank 0:") == 1
+    for what in memory:
+        assert f"\n  {what} " in server.log_text()
+
+
 def test_sixteen_streams_while_experts_move(server, alone):
     forget(server)
     moved = server.report()["experts_moved"]
