@@ -10,6 +10,7 @@
 #include "kernels/dispatch.h"
 #include "limits/limits.h"
 #include "moe/layer.h"
+#include "pipeline_bindings.h"
 
 namespace py = pybind11;
 
@@ -71,6 +72,7 @@ kt::ForwardArgs forward_args(int tokens, int top_k, uintptr_t hidden, int hidden
 template <class... Ints>
 void forward(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   const kt::ForwardArgs args = forward_args(ints...);
+  layer->engine().require_own_process();
   py::gil_scoped_release release;
   layer->engine().queue().wait(0);  // first in, first out with queued tasks
   layer->forward(args);
@@ -79,6 +81,7 @@ void forward(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
 template <class... Ints>
 void forward_reference(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   const kt::ForwardArgs args = forward_args(ints...);
+  layer->engine().require_own_process();
   py::gil_scoped_release release;
   layer->engine().queue().wait(0);
   layer->forward_reference(args);
@@ -87,6 +90,7 @@ void forward_reference(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
 template <class... Ints>
 void submit(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   const kt::ForwardArgs args = forward_args(ints...);
+  layer->engine().require_own_process();
   layer->check(args);
   py::gil_scoped_release release;
   layer->engine().queue().submit([layer, args] { layer->forward(args); });
@@ -124,6 +128,7 @@ void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle s
     deferred.store = kt::Store::kOverwrite;
     tasks.push_back(deferred);
   }
+  layer->engine().require_own_process();
   for (const kt::ForwardArgs& args : tasks) layer->check(args);
   release_between_captures(stream);
   auto held = std::make_shared<Held>(std::move(keep_alive));
@@ -138,6 +143,7 @@ void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle s
 void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
           const std::vector<Source>& down, int group_size, int scale_dtype) {
   const kt::FormatOptions options = {group_size, checked_enum<kt::DType>(scale_dtype, 3, "scale dtype")};
+  layer.engine().require_own_process();
   kt::release_now();  // weights of layers that only a destroyed graph held, before there are new ones
   py::gil_scoped_release release;
   layer.engine().queue().wait(0);
@@ -146,8 +152,9 @@ void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<So
 
 using Addresses = std::vector<uintptr_t>;
 
-kt::RankTargets rank_targets(const MoeLayer& layer, int expert, int ranks, const Addresses& w13_weights,
+kt::RankTargets rank_targets(MoeLayer& layer, int expert, int ranks, const Addresses& w13_weights,
                              const Addresses& w13_scales, const Addresses& w2_weights, const Addresses& w2_scales) {
+  layer.engine().require_own_process();
   layer.check_write(expert, ranks);
   const bool scaled = kt::format_of(layer.config().method).rows_per_scale > 0;
   return {targets("w13", ranks, w13_weights, w13_scales, scaled), targets("w2", ranks, w2_weights, w2_scales, scaled)};
@@ -227,6 +234,7 @@ py::dict topology() {
 }
 
 py::dict limits(Engine& engine, size_t bytes, int repeats) {
+  engine.require_own_process();
   kt::Limits measured;
   {
     py::gil_scoped_release release;
@@ -262,7 +270,11 @@ py::dict device_signals() {
 void bind_engine(py::module_& m) {
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](int threads, int subpools, const std::optional<std::vector<int>>& nodes) {
-             return std::make_shared<Engine>(kt::PoolConfig{threads, subpools, nodes.value_or(std::vector<int>{})});
+             const kt::PoolConfig config{threads, subpools, nodes.value_or(std::vector<int>{})};
+             // A forked child has no threads to end: it must not wait for them.
+             return std::shared_ptr<Engine>(new Engine(config), [](Engine* engine) {
+               if (engine->belongs_to_this_process()) delete engine;
+             });
            }),
            py::arg("threads"), py::arg("subpools") = 1, py::arg("numa_nodes") = py::none())
       .def_property_readonly("threads", [](Engine& e) { return e.pools().threads(); })
@@ -281,12 +293,17 @@ void bind_engine(py::module_& m) {
            })
       .def_property_readonly("pending", [](Engine& e) { return e.queue().pending(); })
       .def(
-          "sync", [](Engine& e, int allowed) { e.queue().sync(allowed); }, py::arg("allowed_pending") = 0,
-          py::call_guard<py::gil_scoped_release>())
+          "sync",
+          [](Engine& e, int allowed) {
+            e.require_own_process();
+            e.queue().sync(allowed);
+          },
+          py::arg("allowed_pending") = 0, py::call_guard<py::gil_scoped_release>())
       .def("raise_pending_error", [](Engine& e) { e.queue().raise_pending_error(); })
       .def(
           "sync_on_stream",
           [](const std::shared_ptr<Engine>& e, kt::StreamHandle stream, int allowed) {
+            e->require_own_process();
             if (allowed < 0) throw std::invalid_argument("allowed_pending is negative; expected 0 or more");
             kt::launch_host_task(stream, [e, allowed] { e->queue().wait(allowed); });
           },
@@ -357,4 +374,5 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.attr("METHODS") = py::tuple(py::cast(kt::available_methods()));
   bind_engine(m);
   bind_layer(m);
+  bind_pipeline(m);
 }

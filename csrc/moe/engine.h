@@ -1,10 +1,14 @@
 // What the MoE layers of a process share: compute threads, the task queue, scratch memory.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "core/memory.h"
@@ -34,6 +38,16 @@ class Engine {
  public:
   explicit Engine(const PoolConfig& config) : pools_(config, read_topology()), scratch_(pools_.threads()) {}
 
+  // Throws std::runtime_error in a forked child: it has this engine's memory, but none of its threads.
+  void require_own_process() const {
+    if (belongs_to_this_process()) return;
+    throw std::runtime_error("these experts belong to process " + std::to_string(process_) + ", and its forked child " +
+                             std::to_string(getpid()) +
+                             " has none of the threads that compute them; call them in that process, or start the "
+                             "child by spawn and load the experts there");
+  }
+  bool belongs_to_this_process() const { return process_ == getpid(); }
+
   ThreadPools& pools() { return pools_; }
   TaskQueue& queue() { return queue_; }
   WorkerScratch& scratch(int worker) { return scratch_[worker]; }
@@ -57,6 +71,7 @@ class Engine {
   Buffer& intermediate() { return intermediate_; }  // SwiGLU output of every pair
 
  private:
+  const pid_t process_ = getpid();
   ThreadPools pools_;
   std::vector<WorkerScratch> scratch_;
   std::mutex compute_mutex_;
