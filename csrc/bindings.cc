@@ -291,6 +291,7 @@ void bind_engine(py::module_& m) {
              d["bytes"] = stats.bytes;
              return d;
            })
+      .def_property_readonly("in_own_process", [](Engine& e) { return e.belongs_to_this_process(); })
       .def_property_readonly("pending", [](Engine& e) { return e.queue().pending(); })
       .def(
           "sync",

@@ -99,12 +99,13 @@ std::shared_ptr<StagedRun> start(std::shared_ptr<ExpertPipeline> pipeline, std::
 void bind_pipeline(py::module_& m) {
   py::register_exception<kt::RankFailure>(m, "RankFailure", PyExc_RuntimeError);
 
-  py::class_<DeviceCopies, PythonCopies, std::shared_ptr<DeviceCopies>>(m, "DeviceCopies").def(py::init<>());
+  py::class_<DeviceCopies, PythonCopies, std::shared_ptr<DeviceCopies>>(m, "DeviceCopies")
+      .def(py::init<>())
+      .def("mark_used", &DeviceCopies::mark_used, py::arg("buffer"));
   py::class_<kt::HostCopies, DeviceCopies, std::shared_ptr<kt::HostCopies>>(m, "HostCopies").def(py::init<>());
   py::class_<kt::StreamCopies, DeviceCopies, std::shared_ptr<kt::StreamCopies>>(m, "StreamCopies")
       .def(py::init<int>(), py::arg("buffers"))
-      .def("use_streams", &kt::StreamCopies::use_streams, py::arg("bus"), py::arg("user"))
-      .def("mark_used", &kt::StreamCopies::mark_used, py::arg("buffer"));
+      .def("use_streams", &kt::StreamCopies::use_streams, py::arg("bus"), py::arg("user"));
 
   py::class_<StagedRun, std::shared_ptr<StagedRun>>(m, "StagedRun")
       .def("next", &StagedRun::next, py::call_guard<py::gil_scoped_release>())

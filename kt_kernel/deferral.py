@@ -166,8 +166,11 @@ def chain_of_model(engine: Any, hidden_size: int, weight_path: str | None) -> De
 
 
 def wait_ignoring_errors(engine: Any) -> None:
-    """Wait for all queued tasks; a stored error belongs to a call that was given up, so it is only logged."""
-    while True:
+    """Wait for all queued tasks; a stored error belongs to a call that was given up, so it is only logged.
+
+    Not in a forked child, where the queue has no thread.
+    """
+    while engine.in_own_process:
         try:
             engine.sync(0)
             return

@@ -139,16 +139,23 @@ class ExpertEncoding:
         """Size of a buffer for one rank's shard of one expert; a multiple of the alignment."""
         return sum(_aligned(spec.bytes) for spec in self._specs if spec is not None)
 
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(offset, bytes) of each part in a buffer; (0, 0) for one that the method does not have."""
+        spans, offset = [], 0
+        for spec in self._specs:
+            spans.append((0, 0) if spec is None else (offset, spec.bytes))
+            offset += 0 if spec is None else _aligned(spec.bytes)
+        return spans
+
     def views(self, buffer: torch.Tensor) -> ExpertTensors:
         """The parts of a uint8 buffer of at least `bytes`."""
-        parts, offset = [], 0
-        for spec in self._specs:
-            if spec is None:
-                parts.append(None)
-                continue
-            parts.append(buffer[offset : offset + spec.bytes].view(spec.dtype).view(spec.shape))
-            offset += _aligned(spec.bytes)
-        return ExpertTensors(*parts)
+        return ExpertTensors(
+            *(
+                None if spec is None else buffer[offset : offset + size].view(spec.dtype).view(spec.shape)
+                for spec, (offset, size) in zip(self._specs, self.spans, strict=True)
+            )
+        )
 
     # ---- how it is worked out -----------------------------------------------------------------
 

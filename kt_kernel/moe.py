@@ -403,6 +403,16 @@ class KTMoEWrapper:
             self._stored.scale_dtype,
         )
 
+    @property
+    def global_scales(self) -> torch.Tensor:
+        """float32 [E, 3] by physical slot: factors of all values of gate, up and down; 1 for most methods.
+
+        Raises CallOrderError before the weights are loaded.
+        """
+        if self._stored is None:
+            raise self._not_loaded()
+        return self._stored.global_scales
+
     def write_expert(self, expert_id: int, shards: Sequence[ExpertTensors]) -> None:
         """Write one expert (physical slot), a shard per rank, into tensors of `encoding(len(shards))`.
 

@@ -6,12 +6,14 @@ all ranks do the same jobs in the same order.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
+from kt_kernel.errors import CallOrderError
 from kt_kernel.hybrid.device import Backend, Event
 
 T = TypeVar("T")
@@ -22,6 +24,7 @@ class CopyWorker:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(
             1, thread_name_prefix="kt-copies", initializer=backend.begin_copying_thread
         )
@@ -31,6 +34,12 @@ class CopyWorker:
 
         The result comes with an event: whoever uses what was copied lets its stream wait for that.
         """
+        if os.getpid() != self._process:
+            raise CallOrderError(
+                f"these experts belong to process {self._process}, and its forked child {os.getpid()} has "
+                "none of the threads that copy them; call them in that process, or start the child by spawn "
+                "and load the experts there."
+            )
         before = self._backend.record()
 
         def run() -> tuple[T, Event]:

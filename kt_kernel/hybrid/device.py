@@ -60,6 +60,18 @@ class Backend(Protocol):
         """The point that the current stream has reached."""
         ...
 
+    def copies(self, buffers: int) -> kt_kernel_ext.DeviceCopies:
+        """What copies from `buffers` host buffers to the device; `direct` or `beside` says in which order."""
+        ...
+
+    def direct(self, copies: kt_kernel_ext.DeviceCopies) -> None:
+        """Let later copies be in the order of the current stream."""
+        ...
+
+    def beside(self, copies: kt_kernel_ext.DeviceCopies) -> None:
+        """Let later copies run beside the current stream, which uses what they bring."""
+        ...
+
     def capturing(self) -> bool:
         """Is this thread's work being recorded into a graph instead of done?"""
         ...
@@ -101,6 +113,15 @@ class CpuBackend:
     def record(self) -> Event:
         return _Done()
 
+    def copies(self, buffers: int) -> kt_kernel_ext.DeviceCopies:
+        return kt_kernel_ext.HostCopies()
+
+    def direct(self, copies: kt_kernel_ext.DeviceCopies) -> None:
+        return None
+
+    def beside(self, copies: kt_kernel_ext.DeviceCopies) -> None:
+        return None
+
     def capturing(self) -> bool:
         return False
 
@@ -112,6 +133,7 @@ class CudaBackend:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream: torch.cuda.Stream | None = None
+        self._bus: torch.cuda.Stream | None = None
 
     def host_memory(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -142,6 +164,19 @@ class CudaBackend:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         return _CudaEvent(event, self.device)
+
+    def copies(self, buffers: int) -> kt_kernel_ext.DeviceCopies:
+        with torch.cuda.device(self.device):
+            return kt_kernel_ext.StreamCopies(buffers)
+
+    def direct(self, copies: kt_kernel_ext.StreamCopies) -> None:
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        copies.use_streams(stream, stream)
+
+    def beside(self, copies: kt_kernel_ext.StreamCopies) -> None:
+        if self._bus is None:
+            self._bus = torch.cuda.Stream(self.device)
+        copies.use_streams(self._bus.cuda_stream, torch.cuda.current_stream(self.device).cuda_stream)
 
     def capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()

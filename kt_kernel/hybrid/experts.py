@@ -26,11 +26,20 @@ class DeviceExperts(Protocol):
         """
         ...
 
-    def store(self, slot: int, tensors: ExpertTensors) -> int:
-        """Put an expert from host memory into `slot`, in the order of the current stream.
+    def places(self, slot: int) -> ExpertTensors | None:
+        """Where on the device the bytes of an expert go as they are stored in main memory.
 
-        Decodes it if the slots hold another format. Returns the bytes copied from host to device. The
-        tensors may be overwritten once the stream has passed this point.
+        Contiguous tensors as large as the parts of the encoding; None for a part that is not needed. None
+        instead of all if experts are decoded or rearranged on their way: then `store` fills the slot. The
+        tensors of all slots stay where they are, or are replaced together.
+        """
+        ...
+
+    def store(self, slot: int, tensors: ExpertTensors) -> int:
+        """Put an expert into `slot` from host memory or the device, in the order of the current stream.
+
+        Decodes it if the slots hold another format. Returns the bytes that crossed the bus. The tensors may
+        be overwritten once the stream has passed this point.
         """
         ...
 

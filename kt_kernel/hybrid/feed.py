@@ -1,7 +1,14 @@
-"""Experts on their way from CPU memory to the device: written by rank 0, two at a time, for all ranks.
+"""Experts on their way from CPU memory to the device, through host buffers of all ranks.
 
-    rank 0    write e0 into buffer 0 │ write e1 into buffer 1 │ write e2 into buffer 0 │ ...
+    rank 0    write e0 into buffer 0 │ write e1 into buffer 1 │ write e2 into buffer 2 │ ...
     each rank                        │ copy e0 to its device  │ copy e1 to its device  │ ...
+
+The loop is the extension's (csrc/moe/expert_pipeline.h); Python starts it once for a list of experts. Where
+the device's slots take the stored bytes as they are, the copies go there (`DeviceExperts.places`). Else whole
+images go into as many buffers on the device, and Python enqueues what decodes each, beside the next writes:
+
+    a native thread    write e1, copy it        │ write e2, copy it        │ ...
+    this thread        enqueue the decode of e0 │ enqueue the decode of e1 │ ...
 
 A `Channel` is the memory; an `ExpertFeed` is one layer's way to use it. The ranks of a channel agree through
 counters in the shared memory and not through collective calls, so that a channel may be used by a thread
@@ -10,15 +17,17 @@ beside the one that serves. All ranks must ask for the same experts in the same 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 
-from kt_kernel.errors import CallOrderError, KTError
+from kt_kernel import kt_kernel_ext
+from kt_kernel.errors import CallOrderError, ConfigurationError, InputError, KTError
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
-from kt_kernel.hybrid.device import Backend, Event
+from kt_kernel.hybrid.device import Backend
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.ranks import Ranks
 
@@ -29,99 +38,119 @@ if TYPE_CHECKING:
 COPIES = "copies"  # the copying thread (copies.py)
 MISSES = "misses"  # the thread that serves
 
-_BUFFERS = 2
-_HEADER_BYTES = 4096  # a counter per rank and three of rank 0, with room for many ranks
-_POLL_SECONDS = 50e-6
-# Far more than the slowest write or copy: whoever waits this long waits for a process that has ended.
-_GIVE_UP_SECONDS = 300.0
+# While one is written, one is copied, and one waits for the bus while the thread that waited for a copy wakes
+# up. (bench/simulated_bus.py, 50 GB/s, 50 us to wake up, experts of 4 MB: 80 % of the bus with 2 buffers, 97 %
+# with 3, 4 and 6.)
+BUFFERS = 3
+_HEADER_BYTES = 4096  # one counter, one per buffer and one per rank, with room for many ranks
+
+# The stored bytes of an expert on the device -> bytes that crossed the bus.
+Store = Callable[[int, ExpertTensors], int]
 
 
 class Channel:
-    """Host memory for two experts of every rank. Made by all ranks together (`Ranks.shared_memory`).
-
-    `sequence` numbers count the experts that have passed since the channel was made.
-    """
+    """Host memory for a few experts of every rank. Made by all ranks together (`Ranks.shared_memory`)."""
 
     def __init__(self, encoding: ExpertEncoding, ranks: Ranks, backend: Backend) -> None:
         self.encoding = encoding
-        self._ranks = ranks
         self._backend = backend
-        size = encoding.bytes
+        counters, size = 0, BUFFERS * encoding.bytes
         if ranks.size == 1:
-            self._memory = backend.host_memory(_BUFFERS * size)
-            self._written = self._failed = self._taken = None
+            self._memory = backend.host_memory(size)
         else:
-            shared = ranks.shared_memory(_HEADER_BYTES + ranks.size * _BUFFERS * size)
-            counters = shared[:_HEADER_BYTES].view(torch.int64).numpy()
-            self._written, self._failed = counters[:1], counters[1 : 1 + _BUFFERS]
-            self._taken = counters[1 + _BUFFERS : 1 + _BUFFERS + ranks.size]
-            self._memory = shared[_HEADER_BYTES:]
-            mine = ranks.rank * _BUFFERS * size
-            backend.page_lock(self._memory[mine : mine + _BUFFERS * size])
-        self._views = [[self._view(rank, buffer) for buffer in range(_BUFFERS)] for rank in range(ranks.size)]
-        self._copied: list[Event | None] = [None] * _BUFFERS
-        self._sequence = 0
+            self._shared = ranks.shared_memory(_HEADER_BYTES + ranks.size * size)
+            counters = self._shared.data_ptr()
+            self._memory = self._shared[_HEADER_BYTES:]
+            backend.page_lock(self._memory[ranks.rank * size : (ranks.rank + 1) * size])
+        self.pipeline = kt_kernel_ext.ExpertPipeline(
+            image_bytes=encoding.bytes,
+            parts=encoding.spans,
+            buffers=BUFFERS,
+            rank=ranks.rank,
+            memory=self._memory.data_ptr(),
+            counters=counters,
+            pids=ranks.process_ids(),
+        )
+        self._copies = backend.copies(BUFFERS)
+        self._on_device: list[torch.Tensor] = []
+        self._addresses: WeakKeyDictionary[DeviceExperts, torch.Tensor] = WeakKeyDictionary()
 
-    def _view(self, rank: int, buffer: int) -> ExpertTensors:
-        begin = (rank * _BUFFERS + buffer) * self.encoding.bytes
-        return self.encoding.views(self._memory[begin : begin + self.encoding.bytes])
+    def pass_by(self, wrapper: KTMoEWrapper | None, experts: Sequence[int]) -> None:
+        """The experts are written and go nowhere."""
+        with _errors_of(wrapper):
+            self.pipeline.run(*_source(wrapper), experts, 0, self._copies)
 
-    def pass_on(self, wrapper: KTMoEWrapper | None, expert: int) -> ExpertTensors:
-        """This rank's shard of `expert`, valid until the call after the next; then comes `done_with`.
+    def copy(self, wrapper: KTMoEWrapper | None, experts: Sequence[int], addresses: torch.Tensor) -> None:
+        """Enqueue the copies of each expert to where row i of `addresses` (int64 [n, 5]) says.
 
-        If rank 0 cannot write it, all ranks raise here, and stay in step.
+        In the order of the current stream.
         """
-        buffer = self._sequence % _BUFFERS
-        self._wait_for_copies(buffer)
-        failure: BaseException | None = None
-        if wrapper is not None:
-            try:
-                wrapper.write_expert(expert, [views[buffer] for views in self._views])
-            except BaseException as error:
-                failure = error
-        self._sequence += 1
-        self._hand_over(buffer, failure)
-        return self._views[self._ranks.rank][buffer]
+        self._backend.direct(self._copies)
+        with _errors_of(wrapper):
+            self.pipeline.run(*_source(wrapper), experts, addresses.data_ptr(), self._copies)
 
-    def done_with(self) -> None:
-        """The current stream has been given the copies of what `pass_on` returned last."""
-        self._copied[(self._sequence - 1) % _BUFFERS] = self._backend.record()
+    def store(self, wrapper: KTMoEWrapper | None, experts: Sequence[int], store: Store) -> int:
+        """Bring each expert to the device and call `store` with it, whose work is the current stream's.
 
-    def _wait_for_copies(self, buffer: int) -> None:
-        """Until all ranks have copied what was in `buffer`, expert number `sequence - 1`."""
-        event, self._copied[buffer] = self._copied[buffer], None
-        if event is not None:
-            event.synchronize()
-        if self._taken is None:
-            return
-        passed = self._sequence - 1
-        self._taken[self._ranks.rank] = passed
-        if self._ranks.rank == 0:
-            self._poll(lambda: int(self._taken.min()) >= passed)
-
-    def _hand_over(self, buffer: int, failure: BaseException | None) -> None:
-        """Rank 0 tells the others that expert number `sequence` is there, or is not; they wait for that."""
-        sequence = self._sequence
-        if self._written is not None and self._ranks.rank == 0:
-            if failure is not None:
-                self._failed[buffer] = sequence
-            self._written[0] = sequence
+        Returns the sum of what it returns. Its first error is raised after the last expert has passed.
+        """
+        self._backend.beside(self._copies)
+        buffers = self._device_buffers()
+        copied, failure = 0, None
+        with _errors_of(wrapper):
+            run = self.pipeline.start(*_source(wrapper), experts, self._staging.data_ptr(), self._copies)
+            for expert in experts:
+                buffer = run.next()
+                if buffer < 0:
+                    break
+                if failure is None:
+                    try:
+                        copied += store(expert, buffers[buffer])
+                    except Exception as error:
+                        failure = error
+                run.used()
+            run.finish()
         if failure is not None:
             raise failure
-        if self._written is not None and self._ranks.rank > 0:
-            self._poll(lambda: int(self._written[0]) >= sequence)
-            if self._failed[buffer] == sequence:
-                raise KTError("rank 0 could not write an expert for this rank; its log says why.")
+        return copied
 
-    def _poll(self, reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _GIVE_UP_SECONDS
-        while not reached():
-            if time.monotonic() > deadline:
-                raise CallOrderError(
-                    f"rank {self._ranks.rank} waited {_GIVE_UP_SECONDS:.0f} seconds for the experts of "
-                    "another rank, which must have ended; restart the server."
+    def _device_buffers(self) -> list[ExpertTensors]:
+        """Made at the first use: most slots take experts as they are stored."""
+        if not self._on_device:
+            size = self.encoding.bytes
+            self._staging = torch.empty(BUFFERS * size, dtype=torch.uint8, device=self._backend.device)
+            # What had this memory before may still be running on the stream that it is taken on.
+            for buffer in range(BUFFERS):
+                self._copies.mark_used(buffer)
+            self._on_device = [self.encoding.views(part) for part in self._staging.split(size)]
+        return self._on_device
+
+    def addresses(self, target: DeviceExperts, slots: Sequence[int]) -> torch.Tensor | None:
+        """Of an expert's parts in each of `slots`: int64 [n, 5], 0 = left out; None = `store` fills them."""
+        if not slots:
+            return torch.empty(0, 5, dtype=torch.int64)
+        first = self._addresses_in(target, slots[0])
+        if first is None:
+            return None
+        # Looking at each of hundreds of slots would take longer than copying small experts.
+        known = self._addresses.get(target)
+        if known is None or known[slots[0]].tolist() != first:
+            known = torch.tensor([self._addresses_in(target, slot) for slot in range(target.capacity)])
+            self._addresses[target] = known
+        return known[list(slots)]
+
+    def _addresses_in(self, target: DeviceExperts, slot: int) -> list[int] | None:
+        places = target.places(slot)
+        if places is None:
+            return None
+        for place, (_, size) in zip(places, self.encoding.spans, strict=True):
+            if place is not None and not (place.is_contiguous() and place.nbytes == size):
+                raise ConfigurationError(
+                    f"a slot has {place.nbytes} bytes ({list(place.shape)}, strides {list(place.stride())}) "
+                    f"for a part of {self.encoding.method} experts of {size} bytes in a row; give no places "
+                    "for such slots."
                 )
-            time.sleep(_POLL_SECONDS)
+        return [0 if place is None else place.data_ptr() for place in places]
 
     @property
     def host_bytes(self) -> int:
@@ -141,22 +170,9 @@ class ExpertFeed:
         self._wrapper = wrapper
         self._channel = channel
 
-    def experts(self, ids: Iterable[int]) -> Iterator[tuple[int, ExpertTensors]]:
-        """Each expert with this rank's shard of it, in host memory, valid until the next is asked for.
-
-        What the caller does with it must be in the order of the current stream.
-        """
-        for expert in ids:
-            tensors = self._channel.pass_on(self._wrapper, expert)
-            try:
-                yield expert, tensors
-            finally:
-                self._channel.done_with()
-
     def pass_by(self, ids: Iterable[int]) -> None:
         """Let experts pass that this rank has no use for any more, but the others count on."""
-        for _ in self.experts(ids):
-            pass
+        self._channel.pass_by(self._wrapper, list(ids))
 
     def fill(self, target: DeviceExperts, slots: Mapping[int, int]) -> int:
         """Store the experts that are the keys of `slots` in those slots of `target`.
@@ -164,13 +180,35 @@ class ExpertFeed:
         Returns the bytes copied from host to device. An error of `target` is raised after the last expert
         has passed, for the other ranks count on this one.
         """
-        copied, failure = 0, None
-        for expert, tensors in self.experts(slots):
-            if failure is None:
-                try:
-                    copied += target.store(slots[expert], tensors)
-                except Exception as error:
-                    failure = error
-        if failure is not None:
-            raise failure
-        return copied
+        experts = list(slots)
+        before = self._channel.pipeline.passed
+        try:
+            addresses = self._channel.addresses(target, list(slots.values()))
+            if addresses is None:
+                return self._channel.store(
+                    self._wrapper, experts, lambda expert, tensors: target.store(slots[expert], tensors)
+                )
+        except Exception:
+            if self._channel.pipeline.passed == before:
+                self.pass_by(experts)
+            raise
+        self._channel.copy(self._wrapper, experts, addresses)
+        sizes = torch.tensor([size for _, size in self._channel.encoding.spans])
+        return int(((addresses != 0) * sizes).sum())
+
+
+def _source(wrapper: KTMoEWrapper | None) -> tuple[kt_kernel_ext.MoeLayer | None, int]:
+    """What the pipeline writes experts from: nothing on other ranks than 0."""
+    return (None, 0) if wrapper is None else (wrapper.moe, wrapper.global_scales.data_ptr())
+
+
+@contextmanager
+def _errors_of(wrapper: KTMoEWrapper | None) -> Iterator[None]:
+    try:
+        yield
+    except kt_kernel_ext.RankFailure as error:
+        raise KTError(f"{error}.") from None
+    except KTError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{'' if wrapper is None else f'layer {wrapper.layer_idx}: '}{error}") from None

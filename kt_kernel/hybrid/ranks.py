@@ -36,6 +36,10 @@ class Ranks(Protocol):
         """uint8 [size], all zero, the same memory in all ranks; it lives as long as the tensor."""
         ...
 
+    def process_ids(self) -> list[int]:
+        """Of all ranks, in their order."""
+        ...
+
 
 class _Alone:
     """A model in one process."""
@@ -54,6 +58,9 @@ class _Alone:
 
     def shared_memory(self, size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.uint8)
+
+    def process_ids(self) -> list[int]:
+        return [os.getpid()]
 
 
 ALONE: Ranks = _Alone()
@@ -95,3 +102,9 @@ class TorchRanks:
         if self.rank == 0:
             os.close(descriptor)
         return memory
+
+    def process_ids(self) -> list[int]:
+        ids = torch.zeros(self.size, dtype=torch.int64)
+        ids[self.rank] = os.getpid()
+        torch.distributed.all_reduce(ids, group=self._group)
+        return ids.tolist()

@@ -119,6 +119,12 @@ class TorchDeviceExperts:
 
     # ---- filling -----------------------------------------------------------------------------
 
+    def places(self, slot: int) -> ExpertTensors | None:
+        """See DeviceExperts.places: only bf16 experts in bf16 slots are not decoded."""
+        if self.encoding.method != "BF16" or self.w13.dtype != torch.bfloat16:
+            return None
+        return ExpertTensors(self.w13[slot], None, self.w2[slot], None)
+
     def store(self, slot: int, tensors: ExpertTensors) -> int:
         """See DeviceExperts.store: the stored bytes cross the bus, and are decoded on the device."""
         w13, w2 = decode_expert(tensors.to(self.w13.device), self.encoding, self.w13.dtype)

@@ -50,7 +50,13 @@ class OnStream(TorchDispatchMode):
         assert func not in _READS, f"{func} waits for the device"
         returned = func._schema.returns[0].alias_info
         if returned is not None and not returned.is_write:
-            return func(*args, **kwargs)
+            view = func(*args, **kwargs)
+            if not isinstance(view, torch.Tensor) or _shares_memory(view, tensors):
+                return view
+            # What may be a view and is none, as `to` another dtype in inference mode.
+            result = poisoned(view.shape, view.dtype)
+            self._enqueue(lambda: _fill(result, func(*args, **kwargs)))
+            return result
         if returned is not None:
             self._enqueue(lambda: func(*args, **kwargs))
             return args[0]
@@ -64,6 +70,11 @@ class OnStream(TorchDispatchMode):
                 work()
 
         self._stream.then(quietly)
+
+
+def _shares_memory(view: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
+    memory = view.untyped_storage().data_ptr()
+    return any(tensor.untyped_storage().data_ptr() == memory for tensor in tensors)
 
 
 def _unfilled(func, args, kwargs, tensors):

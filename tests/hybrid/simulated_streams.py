@@ -1,4 +1,4 @@
-"""A device that works when it likes: its two streams are threads that dawdle.
+"""A device that works when it likes: its streams are threads that dawdle.
 
     serving thread    enqueue ─> serving stream ─ ─ ─ ─ ─ ─ ─ ─> done some time later
     copying thread    enqueue ─> copying stream ─ ─ ─ ─ ─ ─> done some time later
@@ -10,6 +10,7 @@ waited for is not there yet, or is overwritten too early.
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import random
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
+
+from kt_kernel import kt_kernel_ext
 
 _TESTS = Path(__file__).resolve().parents[1]
 sys.path += [str(_TESTS / "api"), str(_TESTS / "kernels")]
@@ -69,16 +72,55 @@ class SimulatedStream:
 class SimulatedEvent:
     """See kt_kernel.hybrid.device.Event."""
 
-    def __init__(self, device: SimulatedDevice) -> None:
+    def __init__(self, device: SimulatedDevice, stream: SimulatedStream) -> None:
         self._device = device
         self._reached = threading.Event()
-        device.current_stream().then(self._reached.set)
+        stream.then(self._reached.set)
 
     def wait(self) -> None:
-        self._device.current_stream().then(self._reached.wait)
+        self.hold(self._device.current_stream())
+
+    def hold(self, stream: SimulatedStream) -> None:
+        """Let `stream` wait for it."""
+        stream.then(self._reached.wait)
+
+    def reached(self) -> bool:
+        return self._reached.is_set()
 
     def synchronize(self) -> None:
         self._reached.wait()
+
+
+class SimulatedCopies(kt_kernel_ext.DeviceCopies):
+    """Copies on streams of the device, see csrc/core/device_copy.h; called on any thread."""
+
+    def __init__(self, device: SimulatedDevice, buffers: int) -> None:
+        super().__init__()
+        self._device = device
+        self._copied: list[SimulatedEvent | None] = [None] * buffers
+        self._used: list[SimulatedEvent | None] = [None] * buffers
+        self.bus = self.user = device.serving
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        self.bus.then(lambda: ctypes.memmove(to, source, size))
+
+    def mark_copied(self, buffer: int) -> None:
+        self._copied[buffer] = self._device.event(self._device, self.bus)
+
+    def copied(self, buffer: int) -> bool:
+        return self._copied[buffer].reached()
+
+    def wait_until_copied(self, buffer: int) -> None:
+        self._copied[buffer].synchronize()
+
+    def let_user_wait(self, buffer: int) -> None:
+        self._copied[buffer].hold(self.user)
+
+    def mark_used(self, buffer: int) -> None:
+        self._used[buffer] = self._device.event(self._device, self.user)
+
+    def wait_until_used(self, buffer: int) -> None:
+        self._used[buffer].hold(self.bus)
 
 
 class SimulatedDevice:
@@ -89,7 +131,8 @@ class SimulatedDevice:
     def __init__(self, seed: int, most_seconds: float, event: type[SimulatedEvent] = SimulatedEvent) -> None:
         self.serving = SimulatedStream(seed, most_seconds)
         self._copying = SimulatedStream(seed + 1, most_seconds)
-        self._event = event
+        self._bus = SimulatedStream(seed + 2, most_seconds)
+        self.event = event
         self._of_thread = threading.local()
 
     def current_stream(self) -> SimulatedStream:
@@ -113,15 +156,24 @@ class SimulatedDevice:
         return self._on(self._copying)
 
     def record(self) -> SimulatedEvent:
-        return self._event(self)
+        return self.event(self, self.current_stream())
+
+    def copies(self, buffers: int) -> SimulatedCopies:
+        return SimulatedCopies(self, buffers)
+
+    def direct(self, copies: SimulatedCopies) -> None:
+        copies.bus = copies.user = self.current_stream()
+
+    def beside(self, copies: SimulatedCopies) -> None:
+        copies.bus, copies.user = self._bus, self.current_stream()
 
     def synchronize(self) -> None:
-        self.serving.wait()
-        self._copying.wait()
+        for stream in (self.serving, self._bus, self._copying):
+            stream.wait()
 
     def close(self) -> None:
-        self.serving.close()
-        self._copying.close()
+        for stream in (self.serving, self._bus, self._copying):
+            stream.close()
 
     def host_memory(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)

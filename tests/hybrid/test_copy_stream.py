@@ -152,7 +152,8 @@ class _Served:
 
         layer = _Layer(index, wrapper, room(placement.current.capacity), placement, room, self.model)
         layer.statistics = _Statistics(EXPERTS, self.device)
-        layer.load_residents()
+        with torch.no_grad(), self.device.on_serving():
+            layer.load_residents()
         return layer
 
     def run_passes(self, seed: int) -> list[_Call]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from api_support import random_experts
@@ -17,11 +19,12 @@ from format_support import (
 )
 from hybrid_models import assert_close
 
+from kt_kernel import kt_kernel_ext
 from kt_kernel.decoding import decode_expert
 from kt_kernel.errors import CallOrderError, ConfigurationError, InputError
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.hybrid.device import backend_of
-from kt_kernel.hybrid.feed import Channel, ExpertFeed
+from kt_kernel.hybrid.feed import BUFFERS, Channel, ExpertFeed
 from kt_kernel.hybrid.ranks import ALONE
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 
@@ -155,16 +158,94 @@ def _feed(wrapper) -> ExpertFeed:
     return ExpertFeed(wrapper, encoding, Channel(encoding, ALONE, backend_of(torch.device("cpu"))))
 
 
-def test_the_expert_before_stays_readable_while_the_next_is_written():
-    """The copy of one may still be on its way when the next is asked for."""
-    wrapper = _wrapper("NVFP4")
-    before = None
-    for expert, tensors in _feed(wrapper).experts([0, 2, 1, 2, 0]):
-        for written, number in ((tensors, expert), before or (tensors, expert)):
-            expected = _written(wrapper, number, 1)[0]
-            for part, expected_part in zip(written, expected, strict=True):
-                assert part is None or torch.equal(part, expected_part)
-        before = (tensors, expert)
+class _Copied(kt_kernel_ext.DeviceCopies):
+    """A device that is slow: each expert's copy is done when the pipeline waits for it, and not before."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting = {}
+
+    def copy(self, to, source, size):
+        self.pending = (to, source, size)
+
+    def mark_copied(self, buffer):
+        self.waiting[buffer] = self.pending
+
+    def copied(self, buffer):
+        return buffer not in self.waiting
+
+    def wait_until_copied(self, buffer):
+        ctypes.memmove(*self.waiting.pop(buffer))
+
+    def wait_until_used(self, buffer):
+        pass
+
+
+def test_a_host_buffer_is_not_written_again_before_it_is_copied():
+    wrapper = _wrapper("BF16")
+    encoding, copies = wrapper.encoding(1), _Copied()
+    experts = [expert % EXPERTS for expert in range(3 * BUFFERS)]
+    arrived = torch.zeros(len(experts), encoding.bytes, dtype=torch.uint8)
+    backend = backend_of(torch.device("cpu"))
+    backend.copies = lambda buffers: copies
+    channel = Channel(encoding, ALONE, backend)
+    for expert, place in zip(experts, arrived, strict=True):
+        # One part alone, so that each expert is one copy.
+        channel.copy(wrapper, [expert], torch.tensor([[place.data_ptr(), 0, 0, 0, 0]]))
+    assert len(copies.waiting) == BUFFERS, "as many as can be on their way are"
+    for buffer in list(copies.waiting):
+        copies.wait_until_copied(buffer)
+    for expert, place in zip(experts, arrived, strict=True):
+        expected = _written(wrapper, expert, 1)[0].w13_weight
+        assert torch.equal(encoding.views(place).w13_weight, expected)
+
+
+@pytest.mark.parametrize("method", ["BF16", "FP8"])
+def test_experts_go_straight_to_slots_that_take_them_as_they_are(method):
+    wrapper = _wrapper(method)
+    encoding = wrapper.encoding(1)
+
+    class Slots:
+        capacity = 2
+
+        def __init__(self):
+            memory = torch.zeros(self.capacity, encoding.bytes, dtype=torch.uint8)
+            self.images = [encoding.views(image) for image in memory]
+
+        def places(self, slot):
+            return self.images[slot]
+
+    slots = Slots()
+    feed = _feed(wrapper)
+    for experts in ([2, 0], [1, 2]):
+        stored = sum(part.nbytes for part in slots.images[0] if part is not None)
+        assert feed.fill(slots, {expert: slot for slot, expert in enumerate(experts)}) == 2 * stored
+        for expert, image in zip(experts, slots.images, strict=True):
+            for part, expected in zip(image, _written(wrapper, expert, 1)[0], strict=True):
+                assert part is expected is None or torch.equal(part, expected)
+        slots.images = slots.images[::-1]  # the tensors were replaced: their addresses must not be remembered
+
+
+def test_a_slot_of_another_size_is_refused_and_the_experts_pass():
+    wrapper = _wrapper("BF16")
+    feed = _feed(wrapper)
+    room = TorchDeviceExperts(1, HIDDEN, INTERMEDIATE + 32, torch.bfloat16, "cpu", wrapper.encoding(1))
+    with pytest.raises(ConfigurationError, match=r"bytes .* for a part of BF16 experts"):
+        feed.fill(room, {0: 0})
+    assert feed._channel.pipeline.passed == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # copied as they are; decoded on their way
+def test_an_expert_that_does_not_exist_ends_a_run_and_not_the_channel(dtype):
+    wrapper = _wrapper("BF16")
+    feed = _feed(wrapper)
+    room = TorchDeviceExperts(3, HIDDEN, INTERMEDIATE, dtype, "cpu", wrapper.encoding(1))
+    with pytest.raises(InputError, match=f"expert {EXPERTS} does not exist"):
+        feed.fill(room, {0: 0, EXPERTS: 1, 1: 2})
+    assert feed._channel.pipeline.passed == 2
+    feed.fill(room, {1: 2})
+    w13, _ = decode_expert(_written(wrapper, 1, 1)[0], wrapper.encoding(1), dtype)
+    assert torch.equal(room.w13[2], w13)
 
 
 class _FailsOnce(TorchDeviceExperts):
@@ -181,13 +262,10 @@ def test_an_expert_that_cannot_be_stored_does_not_stop_the_others_from_passing()
     """Other ranks count on this one to take every expert."""
     wrapper = _wrapper("FP8")
     feed = _feed(wrapper)
-    passed = []
-    pass_on = feed._channel.pass_on
-    feed._channel.pass_on = lambda source, expert: passed.append(expert) or pass_on(source, expert)
     room = _FailsOnce(3, HIDDEN, INTERMEDIATE, torch.float32, "cpu", wrapper.encoding(1))
     with pytest.raises(MemoryError):
         feed.fill(room, {0: 0, 1: 1, 2: 2})
-    assert passed == [0, 1, 2]
+    assert feed._channel.pipeline.passed == 3
     assert feed.fill(room, {0: 2, 2: 1}) == 2 * wrapper.encoding(1).bytes
     expected = [decode_expert(_written(wrapper, e, 1)[0], wrapper.encoding(1), torch.float32) for e in (2, 0)]
     assert torch.equal(room.w13[1:], torch.stack([w13 for w13, _ in expected]))

@@ -29,6 +29,7 @@ from hybrid_models import (
 )
 from torch import distributed, multiprocessing
 
+from kt_kernel import KTMoEWrapper, kt_kernel_ext
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.model import HybridOptions
@@ -248,18 +249,33 @@ def _calls_fail_on_one_rank(ranks: Ranks) -> None:
         for rows in (3, PROMPT):  # a fetch, and a layerwise prefill
             for broken, name, raised_on in (
                 (layer.wrapper, "submit_split", (0,)),
-                (layer.wrapper, "write_expert", (0, 1)),
+                (layer.wrapper, "moe", (0, 1)),
                 (layer.resident if ranks.rank else None, "compute", (1,)),
             ):
-                if rows == PROMPT and name != "write_expert":
+                if rows == PROMPT and name != "moe":
                     continue  # not called in a prefill
                 engine.model.prefill._release()
-                fails = pytest.raises(ValueError) if ranks.rank in raised_on else nullcontext()
+                fails = (
+                    pytest.raises((ValueError, RuntimeError)) if ranks.rank in raised_on else nullcontext()
+                )
                 with pytest.MonkeyPatch.context() as patch, fails:
                     if broken is not None:
-                        patch.setattr(broken, name, _fail)
+                        patch.setattr(broken, name, _without_weights(broken) if name == "moe" else _fail)
                     layer.forward(hidden[:rows], ids[:rows], weights[:rows])
                 check_call(rows)
+
+
+def _without_weights(wrapper: KTMoEWrapper) -> kt_kernel_ext.MoeLayer:
+    """No expert of it can be written."""
+    return kt_kernel_ext.MoeLayer(
+        wrapper.cpu_infer,
+        method=wrapper.method,
+        num_experts=EXPERTS,
+        top_k=TOP_K,
+        hidden=HIDDEN,
+        intermediate=wrapper.moe_intermediate_size,
+        max_tokens=1,
+    )
 
 
 def _fetching_runs_out_of_memory_on_one_rank(ranks: Ranks) -> None:

@@ -59,6 +59,10 @@ class SglangExperts:
         )
         return self._method.apply(self.layer, dispatched).hidden_states
 
+    def places(self, slot: int) -> ExpertTensors | None:
+        """See DeviceExperts.places."""
+        return self.filled_as.places(self.layer, slot)
+
     def store(self, slot: int, tensors: ExpertTensors) -> int:
         """See DeviceExperts.store."""
         self.filled_as.store(self.layer, slot, tensors)
