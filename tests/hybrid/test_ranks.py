@@ -6,6 +6,8 @@ The processes are started once per test, and each runs all of a test's cases.
 from __future__ import annotations
 
 import logging
+import os
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,24 +22,30 @@ from hybrid_models import (
     EXPERTS,
     HIDDEN,
     MOE_LAYERS,
+    NONE_DEFERRED,
     PROMPT,
     TOP_K,
     Engine,
     Reference,
     assert_close,
+    expert_weights,
     prompt,
+    wrappers,
 )
 from torch import distributed, multiprocessing
 
 from kt_kernel import KTMoEWrapper, kt_kernel_ext
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid import fetch
+from kt_kernel.hybrid.device import CpuBackend
+from kt_kernel.hybrid.feed import Channel, ExpertFeed
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 
 SIZE = 2
 _SECONDS = 120
+_SECONDS_TO_NOTICE = 20  # far more than it takes on an idle machine
 
 
 def _enter(rank: int, work: Callable[[Ranks], None], store: str, failures: multiprocessing.Queue) -> None:
@@ -324,6 +332,57 @@ def _an_update_runs(ranks: Ranks) -> None:
 
 def test_ranks_admit_moved_experts_at_the_same_step(tmp_path):
     _run_in_two_processes(_an_update_runs, tmp_path)
+
+
+def _the_other_rank_ends(ranks: Ranks, ending: int) -> None:
+    """While the channel is in use: an error within seconds on the rank that is left."""
+    wrapper = wrappers(NONE_DEFERRED)[MOE_LAYERS[0]] if ranks.rank == 0 else None
+    encoding = ranks.broadcast(None if wrapper is None else wrapper.encoding(SIZE))
+    feed = ExpertFeed(wrapper, encoding, Channel(encoding, ranks, CpuBackend(torch.device("cpu"))))
+    feed.pass_by(range(EXPERTS))
+    ranks.barrier()
+    if ranks.rank != ending:
+        begin = time.monotonic()
+        with pytest.raises(KTError, match=r"process \d+, another rank of this model, ended"):
+            feed.pass_by(range(EXPERTS))
+        assert time.monotonic() - begin < _SECONDS_TO_NOTICE
+    os._exit(0)
+
+
+def _rank_0_ends(ranks: Ranks) -> None:
+    _the_other_rank_ends(ranks, 0)
+
+
+def _rank_1_ends(ranks: Ranks) -> None:
+    _the_other_rank_ends(ranks, 1)
+
+
+@pytest.mark.parametrize("work", [_rank_0_ends, _rank_1_ends])
+def test_a_rank_that_ends_during_a_copy_is_noticed(work, tmp_path):
+    _run_in_two_processes(work, tmp_path)
+
+
+def _an_expert_cannot_be_written(ranks: Ranks) -> None:
+    """In the middle of a list: both ranks stop there, and the next list is right."""
+    wrapper = wrappers(NONE_DEFERRED)[MOE_LAYERS[0]] if ranks.rank == 0 else None
+    encoding = ranks.broadcast(None if wrapper is None else wrapper.encoding(SIZE))
+    channel = Channel(encoding, ranks, CpuBackend(torch.device("cpu")))
+    feed = ExpertFeed(wrapper, encoding, channel)
+    for dtype in (torch.bfloat16, torch.float32):  # copied as they are; decoded on their way
+        before = channel.pipeline.passed
+        room = TorchDeviceExperts(EXPERTS, HIDDEN, encoding.share, dtype, "cpu", encoding)
+        with pytest.raises(KTError, match="could not write" if ranks.rank else "expert 99 does not exist"):
+            feed.fill(room, {0: 0, 99: 1, 2: 2})
+        assert channel.pipeline.passed == before + 2
+        feed.fill(room, {expert: expert for expert in range(EXPERTS)})
+        gate, up, down = expert_weights(MOE_LAYERS[0])
+        mine = slice(ranks.rank * encoding.share, (ranks.rank + 1) * encoding.share)
+        assert torch.equal(room.w13, torch.cat([gate[:, mine], up[:, mine]], dim=1).to(dtype))
+        assert torch.equal(room.w2, down[:, :, mine].to(dtype))
+
+
+def test_an_expert_that_cannot_be_written_leaves_the_ranks_in_step(tmp_path):
+    _run_in_two_processes(_an_expert_cannot_be_written, tmp_path)
 
 
 @pytest.fixture(autouse=True)
