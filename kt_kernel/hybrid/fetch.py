@@ -12,6 +12,9 @@ waits for the device, so a call that is being captured into a graph leaves all c
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -42,6 +45,9 @@ logger = logging.getLogger(__name__)
 # At most so many experts of a call are fetched; the slots for them are device memory that holds no resident
 # expert. Not tuned: how many pay off depends on the bus, and no CUDA device has been measured yet.
 _SLOTS = 8
+
+# So many that one call takes far longer than fetching `_SLOTS` experts: between two calls all threads write.
+_TOKENS_WHILE_FETCHING = 512
 
 
 class Fetch:
@@ -209,9 +215,13 @@ class _Measurement:
     def run(self) -> ExpertSpeeds | None:
         """None on ranks without CPU experts, which only take part in the fetching."""
         wrapper = self._layer.wrapper
-        fetch_seconds = seconds_per_expert(self._fetch)
         if wrapper is None:
+            seconds_per_expert(self._fetch)
             return None
+        # In serving the CPU computes while experts are fetched: they are written by one thread, not by all,
+        # and share the memory's bandwidth.
+        with _Busy(self._compute_at_length):
+            fetch_seconds = seconds_per_expert(self._fetch)
         tokens = [count for count in TOKENS_MEASURED if count <= wrapper.chunked_prefill_size]
         cpu_seconds = [seconds_per_expert(lambda t=count: self._compute(t)) for count in tokens]
         return ExpertSpeeds(tuple(tokens), tuple(cpu_seconds), fetch_seconds)
@@ -229,12 +239,37 @@ class _Measurement:
         wrapper.forward(hidden, ids, torch.ones(ids.shape))
         return len(experts)
 
+    def _compute_at_length(self) -> None:
+        self._compute(min(_TOKENS_WHILE_FETCHING, self._layer.wrapper.chunked_prefill_size))
+
     def _fetch(self) -> int:
         experts = self._experts(self._room.capacity)
         feed = self._layer.model.feed(self._layer, MISSES)
         feed.fill(self._room, {expert: slot for slot, expert in enumerate(experts)})
         self._layer.model.backend.record().synchronize()
         return len(experts)
+
+
+class _Busy:
+    """Inside the `with` block another thread does `work` over and over; raises its error at the end."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kt-measure")
+
+    def __enter__(self) -> None:
+        self._work()  # may still be allocating
+        self._done = self._pool.submit(self._run)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+        self._done.result()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._work()
 
 
 def _key(layer: HybridLayer) -> Key:
@@ -251,6 +286,7 @@ def _key(layer: HybridLayer) -> Key:
         "experts_per_token": wrapper.num_experts_per_tok,
         "threads": wrapper.cpu_infer.threads,
         "pools": wrapper.cpu_infer.subpools,
+        "fetched": "while the CPU computes",  # files of earlier versions were measured on an idle CPU
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 import pytest
@@ -20,9 +21,10 @@ from hybrid_models import (
 
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid import fetch
+from kt_kernel.hybrid.feed import ExpertFeed
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.placement import device_expert_masks
-from kt_kernel.hybrid.speeds import ExpertSpeeds, seconds_per_expert
+from kt_kernel.hybrid.speeds import ExpertSpeeds, seconds_per_expert, write_speeds
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 
 AUTO = HybridOptions(miss_policy="auto")
@@ -125,6 +127,39 @@ def test_a_machine_is_measured_once(cache, monkeypatch):
         at_first = len(measured)
         assert len(list(cache.iterdir())) == 1
     assert 0 < at_first == len(measured)
+
+
+def test_fetching_is_measured_while_the_cpu_computes(monkeypatch):
+    """As in serving: with idle threads it would look many times quicker than it is."""
+    fill = ExpertFeed.fill
+    measured = []
+
+    def noting(feed, target, slots):
+        copied = fill(feed, target, slots)
+        before, begin = feed._wrapper.cpu_infer.stats()["calls"], time.monotonic()
+        while (busy := feed._wrapper.cpu_infer.stats()["calls"] > before) is False:
+            if time.monotonic() - begin > 2:
+                break
+            time.sleep(0.001)
+        measured.append(busy)
+        return copied
+
+    with Engine(masks(2), AUTO) as engine:
+        monkeypatch.setattr(ExpertFeed, "fill", noting)
+        engine.model.begin_step()
+        calls = engine.layers[MOE_LAYERS[-1]].wrapper.cpu_infer.stats()["calls"]
+        time.sleep(0.05)
+        assert engine.layers[MOE_LAYERS[-1]].wrapper.cpu_infer.stats()["calls"] == calls, "it still computes"
+    assert measured and all(measured)
+
+
+def test_speeds_that_were_measured_on_an_idle_cpu_are_measured_again():
+    with Engine(masks(2), AUTO) as engine:
+        layer = engine.layers[MOE_LAYERS[-1]]
+        key = {name: value for name, value in fetch._key(layer).items() if name != "fetched"}
+        write_speeds(key, QUICK_BUS)
+        engine.model.begin_step()
+        assert engine.model.misses._speeds != QUICK_BUS
 
 
 def test_without_memory_on_the_device_the_cpu_computes_all(monkeypatch, caplog):
