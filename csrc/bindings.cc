@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "core/cpu_features.h"
+#include "core/device_calls.h"
 #include "core/device_signals.h"
 #include "core/device_stream.h"
 #include "core/release_later.h"
@@ -120,24 +121,23 @@ void release_between_captures(kt::StreamHandle stream) {
 template <class... Ints>
 void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle stream, Ints... ints,
                       py::object keep_alive, uintptr_t deferred_ids, uintptr_t deferred_output) {
-  std::vector<kt::ForwardArgs> tasks = {forward_args(ints...)};
+  std::vector<kt::ForwardArgs> calls = {forward_args(ints...)};
   if (deferred_ids != 0) {
-    kt::ForwardArgs deferred = tasks[0];
+    kt::ForwardArgs deferred = calls[0];
     deferred.routing.ids = reinterpret_cast<const void*>(deferred_ids);
     deferred.output = reinterpret_cast<void*>(deferred_output);
     deferred.store = kt::Store::kOverwrite;
-    tasks.push_back(deferred);
+    calls.push_back(deferred);
   }
   layer->engine().require_own_process();
-  for (const kt::ForwardArgs& args : tasks) layer->check(args);
+  for (const kt::ForwardArgs& args : calls) layer->check(args);
   release_between_captures(stream);
   auto held = std::make_shared<Held>(std::move(keep_alive));
+  std::vector<kt::TaskQueue::Task> tasks;
+  for (const kt::ForwardArgs& args : calls) tasks.push_back([layer, args, held] { layer->forward(args); });
+  held.reset();
   py::gil_scoped_release release;
-  kt::launch_host_task(stream, [layer, tasks = std::move(tasks), held = std::move(held)] {
-    for (const kt::ForwardArgs& args : tasks) {
-      layer->engine().queue().submit_or_fail([layer, args, held] { layer->forward(args); });
-    }
-  });
+  kt::submit_on_stream(layer->engine().queue(), stream, std::move(tasks));
 }
 
 void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
@@ -306,7 +306,7 @@ void bind_engine(py::module_& m) {
           [](const std::shared_ptr<Engine>& e, kt::StreamHandle stream, int allowed) {
             e->require_own_process();
             if (allowed < 0) throw std::invalid_argument("allowed_pending is negative; expected 0 or more");
-            kt::launch_host_task(stream, [e, allowed] { e->queue().wait(allowed); });
+            kt::sync_on_stream(e->queue(), stream, allowed, e);
           },
           py::arg("stream"), py::arg("allowed_pending") = 0, py::call_guard<py::gil_scoped_release>());
 }

@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -12,17 +14,86 @@
 #include <utility>
 
 namespace kt {
+namespace {
+
+// How often the consumer looks at mailboxes during a replay that asks for nothing.
+constexpr std::chrono::microseconds kLookEvery{50};
+
+// A task, and the mailbox it came from, if any.
+struct Entry {
+  TaskQueue::Task task;
+  std::shared_ptr<Mailbox> mailbox;
+  uint32_t number = 0;
+};
+
+}  // namespace
 
 struct TaskQueue::State {
   std::mutex mutex;
   std::condition_variable work_arrived;
   std::condition_variable task_finished;
-  std::deque<Task> tasks;
+  std::deque<Entry> tasks;
   int64_t submitted = 0;
   int64_t finished = 0;  // first in, first out: the first `finished` of those submitted
   bool stopping = false;
   std::exception_ptr error;
+  std::vector<std::shared_ptr<Mailbox>> mailboxes;
+
+  // All below with the lock.
+  void push(Entry entry);
+  bool replaying() const;
+  void take_requests();
+  void wait_for_work(std::unique_lock<std::mutex>& lock);
+  void run_first(std::unique_lock<std::mutex>& lock);
+
+  // These take it.
+  void begin_replay(Mailbox& mailbox) noexcept;
+  void forget(const std::shared_ptr<Mailbox>& mailbox);
 };
+
+void TaskQueue::State::push(Entry entry) {
+  tasks.push_back(std::move(entry));
+  ++submitted;
+}
+
+bool TaskQueue::State::replaying() const {
+  return std::any_of(mailboxes.begin(), mailboxes.end(), [](const auto& mailbox) { return mailbox->replaying; });
+}
+
+// Whoever submits or waits calls this first: what a stream asked for before comes before.
+void TaskQueue::State::take_requests() {
+  for (const std::shared_ptr<Mailbox>& mailbox : mailboxes) {
+    if (!mailbox->replaying) continue;
+    while (mailbox->has_request()) {
+      const std::shared_ptr<Task>& task = mailbox->tasks[mailbox->taken++];
+      push({[task] { (*task)(); }, mailbox, mailbox->taken});
+    }
+    mailbox->replaying = mailbox->taken < mailbox->tasks.size();
+  }
+}
+
+void TaskQueue::State::begin_replay(Mailbox& mailbox) noexcept {
+  std::unique_lock<std::mutex> lock(mutex);
+  take_requests();
+  task_finished.wait(lock, [&] { return mailbox.finished == mailbox.taken; });
+  mailbox.taken = mailbox.finished = 0;
+  mailbox.words->request.store(0);
+  mailbox.words->done.store(0);
+  mailbox.replaying = !mailbox.tasks.empty();
+  work_arrived.notify_one();
+}
+
+void TaskQueue::State::forget(const std::shared_ptr<Mailbox>& mailbox) {
+  std::vector<std::shared_ptr<Task>> tasks_of_it;  // destroyed without the lock: they may own the queue
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    take_requests();
+    tasks_of_it.swap(mailbox->tasks);
+    mailbox->replaying = false;
+    mailboxes.erase(std::remove(mailboxes.begin(), mailboxes.end(), mailbox), mailboxes.end());
+  }
+  work_arrived.notify_one();
+}
 
 TaskQueue::TaskQueue() : state_(std::make_shared<State>()) {}
 
@@ -40,12 +111,16 @@ TaskQueue::~TaskQueue() {
   }
 }
 
+void TaskQueue::start_consumer() {
+  if (!consumer_.joinable()) consumer_ = std::thread([state = state_] { consume(state); });
+}
+
 void TaskQueue::submit(Task task) {
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
-    if (!consumer_.joinable()) consumer_ = std::thread([state = state_] { consume(state); });
-    state_->tasks.push_back(std::move(task));
-    ++state_->submitted;
+    start_consumer();
+    state_->take_requests();
+    state_->push({std::move(task), nullptr, 0});
   }
   state_->work_arrived.notify_one();
 }
@@ -61,6 +136,7 @@ void TaskQueue::submit_or_fail(Task task) noexcept {
 
 void TaskQueue::wait(int allowed_pending) noexcept {
   std::unique_lock<std::mutex> lock(state_->mutex);
+  state_->take_requests();
   const int64_t enough = state_->submitted - allowed_pending;
   state_->task_finished.wait(lock, [&] { return state_->finished >= enough; });
 }
@@ -88,26 +164,83 @@ int TaskQueue::pending() const {
   return static_cast<int>(state_->submitted - state_->finished);
 }
 
+std::shared_ptr<Mailbox> TaskQueue::mailbox(Mailbox::Owner owner) const {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  for (const std::shared_ptr<Mailbox>& mailbox : state_->mailboxes) {
+    if (mailbox->owner == owner) return mailbox;
+  }
+  return nullptr;
+}
+
+TaskQueue::NewMailbox TaskQueue::make_mailbox(Mailbox::Owner owner) {
+  {
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    start_consumer();  // a replay could not report that it fails
+  }
+  auto mailbox = std::make_shared<Mailbox>(owner);
+  const std::shared_ptr<void> owned(nullptr, [state = state_, mailbox](void*) { state->forget(mailbox); });
+  return {mailbox, [state = state_, mailbox, owned] { state->begin_replay(*mailbox); }};
+}
+
+void TaskQueue::attach(const std::shared_ptr<Mailbox>& mailbox) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->mailboxes.push_back(mailbox);
+}
+
+uint32_t TaskQueue::add(Mailbox& mailbox, std::vector<Task> tasks) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  for (Task& task : tasks) mailbox.tasks.push_back(std::make_shared<Task>(std::move(task)));
+  return static_cast<uint32_t>(mailbox.tasks.size());
+}
+
+void TaskQueue::remove_last(Mailbox& mailbox, size_t count) {
+  std::vector<std::shared_ptr<Task>> removed;
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  removed.assign(mailbox.tasks.end() - count, mailbox.tasks.end());
+  mailbox.tasks.resize(mailbox.tasks.size() - count);
+}
+
+void TaskQueue::State::wait_for_work(std::unique_lock<std::mutex>& lock) {
+  if (replaying()) {
+    work_arrived.wait_for(lock, kLookEvery);
+  } else {
+    work_arrived.wait(lock, [&] { return stopping || !tasks.empty() || replaying(); });
+  }
+}
+
+void TaskQueue::State::run_first(std::unique_lock<std::mutex>& lock) {
+  Entry entry = std::move(tasks.front());
+  tasks.pop_front();
+  lock.unlock();
+  std::exception_ptr thrown;
+  try {
+    entry.task();
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  entry.task = nullptr;  // what the task owns goes before anybody is told it has finished
+  lock.lock();
+  if (thrown && !error) error = thrown;
+  ++finished;
+  if (entry.mailbox != nullptr) {
+    entry.mailbox->finished = entry.number;
+    entry.mailbox->words->done.store(entry.number, std::memory_order_release);
+  }
+  task_finished.notify_all();
+}
+
 void TaskQueue::consume(const std::shared_ptr<State>& state) {
   pthread_setname_np(pthread_self(), "kt-queue");
   std::unique_lock<std::mutex> lock(state->mutex);
   while (true) {
-    state->work_arrived.wait(lock, [&] { return state->stopping || !state->tasks.empty(); });
-    if (state->tasks.empty()) return;
-    Task task = std::move(state->tasks.front());
-    state->tasks.pop_front();
-    lock.unlock();
-    std::exception_ptr error;
-    try {
-      task();
-    } catch (...) {
-      error = std::current_exception();
+    state->take_requests();
+    if (!state->tasks.empty()) {
+      state->run_first(lock);
+    } else if (state->stopping) {
+      return;
+    } else {
+      state->wait_for_work(lock);
     }
-    task = nullptr;  // what the task owns goes before anybody is told it has finished
-    lock.lock();
-    if (error && !state->error) state->error = error;
-    ++state->finished;
-    state->task_finished.notify_all();
   }
 }
 

@@ -197,6 +197,15 @@ class _CudaEvent:
         self._event.synchronize()
 
 
+def log_signals() -> None:
+    """Find out how captured graphs of the current device and the CPU will meet, and say so.
+
+    Otherwise the first call that the device makes finds out, which may be in a capture.
+    """
+    signals = kt_kernel_ext.device_signals()
+    logger.info("captured graphs call the CPU through %s: %s", signals["kind"], signals["reason"])
+
+
 def backend_of(device: torch.device) -> Backend:
     """How to work with `device`: cuda, or anything else as a CPU."""
     return CudaBackend(device) if device.type == "cuda" else CpuBackend(device)

@@ -11,7 +11,7 @@ import torch
 from kt_kernel.deferral import DeferralChain
 from kt_kernel.errors import ConfigurationError, InputError
 from kt_kernel.hybrid.copies import CopyWorker
-from kt_kernel.hybrid.device import backend_of
+from kt_kernel.hybrid.device import backend_of, log_signals
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import Channel, ExpertFeed
 from kt_kernel.hybrid.fetch import MissFetcher
@@ -123,6 +123,8 @@ class HybridModel:
         After the last layer is made and before the rest of the memory is shared out. May be left out: then
         the first use takes it.
         """
+        if self.device.type == "cuda":
+            log_signals()
         self.prefill.prepare()
         self.misses.begin_step()
         logger.info("memory of experts on rank %d:\n%s", self.ranks.rank, table(memory_plan(self)))

@@ -32,6 +32,8 @@ from kt_kernel.errors import InputError
 from kt_kernel.hybrid.device import CudaBackend
 
 LAYERS = 3
+# How graphs and the CPU meet (device_signals.h), and the environment that has it so with a faultless driver.
+SIGNALS = {"memory": {}, "host": {"KT_KERNEL_DEVICE_SIGNALS": "host-functions"}}
 CPU = torch.device("cpu")
 
 
@@ -283,8 +285,16 @@ def fake_runtime(tmp_path_factory) -> str:
     return str(built(tmp_path_factory.mktemp("fake_device_runtime") / "libfake_device_runtime.so"))
 
 
+@pytest.mark.parametrize("signals", SIGNALS)
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: "-".join([scene[0].__name__, *scene[1:]]))
-def test_scene(scene, fake_runtime):
+def test_scene(scene, signals, fake_runtime):
     function, *arguments = scene
     here = str(Path(__file__).parent)
-    isolated("test_api_device_capture", function.__name__, fake_runtime, *arguments, PYTHONPATH=here)
+    isolated(
+        "test_api_device_capture",
+        function.__name__,
+        fake_runtime,
+        *arguments,
+        PYTHONPATH=here,
+        **SIGNALS[signals],
+    )

@@ -77,6 +77,9 @@ class Runtime:
         """So far, those that were captured included."""
         return self._library.fake_memory_operations_enqueued()
 
+    def host_functions_enqueued(self) -> int:
+        return self._library.fake_host_functions_enqueued()
+
     def pointer(self) -> object:
         """Where a function of the runtime can write an address."""
         return byref(c_void_p())

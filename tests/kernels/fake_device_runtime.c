@@ -100,7 +100,7 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct stream* default_streams[DEVICES];
 static struct object *dying, *last_dying;
 static int destroying;
-static int global_captures, memory_operations_enqueued;
+static int global_captures, host_functions_enqueued, memory_operations_enqueued;
 static unsigned long long captures;
 /* How operations on memory behave, see fake_memory_operations. */
 static enum { WORK, REFUSED, NOT_CAPTURED, NEVER_PASS, PASS_AT_ONCE, NEVER_ARRIVE } memory_operations;
@@ -356,6 +356,7 @@ int RUNTIME(StreamSynchronize)(struct stream* handle) {
 }
 
 int RUNTIME(LaunchHostFunc)(struct stream* stream, host_function function, void* context) {
+  __atomic_add_fetch(&host_functions_enqueued, 1, __ATOMIC_RELAXED);
   return enqueue(stream, (struct work){.kind = CALL, .function = function, .context = context});
 }
 
@@ -441,7 +442,9 @@ int cuStreamWaitValue32_v2(struct stream* stream, unsigned long long word, unsig
   return hipStreamWaitValue32(stream, (void*)(size_t)word, value, flags, ~0u);
 }
 
-/* So far, of both kinds. */
+/* So far, captured or not; memory operations of both kinds. */
+int fake_host_functions_enqueued(void) { return __atomic_load_n(&host_functions_enqueued, __ATOMIC_RELAXED); }
+
 int fake_memory_operations_enqueued(void) { return __atomic_load_n(&memory_operations_enqueued, __ATOMIC_RELAXED); }
 
 int RUNTIME(ThreadExchangeStreamCaptureMode)(int* mode) {

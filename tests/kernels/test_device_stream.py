@@ -28,6 +28,9 @@ from harness import (
 )
 from isolation import isolated
 
+# How graphs and the CPU meet (device_signals.h), and the environment that has it so with a faultless driver.
+SIGNALS = {"memory": {}, "host": {"KT_KERNEL_DEVICE_SIGNALS": "host-functions"}}
+
 
 def engine_and_layer(tokens: int = 64):
     engine = ext.Engine(2)
@@ -463,6 +466,7 @@ def fake_runtime(tmp_path_factory) -> str:
     return str(built(tmp_path_factory.mktemp("fake_device_runtime") / "libfake_device_runtime.so"))
 
 
+@pytest.mark.parametrize("signals", SIGNALS)
 @pytest.mark.parametrize("scene", SCENES)
-def test_scene(scene, fake_runtime):
-    isolated("test_device_stream", scene.__name__, fake_runtime)
+def test_scene(scene, signals, fake_runtime):
+    isolated("test_device_stream", scene.__name__, fake_runtime, **SIGNALS[signals])

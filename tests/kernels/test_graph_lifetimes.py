@@ -18,7 +18,7 @@ import pytest
 from fake_device import Runtime, built
 from harness import F32, arguments, ext, poisoned, run, same_bits
 from isolation import isolated
-from test_device_stream import enqueue, small_engine_and_layer
+from test_device_stream import SIGNALS, enqueue, small_engine_and_layer
 
 PATIENCE = 30  # seconds until waiting counts as a hang
 
@@ -222,11 +222,14 @@ def fake_runtimes(tmp_path_factory) -> dict[str, str]:
     return {name: str(built(folder / f"lib{name}.so", *macros)) for name, (_, macros) in INTERFACES.items()}
 
 
-@pytest.mark.parametrize("interface", ["cuda12", "cuda13", "hip"])
+@pytest.mark.parametrize(
+    ("interface", "signals"),
+    [("cuda12", "memory"), ("cuda12", "host"), ("cuda13", "memory"), ("hip", "memory"), ("hip", "host")],
+)
 @pytest.mark.parametrize("scene", SCENES)
-def test_scene(scene, interface, fake_runtimes):
+def test_scene(scene, interface, signals, fake_runtimes):
     prefix, _ = INTERFACES[interface]
-    isolated("test_graph_lifetimes", scene.__name__, fake_runtimes[interface], prefix)
+    isolated("test_graph_lifetimes", scene.__name__, fake_runtimes[interface], prefix, **SIGNALS[signals])
 
 
 def test_a_runtime_that_cannot_own_objects(fake_runtimes):
