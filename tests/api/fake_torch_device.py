@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import torch
 from fake_device import Runtime, Stream
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -34,11 +34,14 @@ def poisoned(shape, dtype: torch.dtype) -> torch.Tensor:
 
 
 class OnStream(TorchDispatchMode):
-    """Enqueues every torch operation of this thread on a stream instead of doing it."""
+    """Enqueues every torch operation of this thread on a stream instead of doing it.
 
-    def __init__(self, stream: Stream, on_host: WeakIdKeyDictionary):
+    `on_host`: tensors whose operations are done at once. `note(function, arguments)`: told of all others.
+    """
+
+    def __init__(self, stream: Stream, on_host: WeakIdKeyDictionary, note=lambda function, arguments: None):
         super().__init__()
-        self._stream, self._on_host = stream, on_host
+        self._stream, self._on_host, self._note = stream, on_host, note
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -55,16 +58,19 @@ class OnStream(TorchDispatchMode):
                 return view
             # What may be a view and is none, as `to` another dtype in inference mode.
             result = poisoned(view.shape, view.dtype)
-            self._enqueue(lambda: _fill(result, func(*args, **kwargs)))
+            self._enqueue(func, args, lambda: _fill(result, func(*args, **kwargs)))
             return result
         if returned is not None:
-            self._enqueue(lambda: func(*args, **kwargs))
+            self._enqueue(func, args, lambda: func(*args, **kwargs))
             return args[0]
         result = _unfilled(func, args, kwargs, tensors)
-        self._enqueue(lambda: _fill(result, func(*args, **kwargs)))
+        if "empty" not in func.overloadpacket.__name__:
+            self._enqueue(func, args, lambda: _fill(result, func(*args, **kwargs)))
         return result
 
-    def _enqueue(self, work) -> None:
+    def _enqueue(self, func, args, work) -> None:
+        self._note(func, args)
+
         def quietly() -> None:
             with torch.no_grad():
                 work()
@@ -95,18 +101,31 @@ def _fill(results, values) -> None:
 
 
 class TorchDevice(CudaRuntime):
-    """What DevicePath needs of torch, on a fake runtime; also the current stream of each device."""
+    """What DevicePath needs of torch, on a fake runtime; also the current stream of each device.
+
+    `enqueued`: what torch has enqueued so far, by name; each is one host function of the runtime.
+    """
 
     def __init__(self, runtime: Runtime, number: int = 0):
         self.runtime, self._number = runtime, number
         self._streams: dict[int, Stream] = {0: runtime.default_stream()}
         self.current = self._streams[0]
         self.allocations = 0
+        self.enqueued: list[str] = []
         self._on_host = WeakIdKeyDictionary()
+        self._page_locked: set[int] = set()
 
     def keep_on_host(self, tensor: torch.Tensor) -> None:
         """This tensor is in CPU memory, not the device's: operations on it are not enqueued."""
         self._on_host[tensor] = True
+
+    def _note(self, function, arguments) -> None:
+        name = str(function.overloadpacket)
+        if function is torch.ops.aten.copy_.default:
+            to, source = (t.untyped_storage().data_ptr() in self._page_locked for t in arguments[:2])
+            if to or source:
+                name = "copy to host" if to else "copy to device"
+        self.enqueued.append(name)
 
     def stream(self) -> Stream:
         """A new stream, which is the current one from now on."""
@@ -120,7 +139,10 @@ class TorchDevice(CudaRuntime):
     def allocate(self, shape, dtype):
         self.runtime.call("MallocHost", self.runtime.pointer(), 1)  # forbidden in most captures
         self.allocations += 1
-        return poisoned(shape, dtype)
+        with _disable_current_modes():
+            memory = poisoned(shape, dtype)
+        self._page_locked.add(memory.data_ptr())
+        return memory
 
     def current_stream(self, device: torch.device) -> int:
         return self.current.handle
@@ -130,7 +152,7 @@ class TorchDevice(CudaRuntime):
         before = self.runtime.device()
         self.runtime.set_device(self._number)
         try:
-            with OnStream(self._streams[stream], self._on_host):
+            with OnStream(self._streams[stream], self._on_host, self._note):
                 yield
         finally:
             self.runtime.set_device(before)

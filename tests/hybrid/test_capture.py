@@ -1,128 +1,27 @@
 """Risk: a captured graph goes on with the placement, or the deferral, of the moment of its capture.
 
-The layers run on the fake device runtime of the kernel tests (tests/api/fake_torch_device.py): their tensors
-count as a device's, and whatever torch or the engine does with them happens when the stream gets there.
+The layers are those of device_models.py: whatever torch or the engine does with their tensors happens when
+the stream gets there.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-_TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(_TESTS / "api"), str(_TESTS / "kernels")]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
 
-from fake_device import Runtime, built  # noqa: E402
-from fake_torch_device import TorchDevice  # noqa: E402
-from hybrid_models import (  # noqa: E402
-    EXPERTS,
-    HIDDEN,
-    INTERMEDIATE,
-    TOP_K,
-    Reference,
-    assert_close,
-    expert_weights,
-    wrappers,
-)
-from isolation import isolated  # noqa: E402
-from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
+from device_models import CPU, LAYERS, Model
+from fake_device import Runtime, built
+from fake_torch_device import TorchDevice
+from hybrid_models import EXPERTS, HIDDEN, TOP_K, Reference, assert_close, expert_weights
+from isolation import isolated
 
-from kt_kernel.buffers import BufferCache  # noqa: E402
-from kt_kernel.device_ops.routing import Split  # noqa: E402
-from kt_kernel.device_path import DevicePath  # noqa: E402
-from kt_kernel.hybrid.layer import HybridLayer  # noqa: E402
-from kt_kernel.hybrid.model import HybridModel, HybridOptions  # noqa: E402
-from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement, Tables  # noqa: E402
-from kt_kernel.hybrid.torch_experts import TorchDeviceExperts  # noqa: E402
-
-CPU = torch.device("cpu")
-LAYERS = (0, 1)
-
-
-class _Wrapper:
-    """A layer's CPU experts, called the way an accelerator's tensors call them."""
-
-    def __init__(self, wrapper: Any, device: TorchDevice, buffers: BufferCache) -> None:
-        self._wrapper = wrapper
-        native, mask = wrapper.moe, wrapper.gpu_experts_mask
-        device.keep_on_host(mask)
-        self._path = DevicePath(
-            wrapper._config, wrapper.cpu_infer, wrapper._chain, native, mask, buffers, device
-        )
-
-    def join_chain(self, chain: Any) -> None:
-        self._wrapper.join_chain(chain)
-        self._path.chain = chain
-
-    def submit_split(
-        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, split: Split
-    ) -> torch.Tensor | None:
-        with _disable_current_modes():  # the path puts its own work on the stream
-            return self._path.submit(hidden, ids, weights, None, split)
-
-    def sync_forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        with _disable_current_modes():
-            return self._path.sync(hidden, None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapper, name)
-
-
-class _Placement(LayerPlacement):
-    """As on an accelerator: one set of tables at a fixed address."""
-
-    def __init__(self, placement: Placement) -> None:
-        super().__init__(placement)
-        self._fixed = Tables(placement, CPU)
-
-    def tables(self, device: torch.device) -> Tables:
-        return self._fixed
-
-    def switch(self, new: Placement) -> None:
-        super().switch(new)
-        self._fixed.become(Tables(new, CPU))
-
-
-class _Experts(TorchDeviceExperts):
-    """Computes in the way that a capture takes for few tokens."""
-
-    def compute(self, hidden, slots, weights):
-        output = torch.zeros(hidden.shape)
-        self._add_gathered(output, hidden, slots, weights)
-        return output
-
-
-class _Model:
-    def __init__(self, device: TorchDevice, max_deferred: int) -> None:
-        self.device = device
-        self.model = HybridModel(HybridOptions())
-        self.layers = [self._layer(index, max_deferred, BufferCache()) for index in LAYERS]
-
-    def _layer(self, index: int, max_deferred: int, buffers: BufferCache) -> HybridLayer:
-        loaded = wrappers(max_deferred)[index]
-
-        def room(count: int) -> _Experts:
-            return _Experts(count, HIDDEN, INTERMEDIATE, torch.float32, "cpu", loaded.encoding(1))
-
-        placement = _Placement(Placement(0, (2, 5, EMPTY), EXPERTS))
-        wrapper = _Wrapper(loaded, self.device, buffers)
-        layer = HybridLayer(index, wrapper, room(3), placement, room, self.model)
-        layer.load_residents()
-        layer._check_ids = lambda ids: None  # ids of an accelerator are not looked at
-        return layer
-
-    def forward(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        with self.device.on_stream(self.device.current.handle, CPU):
-            for layer in self.layers:
-                hidden = layer.forward(hidden, ids, weights)
-        return hidden
-
-    def placements(self) -> dict[int, frozenset[int]]:
-        return {layer.layer_idx: frozenset(layer.placement.current.experts) for layer in self.layers}
+from kt_kernel.hybrid.layer import HybridLayer
+from kt_kernel.hybrid.slots import EMPTY
 
 
 def _call(seed: int, tokens: int, padded: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -133,7 +32,7 @@ def _call(seed: int, tokens: int, padded: int) -> tuple[torch.Tensor, torch.Tens
     return hidden, ids, weights
 
 
-def _expected(model: _Model, max_deferred: int, call: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _expected(model: Model, max_deferred: int, call: tuple[torch.Tensor, ...]) -> torch.Tensor:
     reference = Reference(max_deferred)
     reference.on_device |= model.placements()
     hidden, ids, weights = call[0].double(), call[1], call[2].double()
@@ -159,7 +58,7 @@ def _admit(layer: HybridLayer, slot: int, expert: int) -> None:
 def replays_follow_the_placement(library: str, max_deferred: str) -> None:
     device = TorchDevice(Runtime(library))
     stream = device.stream()
-    model, tokens = _Model(device, int(max_deferred)), 5
+    model, tokens = Model(device, int(max_deferred)), 5
     captured = _call(0, tokens, padded=0)
     output = torch.full((tokens, HIDDEN), float("nan"))
     model.forward(*captured)  # as serving warms up
