@@ -67,7 +67,7 @@ bool StreamCopies::copied(int buffer) {
   const DeviceRuntime& r = runtime();
   const int status = r.event_query(copied_[buffer]);
   if (status == kNotReady) {
-    (void)r.get_last_error();
+    forget_last_error(r);
     return false;
   }
   check_device(status, "copying an expert to the device");

@@ -20,7 +20,7 @@ class DeviceCopies {
  public:
   virtual ~DeviceCopies() = default;
 
-  // Once by every thread that makes the calls below, before them.
+  // On a new thread that will make the calls below, before them.
   virtual void begin_thread() {}
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void mark_copied(int buffer) = 0;

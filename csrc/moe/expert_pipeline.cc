@@ -47,7 +47,7 @@ void ExpertPipeline::run(const PipelineJob& job, DeviceCopies& copies, const Sta
       failure = std::current_exception();
     }
   };
-  keep_failure([&] { copies.begin_thread(); });
+  if (stages.begin) keep_failure(stages.begin);
   for (size_t i = 0; i < job.experts.size(); ++i) {
     const int buffer = static_cast<int>(sequence_ % config_.buffers);
     pass(job, job.experts[i], buffer, copies);
@@ -182,7 +182,7 @@ StagedRun::StagedRun(std::shared_ptr<ExpertPipeline> pipeline, PipelineJob job, 
     std::exception_ptr failure;
     try {
       pipeline_->run(job_, *copies_,
-                     {[this](size_t index) { before_copy(index); },
+                     {[this] { copies_->begin_thread(); }, [this](size_t index) { before_copy(index); },
                       [this](int buffer) {
                         const std::lock_guard<std::mutex> lock(mutex_);
                         enqueued_.push_back(buffer);

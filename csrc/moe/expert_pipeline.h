@@ -75,8 +75,10 @@ class ExpertPipeline {
 
  private:
   friend class StagedRun;
-  // `before_copy(i)`: may expert i's staging be overwritten? `enqueued(buffer)`: its copies have been given to the bus.
+  // `begin()`: on the thread that copies, before all else. `before_copy(i)`: may expert i's staging be overwritten?
+  // `enqueued(buffer)`: its copies have been given to the bus.
   struct Stages {
+    std::function<void()> begin;
     std::function<void(size_t)> before_copy;
     std::function<void(int)> enqueued;
   };

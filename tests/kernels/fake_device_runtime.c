@@ -36,6 +36,7 @@ enum {
   INVALID_VALUE = 1,
   OUT_OF_MEMORY = 2,
   INVALID_DEVICE = 101,
+  NOT_READY = 600,
   NOT_SUPPORTED = 801,
   UNSUPPORTED_IN_CAPTURE = 900
 };
@@ -368,6 +369,26 @@ int RUNTIME(MemcpyAsync)(void* to, const void* from, size_t bytes, int kind, str
 int RUNTIME(EventCreate)(struct event** event) {
   *event = zeroed(sizeof(**event));
   return SUCCESS;
+}
+
+int RUNTIME(EventCreateWithFlags)(struct event** event, unsigned flags) {
+  (void)flags;
+  return RUNTIME(EventCreate)(event);
+}
+
+/* Work that still refers to the event runs on, so it is not freed. */
+int RUNTIME(EventDestroy)(struct event* event) { return event == NULL ? INVALID_VALUE : SUCCESS; }
+
+int RUNTIME(EventQuery)(struct event* event) {
+  enter();
+  return leave(event->completed < event->recorded ? NOT_READY : SUCCESS);
+}
+
+int RUNTIME(EventSynchronize)(struct event* event) {
+  enter();
+  const int recorded = event->recorded;
+  while (event->completed < recorded) pthread_cond_wait(&changed, &lock);
+  return leave(SUCCESS);
 }
 
 int RUNTIME(EventRecord)(struct event* event, struct stream* stream) {
