@@ -139,7 +139,8 @@ def check_block_fp8_is_stored_byte_by_byte():
     for layer in layers:
         for name, (shape, dtype) in shapes.items():
             layer.register_parameter(name, torch.nn.Parameter(torch.zeros(shape).to(dtype), False))
-    one, other = (device_experts.SglangExperts(layer, None, 2, slot_formats.BlockFp8()) for layer in layers)
+    form = slot_formats.AsStored(encoding("FP8"), tuple(shapes))
+    one, other = (device_experts.SglangExperts(layer, None, 2, form) for layer in layers)
     tensors = image("FP8")
     one.store(1, tensors)
     assert other.takes_slots_of(one)

@@ -1,14 +1,14 @@
 """SGLang's expert weights as the engine's `DeviceExperts`: the slots of a served layer, and spare ones.
 
 SGLang's methods compute with whatever layer they are given, so spare slots are a layer of the same kind
-that holds nothing but its own weights. Where no slot format (slot_formats.py) is that of the layer, its
-experts never change, and its spare slots are unquantised.
+that holds nothing but its own weights (spare_layers.py). Where no slot format (slot_formats/) is that of the
+layer, or it is not right on this device (device_check.py), its experts never change, and its spare slots are
+unquantised.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,12 +17,16 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.integrations.sglang.device_check import Trial, is_right
 from kt_kernel.integrations.sglang.slot_formats import SlotFormat, slot_format
-
-
-def device_of(layer: torch.nn.Module) -> torch.device:
-    """Where SGLang holds the layer's own experts, or would: tensors without slots are somewhere, too."""
-    return next(layer.parameters(recurse=False)).device
+from kt_kernel.integrations.sglang.spare_layers import (
+    SpareLayer,
+    decoded_layer,
+    device_of,
+    name_of,
+    native_layer,
+    weight_only_layer,
+)
 
 
 def without_gaps(slots: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +74,7 @@ class SglangExperts:
 
     def takes_slots_of(self, source: SglangExperts) -> bool:
         """See DeviceExperts.takes_slots_of."""
-        return type(source.filled_as) is type(self.filled_as)
+        return source.filled_as is not None and source.filled_as.is_like(self.filled_as)
 
     def copy_slot(self, slot: int, source: SglangExperts, source_slot: int) -> None:
         """See DeviceExperts.copy_slot."""
@@ -80,34 +84,56 @@ class SglangExperts:
 
 
 def spare_experts(layer: torch.nn.Module, method: Any, slots: int, encoding: ExpertEncoding) -> SglangExperts:
-    """Room for `slots` experts of `encoding` beside those of `layer`, on the same device; empty."""
-    spare = copy.copy(layer)
-    # The copy shares what makes the layer (sizes, dispatcher); weights and modules are its own.
-    spare.__dict__.update(_parameters={}, _buffers={}, _modules={}, num_local_experts=slots)
-    config = dataclasses.replace(layer.moe_runner_config, num_local_experts=slots, layer=spare)
-    if slot_format(layer, method, encoding) is not None:
-        method = copy.copy(method)
-    else:
-        method = _plain_method()
-        spare.scheme = spare.quant_config = None
-        if layer.should_fuse_routed_scaling_factor_in_topk:
-            config.routed_scaling_factor = None  # the weights have it; this method's kernels would repeat it
-    spare.moe_runner_config = config
-    with torch.device(device_of(layer)):
-        method.create_weights(
-            layer=spare,
-            num_experts=slots,
-            hidden_size=config.hidden_size,
-            intermediate_size_per_partition=config.intermediate_size_per_partition,
-            params_dtype=config.params_dtype,
-            weight_loader=None,
-        )
-    method.create_moe_runner(spare, config)
-    return SglangExperts(spare, method, slots, slot_format(spare, method, encoding))
+    """Room for `slots` experts of `encoding` beside those of `layer`, on the same device; empty.
+
+    Of the layer's own kind, or weight-only, if that was found right on this device; else unquantised.
+    """
+
+    kinds = _Kinds(layer, method, encoding)
+    if isinstance(method, UnquantizedFusedMoEMethod):
+        return kinds.native(slots) or kinds.decoded(slots)
+    if kinds.native_is_right():
+        return kinds.native(slots)
+    return kinds.weight_only(slots) if kinds.weight_only_is_right() else kinds.decoded(slots)
 
 
-def _plain_method() -> UnquantizedFusedMoEMethod:
-    """SGLang's unquantised experts as plain matrices, whatever backend is asked for elsewhere."""
-    method = UnquantizedFusedMoEMethod()
-    method.use_flashinfer_cutlass = False
-    return method
+def resident_format(layer: torch.nn.Module, method: Any, encoding: ExpertEncoding) -> SlotFormat | None:
+    """How the loaded experts of `layer` are replaced while serving; None if they cannot be, or if that was
+    found wrong on this device.
+    """
+    form = slot_format(layer, method, encoding)
+    if form is None or isinstance(method, UnquantizedFusedMoEMethod):
+        return form
+    return form if _Kinds(layer, method, encoding).native_is_right() else None
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """The kinds of slot that can stand beside a layer's own."""
+
+    layer: torch.nn.Module
+    method: Any
+    encoding: ExpertEncoding
+
+    def native(self, slots: int) -> SglangExperts | None:
+        return _experts_of(native_layer(self.layer, self.method, slots, self.encoding), slots)
+
+    def weight_only(self, slots: int) -> SglangExperts | None:
+        return _experts_of(weight_only_layer(self.layer, slots, self.encoding), slots)
+
+    def decoded(self, slots: int) -> SglangExperts:
+        return _experts_of(decoded_layer(self.layer, slots, self.encoding), slots)
+
+    def native_is_right(self) -> bool:
+        return is_right(self._trial(name_of(self.layer, self.method)), self.native, self.decoded)
+
+    def weight_only_is_right(self) -> bool:
+        return is_right(self._trial("weight-only kernels"), self.weight_only, self.decoded)
+
+    def _trial(self, name: str) -> Trial:
+        dtype = self.layer.moe_runner_config.params_dtype
+        return Trial(name, self.encoding, device_of(self.layer), dtype)
+
+
+def _experts_of(made: SpareLayer | None, slots: int) -> SglangExperts | None:
+    return None if made is None else SglangExperts(made.layer, made.method, slots, made.form)

@@ -23,11 +23,11 @@ from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
 from kt_kernel.integrations.sglang.device_experts import (
     SglangExperts,
     device_of,
+    resident_format,
     spare_experts,
 )
 from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
-from kt_kernel.integrations.sglang.slot_formats import slot_format
 from kt_kernel.integrations.sglang.startup_failure import reported
 
 # Attributes of this class itself; all others are the wrapped method's.
@@ -159,7 +159,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             cpu_weight_factor=self._factor_of_device(layer),
         )
         if resident is not None and self.settings.moves_experts:
-            resident.filled_as = slot_format(layer, self.gpu_method, hybrid.encoding)
+            resident.filled_as = resident_format(layer, self.gpu_method, hybrid.encoding)
             if self.settings.updates and resident.filled_as is None:
                 raise FeatureUnavailableError(
                     f"not available yet: --kt-enable-dynamic-expert-update for experts that SGLang holds on "
