@@ -39,7 +39,7 @@ COPIES = "copies"  # the copying thread (copies.py)
 MISSES = "misses"  # the thread that serves
 
 # While one is written, one is copied, and one waits for the bus while the thread that waited for a copy
-# wakes up. (bench/simulated_bus.py, 50 GB/s, 50 us to wake up, experts of 4 MB: 80 % of the bus with 2
+# wakes up. (bench/copying.py, 50 GB/s, 50 us to wake up, experts of 4 MB: 80 % of the bus with 2
 # buffers, 97 % with 3, 4 and 6.)
 BUFFERS = 3
 _HEADER_BYTES = 4096  # one counter, one per buffer and one per rank, with room for many ranks
