@@ -122,6 +122,7 @@ template <class... Ints>
 void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle stream, Ints... ints,
                       py::object keep_alive, uintptr_t deferred_ids, uintptr_t deferred_output) {
   std::vector<kt::ForwardArgs> calls = {forward_args(ints...)};
+  calls[0].caller = kt::Caller::kDeviceStream;
   if (deferred_ids != 0) {
     kt::ForwardArgs deferred = calls[0];
     deferred.routing.ids = reinterpret_cast<const void*>(deferred_ids);

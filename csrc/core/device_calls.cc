@@ -52,7 +52,7 @@ void submit_on_stream(TaskQueue& queue, StreamHandle stream, std::vector<Task> t
     return;
   }
   launch_host_task(stream, [&queue, tasks = std::move(tasks)] {
-    for (const Task& task : tasks) queue.submit_or_fail(task);
+    for (const Task& task : tasks) queue.submit_from_stream(task);
   });
 }
 

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -16,19 +17,34 @@
 namespace kt {
 namespace {
 
-// How often the consumer looks at mailboxes during a replay that asks for nothing.
+using Clock = std::chrono::steady_clock;
+
+// How often the consumer looks at the mailboxes of a replay that has asked for nothing for long.
 constexpr std::chrono::microseconds kLookEvery{50};
+
+// The words are looked at more often than the clock.
+constexpr int kPausesPerLook = 16;
 
 // A task, and the mailbox it came from, if any.
 struct Entry {
   TaskQueue::Task task;
+  Caller caller;
   std::shared_ptr<Mailbox> mailbox;
   uint32_t number = 0;
+};
+
+// A mailbox as the consumer sees it without the lock: its words stay in place for the life of the process.
+struct Watched {
+  const SignalWords* words;
+  uint32_t taken;
 };
 
 }  // namespace
 
 struct TaskQueue::State {
+  explicit State(Spinning how) : spinning(how) {}
+
+  const Spinning spinning;
   std::mutex mutex;
   std::condition_variable work_arrived;
   std::condition_variable task_finished;
@@ -39,11 +55,19 @@ struct TaskQueue::State {
   std::exception_ptr error;
   std::vector<std::shared_ptr<Mailbox>> mailboxes;
 
+  // For the consumer, which spins without the lock.
+  std::atomic<uint32_t> news{0};  // goes up with whatever it must not miss
+  Clock::time_point spin_until{};
+  std::vector<Watched> watched;  // the consumer's own
+
   // All below with the lock.
   void push(Entry entry);
+  void wake();
+  void expect_more();
   bool replaying() const;
   void take_requests();
   void wait_for_work(std::unique_lock<std::mutex>& lock);
+  void spin(std::unique_lock<std::mutex>& lock);
   void run_first(std::unique_lock<std::mutex>& lock);
 
   // These take it.
@@ -54,6 +78,16 @@ struct TaskQueue::State {
 void TaskQueue::State::push(Entry entry) {
   tasks.push_back(std::move(entry));
   ++submitted;
+  news.fetch_add(1, std::memory_order_release);
+}
+
+void TaskQueue::State::wake() {
+  news.fetch_add(1, std::memory_order_release);
+  work_arrived.notify_one();
+}
+
+void TaskQueue::State::expect_more() {
+  if (spinning == Spinning::kAfterDevices) spin_until = Clock::now() + kBetweenLayersOfADevice;
 }
 
 bool TaskQueue::State::replaying() const {
@@ -66,7 +100,7 @@ void TaskQueue::State::take_requests() {
     if (!mailbox->replaying) continue;
     while (mailbox->has_request()) {
       const std::shared_ptr<Task>& task = mailbox->tasks[mailbox->taken++];
-      push({[task] { (*task)(); }, mailbox, mailbox->taken});
+      push({[task] { (*task)(); }, Caller::kDeviceStream, mailbox, mailbox->taken});
     }
     mailbox->replaying = mailbox->taken < mailbox->tasks.size();
   }
@@ -80,7 +114,8 @@ void TaskQueue::State::begin_replay(Mailbox& mailbox) noexcept {
   mailbox.words->request.store(0);
   mailbox.words->done.store(0);
   mailbox.replaying = !mailbox.tasks.empty();
-  work_arrived.notify_one();
+  expect_more();
+  wake();
 }
 
 void TaskQueue::State::forget(const std::shared_ptr<Mailbox>& mailbox) {
@@ -91,18 +126,18 @@ void TaskQueue::State::forget(const std::shared_ptr<Mailbox>& mailbox) {
     tasks_of_it.swap(mailbox->tasks);
     mailbox->replaying = false;
     mailboxes.erase(std::remove(mailboxes.begin(), mailboxes.end(), mailbox), mailboxes.end());
+    wake();
   }
-  work_arrived.notify_one();
 }
 
-TaskQueue::TaskQueue() : state_(std::make_shared<State>()) {}
+TaskQueue::TaskQueue(Spinning spinning) : state_(std::make_shared<State>(spinning)) {}
 
 TaskQueue::~TaskQueue() {
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stopping = true;
+    state_->wake();
   }
-  state_->work_arrived.notify_all();
   if (!consumer_.joinable()) return;
   if (consumer_.get_id() == std::this_thread::get_id()) {
     consumer_.detach();
@@ -115,19 +150,21 @@ void TaskQueue::start_consumer() {
   if (!consumer_.joinable()) consumer_ = std::thread([state = state_] { consume(state); });
 }
 
-void TaskQueue::submit(Task task) {
+void TaskQueue::submit(Task task) { submit(std::move(task), Caller::kCpu); }
+
+void TaskQueue::submit(Task task, Caller caller) {
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
     start_consumer();
     state_->take_requests();
-    state_->push({std::move(task), nullptr, 0});
+    state_->push({std::move(task), caller, nullptr, 0});
   }
   state_->work_arrived.notify_one();
 }
 
-void TaskQueue::submit_or_fail(Task task) noexcept {
+void TaskQueue::submit_from_stream(Task task) noexcept {
   try {
-    submit(std::move(task));
+    submit(std::move(task), Caller::kDeviceStream);
   } catch (...) {
     std::lock_guard<std::mutex> lock(state_->mutex);
     if (!state_->error) state_->error = std::current_exception();
@@ -200,8 +237,30 @@ void TaskQueue::remove_last(Mailbox& mailbox, size_t count) {
   mailbox.tasks.resize(mailbox.tasks.size() - count);
 }
 
+void TaskQueue::State::spin(std::unique_lock<std::mutex>& lock) {
+  const Clock::time_point until = spin_until;
+  const uint32_t known = news.load(std::memory_order_relaxed);
+  watched.clear();
+  for (const std::shared_ptr<Mailbox>& mailbox : mailboxes) {
+    if (mailbox->replaying) watched.push_back({mailbox->words, mailbox->taken});
+  }
+  const auto something_new = [&] {
+    if (news.load(std::memory_order_acquire) != known) return true;
+    return std::any_of(watched.begin(), watched.end(), [](const Watched& each) {
+      return each.words->request.load(std::memory_order_acquire) > each.taken;
+    });
+  };
+  lock.unlock();
+  do {
+    for (int i = 0; i < kPausesPerLook && !something_new(); ++i) __builtin_ia32_pause();
+  } while (!something_new() && Clock::now() < until);
+  lock.lock();
+}
+
 void TaskQueue::State::wait_for_work(std::unique_lock<std::mutex>& lock) {
-  if (replaying()) {
+  if (Clock::now() < spin_until) {
+    spin(lock);
+  } else if (replaying()) {
     work_arrived.wait_for(lock, kLookEvery);
   } else {
     work_arrived.wait(lock, [&] { return stopping || !tasks.empty() || replaying(); });
@@ -226,6 +285,7 @@ void TaskQueue::State::run_first(std::unique_lock<std::mutex>& lock) {
     entry.mailbox->finished = entry.number;
     entry.mailbox->words->done.store(entry.number, std::memory_order_release);
   }
+  if (entry.caller == Caller::kDeviceStream) expect_more();
   task_finished.notify_all();
 }
 

@@ -1,7 +1,9 @@
 // FIFO of CPU tasks with one consumer thread, started at the first submit. A task that throws does not stop the
 // queue: the first error is kept and thrown by the next `sync` (or `raise_pending_error`), once.
 //
-// Tasks also come from mailboxes (mailbox.h): the consumer looks at those of graphs that are being replayed.
+// Tasks also come from mailboxes (mailbox.h): the consumer looks at those of graphs that are being replayed. It sleeps
+// when there is nothing to do, but after tasks of a device stream it spins first, because the next layer's will follow
+// (caller.h).
 #pragma once
 
 #include <functional>
@@ -9,22 +11,25 @@
 #include <thread>
 #include <vector>
 
+#include "core/caller.h"
 #include "core/mailbox.h"
 
 namespace kt {
+
+enum class Spinning { kNever, kAfterDevices };
 
 class TaskQueue {
  public:
   using Task = std::function<void()>;
 
-  TaskQueue();
+  explicit TaskQueue(Spinning spinning);
   ~TaskQueue();  // finishes what was submitted
   TaskQueue(const TaskQueue&) = delete;
   TaskQueue& operator=(const TaskQueue&) = delete;
 
   void submit(Task task);
-  // The same from a place that cannot throw, such as a host function: a failure is kept like an error of the task.
-  void submit_or_fail(Task task) noexcept;
+  // From a host function, which cannot throw: a failure is kept like an error of the task.
+  void submit_from_stream(Task task) noexcept;
   // Blocks until all but the last `allowed_pending` of the tasks submitted so far have finished, then throws a kept
   // error if there is one. Tasks that others submit meanwhile are not waited for.
   void sync(int allowed_pending = 0);
@@ -52,6 +57,7 @@ class TaskQueue {
 
  private:
   struct State;
+  void submit(Task task, Caller caller);
   static void consume(const std::shared_ptr<State>& state);
   void start_consumer();  // with the lock
 

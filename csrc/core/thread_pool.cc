@@ -25,11 +25,11 @@ using std::chrono::microseconds;
 // Within a job, whose other threads compute for the same caller, long enough for any but a descheduled one. (With 20
 // us, waits for the end of a phase had fallen asleep and cost 55 us a call; 1 ms itself is not tuned.)
 constexpr microseconds kWithinJob{1000};
-// Between jobs longer than Python takes to make the next call, shorter than the attention between two layers, during
-// which the cores belong to torch's threads. (With 20 us, a worker that had fallen asleep began 57 us after the call;
-// direct calls of MXFP4 took 7 % longer with 50 us than with 100. With 300 us, a torch product of 0.16 ms between two
-// calls took 0.36 ms. Yielding the core instead hands it to an OpenMP thread that spins, until the scheduler's next
-// tick: 4 ms.)
+// Between jobs of a caller on the CPU longer than Python takes to make the next call, shorter than the attention
+// between two layers, during which the cores belong to torch's threads. (With 20 us, a worker that had fallen asleep
+// began 57 us after the call; direct calls of MXFP4 took 7 % longer with 50 us than with 100. With 300 us, a torch
+// product of 0.16 ms between two calls took 0.36 ms. Yielding the core instead hands it to an OpenMP thread that spins,
+// until the scheduler's next tick: 4 ms.)
 constexpr microseconds kBetweenJobs{100};
 
 // The word is looked at more often than the clock, whose reading would delay seeing it change.
@@ -202,12 +202,16 @@ void ThreadPools::execute(const Worker& worker) {
   }
 }
 
+microseconds ThreadPools::between_jobs() const {
+  return caller_.load(std::memory_order_relaxed) == Caller::kCpu ? kBetweenJobs : kBetweenLayersOfADevice;
+}
+
 void ThreadPools::worker_loop(int index) {
   const std::string name = "kt-worker-" + text(index);
   pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
   uint32_t seen = 0;
   while (true) {
-    wait_while_equal(job_epoch_, seen, kBetweenJobs);
+    wait_while_equal(job_epoch_, seen, between_jobs());
     seen = job_epoch_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
     execute(workers_[index]);

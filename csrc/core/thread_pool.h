@@ -1,11 +1,13 @@
 // Compute threads, one sub-pool per NUMA node. The thread that calls `run` is worker 0 of sub-pool 0, so n threads
-// compute and never n + 1. Idle workers spin briefly, then sleep in the kernel.
+// compute and never n + 1. Idle workers spin, then sleep in the kernel.
 //
 //   run(job)            caller and workers execute job(worker); returns when all have finished
 //   worker.barrier()    inside a job: waits for every worker of every sub-pool
 //
 // A job that throws on any thread lets the others finish; `run` then throws the first exception. A job that uses the
 // barrier must not throw: the others would wait for it.
+//
+// How long idle workers spin depends on the caller of the last job (caller.h).
 //
 // `run` is not reentrant and not thread safe: the owner (Engine) serialises calls.
 #pragma once
@@ -22,6 +24,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/caller.h"
 #include "core/topology.h"
 
 namespace kt {
@@ -59,8 +62,12 @@ class ThreadPools {
   const std::vector<int>& threads_per_subpool() const { return threads_per_subpool_; }
   const std::vector<std::string>& warnings() const { return warnings_; }
 
+  // Whether each worker has a core of its own; where they share cores, waiting threads should sleep.
+  bool owns_cores() const { return bound_; }
+
   template <class Job>
-  void run(Job& job) {
+  void run(Job& job, Caller caller = Caller::kCpu) {
+    caller_.store(caller, std::memory_order_relaxed);  // the job's start publishes it
     run_erased(&job, [](void* context, const Worker& worker) { (*static_cast<Job*>(context))(worker); });
   }
 
@@ -71,6 +78,7 @@ class ThreadPools {
   void run_erased(void* context, Entry entry);
   void execute(const Worker& worker);
   void worker_loop(int index);
+  std::chrono::microseconds between_jobs() const;
   void place_workers(const Topology& topology);
   void bind(int worker, pthread_t thread) const;
   void leave_callers_core();
@@ -100,6 +108,7 @@ class ThreadPools {
   std::mutex error_mutex_;
   std::exception_ptr error_;  // the first of the running job
   std::atomic<bool> stopping_{false};
+  std::atomic<Caller> caller_{Caller::kCpu};  // of the last job
   std::vector<std::thread> threads_;
 };
 

@@ -80,7 +80,8 @@ class Engine {
   std::atomic<int64_t> calls_{0};
   std::atomic<int64_t> nanoseconds_{0};
   std::atomic<int64_t> bytes_{0};
-  TaskQueue queue_;  // last member: destroyed first, while what its tasks use still exists
+  // Last member: destroyed first, while what its tasks use still exists.
+  TaskQueue queue_{pools_.owns_cores() ? Spinning::kAfterDevices : Spinning::kNever};
 };
 
 }  // namespace kt

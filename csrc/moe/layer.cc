@@ -135,7 +135,7 @@ void MoeLayer::forward(const ForwardArgs& args) {
   const auto weights = require_weights();
   const auto begin = std::chrono::steady_clock::now();
   ForwardPass pass(*engine_, kernels_, config_, *weights, routing_, args);
-  engine_->pools().run(pass);
+  engine_->pools().run(pass, args.caller);
   engine_->count_call(std::chrono::steady_clock::now() - begin,
                       routing_.experts().size() * weights->bytes_per_expert());
 }

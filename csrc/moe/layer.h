@@ -34,6 +34,7 @@ struct ForwardArgs {
   void* output;  // [tokens, hidden]
   DType output_type;
   Store store;  // kAccumulate adds what `output` holds
+  Caller caller = Caller::kCpu;
 };
 
 class MoeLayer {
