@@ -16,6 +16,7 @@ from kt_kernel.checkpoint.families import (
     expert_layers,
     known_groups,
     locate_experts,
+    own_layers,
     stored_experts,
 )
 from kt_kernel.checkpoint.formats import FORMATS, Format
@@ -47,6 +48,16 @@ def detect_method(path: str | os.PathLike) -> str:
     method = _common_format(checkpoint).format.method
     check_quantization_config(checkpoint, method)
     return method
+
+
+def draft_layer_method(path: str | os.PathLike, layer_idx: int) -> str | None:
+    """The method that reads the experts of a draft model's layer; None if the checkpoint has none there.
+
+    Raises CheckpointError if no method reads them.
+    """
+    checkpoint = open_checkpoint(path)
+    location = expert_layers(checkpoint).get(layer_idx)
+    return None if location is None else _look_at(checkpoint, layer_idx, location).format.method
 
 
 def require_format(checkpoint: Checkpoint, layer_idx: int, method: str) -> Found:
@@ -99,8 +110,7 @@ def _layer_formats(checkpoint: Checkpoint) -> dict[int, Found]:
 
 def _is_draft(checkpoint: Checkpoint, layer_idx: int) -> bool:
     """Layers after the model's last one belong to a draft model, which may be stored in another format."""
-    config = checkpoint.config()
-    layers = config.get("num_hidden_layers") or (config.get("text_config") or {}).get("num_hidden_layers")
+    layers = own_layers(checkpoint)
     return layers is not None and layer_idx >= layers
 
 

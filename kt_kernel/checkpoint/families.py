@@ -20,6 +20,9 @@ LAYER_PREFIXES = (
     "layers.{layer}",
 )
 
+# Layers of a draft model that are counted from 0 again: they follow the model's own.
+DRAFT_PREFIX = "mtp.layers.{layer}"
+
 
 @dataclass(frozen=True)
 class ExpertNames:
@@ -78,14 +81,22 @@ def expert_layers(checkpoint: Checkpoint) -> dict[int, ExpertLocation]:
     """Layer index -> where its experts are, for every layer that has some, in ascending order."""
     groups = checkpoint.expert_groups()
     found: dict[int, ExpertLocation] = {}
-    for prefix in LAYER_PREFIXES:
+    own = own_layers(checkpoint)
+    draft = [] if own is None else [(DRAFT_PREFIX, own)]
+    for prefix, first in [*((prefix, 0) for prefix in LAYER_PREFIXES), *draft]:
         for names in FAMILIES:
             pattern = re.compile(re.escape(f"{prefix}.{names.path}").replace(r"\{layer\}", r"(\d+)"))
             for base, tails in groups.items():
                 match = pattern.fullmatch(base)
                 if match and _belongs(names, tails):
-                    found.setdefault(int(match[1]), ExpertLocation(base, names))
+                    found.setdefault(first + int(match[1]), ExpertLocation(base, names))
     return dict(sorted(found.items()))
+
+
+def own_layers(checkpoint: Checkpoint) -> int | None:
+    """How many decoder layers the model has by its config.json, without those of a draft model."""
+    config = checkpoint.config()
+    return config.get("num_hidden_layers") or (config.get("text_config") or {}).get("num_hidden_layers")
 
 
 def known_groups(checkpoint: Checkpoint) -> str:

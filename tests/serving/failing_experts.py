@@ -13,17 +13,13 @@ from pathlib import Path
 COMPUTING, WRITING = "computing", "writing"
 
 _FOLDER = "TEST_FAILING_EXPERTS"
-_ENTRY_POINT = "[sglang.srt.plugins]\nfailing_experts = failing_experts:register\n"
 
 
 def install(folder: Path) -> dict[str, str]:
     """Make `folder` a place on Python's path that holds the plug-in; returns the server's environment."""
-    information = folder / "failing_experts-1.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-experts\nVersion: 1\n")
-    (information / "entry_points.txt").write_text(_ENTRY_POINT)
-    (folder / "failing_experts.py").write_text(Path(__file__).read_text())
-    return {"PYTHONPATH": str(folder), _FOLDER: str(folder)}
+    from plugin_folder import install_plugin
+
+    return {**install_plugin(folder, Path(__file__)), _FOLDER: str(folder)}
 
 
 def switch(folder: Path, what: str = COMPUTING) -> Path:

@@ -6,10 +6,12 @@ first layer, shared experts, a routed scaling factor and biased expert selection
 attention with yarn.
 """
 
+import json
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCABULARY = 512
@@ -178,6 +180,31 @@ def build(family: str, path: Path, **changes: object) -> Path:
         holder.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
+    return path
+
+
+def add_next_token_layer(path: Path) -> Path:
+    """Give a checkpoint of the DeepSeek or GLM family a layer for speculative decoding, stored as they do.
+
+    It is the last layer with its own experts, so a draft model is wrong only if it uses the wrong weights.
+    """
+    config = json.loads((path / "config.json").read_text())
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    tensors = load_file(path / "model.safetensors")
+    prefix = f"model.layers.{layers}."
+    generator = torch.Generator().manual_seed(SEED)
+    for name in [name for name in tensors if name.startswith(f"model.layers.{layers - 1}.")]:
+        tensor = tensors[name]
+        if ".experts." in name:
+            tensor = (torch.randn(tensor.shape, generator=generator) * 0.08).to(tensor.dtype)
+        tensors[prefix + name.partition(f".{layers - 1}.")[2]] = tensor.clone()
+    tensors[prefix + "eh_proj.weight"] = torch.eye(hidden, 2 * hidden).bfloat16()
+    for norm in ("enorm", "hnorm", "shared_head.norm"):
+        tensors[f"{prefix}{norm}.weight"] = torch.ones(hidden).bfloat16()
+    tensors[prefix + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[prefix + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from kt_kernel.checkpoint.families import expert_layers
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
+from kt_kernel.checkpoint.sizes import expert_group_bytes, stored_bytes
 from kt_kernel.errors import CheckpointPathError
 from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.prefill_plan import (
@@ -106,7 +107,7 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
     """What the estimate needs of a model, for one of `ranks` devices."""
     config, layout = model.hf_text_config, settings.layout
     intermediate = next(size for name in _INTERMEDIATE_SIZES if (size := getattr(config, name, None)))
-    expert_bytes, _ = stored_bytes(open_checkpoint(settings.weight_path), layout)
+    expert_bytes = _expert_bytes(open_checkpoint(settings.weight_path), layout)
     plain = 3 * config.hidden_size * intermediate * 2
     return PrefillModel(
         layers=layout.num_layers,
@@ -120,29 +121,20 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
         expert_bytes=expert_bytes / ranks,
         slot_bytes=(expert_bytes if settings.method in _NATIVE_SLOTS else plain) / ranks,
         kv_bytes=kv_bytes_per_token(model, ranks),
-        other_bytes=_other_bytes(model.model_path, layout) / ranks,
+        other_bytes=_other_bytes(model.model_path) / ranks,
     )
 
 
-def stored_bytes(checkpoint: Checkpoint, layout: ExpertLayout) -> tuple[float, int]:
-    """Bytes of one expert as stored, and of everything in the checkpoint that is no routed expert."""
-    groups = checkpoint.expert_groups()
-    sizes = {
-        base: sum(_bytes(checkpoint, f"{base}.{tail}") for tail in tails) for base, tails in groups.items()
-    }
+def _expert_bytes(checkpoint: Checkpoint, layout: ExpertLayout) -> float:
+    """Of one expert, as stored."""
     base = expert_layers(checkpoint)[layout.moe_layers[-1]].base
-    everything = sum(_bytes(checkpoint, name) for name in checkpoint.names())
-    return sizes[base] / layout.num_experts, everything - sum(sizes.values())
+    return expert_group_bytes(checkpoint)[base] / layout.num_experts
 
 
-def _bytes(checkpoint: Checkpoint, name: str) -> int:
-    info = checkpoint.info(name)
-    return info.end - info.begin
-
-
-def _other_bytes(model_path: str, layout: ExpertLayout) -> int:
-    """0 for a model that is still to be downloaded."""
+def _other_bytes(model_path: str) -> int:
+    """Of all that is no routed expert; 0 for a model that is still to be downloaded."""
     try:
-        return stored_bytes(open_checkpoint(model_path), layout)[1]
+        checkpoint = open_checkpoint(model_path)
     except CheckpointPathError:
         return 0
+    return stored_bytes(checkpoint, checkpoint.names()) - sum(expert_group_bytes(checkpoint).values())

@@ -36,7 +36,10 @@ def layer_settings(original: Callable, server_args: Any, layer_idx: int) -> Laye
                 )
             return None
         if get_flags().moe.in_speculative_scope:
-            return None  # a draft model has no weights in the weight path: its experts stay on the device
+            if settings.draft is None:
+                return None  # draft.py has said what that means
+            settings = settings.draft
+            layer_idx += settings.layout.moe_layers[0]  # the draft model counts its layers from 0
         hooks.verify()
         return LayerSettings(settings, layer_idx)
 

@@ -102,5 +102,5 @@ def serve(settings: KTSettings, device: torch.device) -> ServedModel:
 
 
 def served_models() -> tuple[ServedModel, ...]:
-    """All that this process serves: one, or none without CPU experts."""
+    """All that this process serves: one, or none without CPU experts; and perhaps its draft model."""
     return tuple(_served.values())

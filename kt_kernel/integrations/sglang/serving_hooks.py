@@ -16,15 +16,16 @@ from kt_kernel.integrations.sglang.served_model import ServedModel, served_model
 logger = logging.getLogger(__name__)
 
 REPORT_KEY = "kt"
+DRAFT_REPORT_KEY = "kt_draft"
 
 
 def begin_step(runner: Any, *arguments: Any, **options: Any) -> None:
     """Before `ModelRunner.forward`: the one moment in a step at which experts may change their places.
 
-    A draft model's experts are none of ours.
+    A draft model has steps of its own.
     """
-    if not runner.is_draft_worker:
-        for served in served_models():
+    for served in served_models():
+        if served.settings.for_draft_model == runner.is_draft_worker:
             served.begin_step()
 
 
@@ -73,9 +74,12 @@ def process_batch_result(scheduler: Any, batch: Any, result: Any) -> None:
 
 
 def add_report(result: Any, controller: Any, request: Any) -> None:
-    """After `SchedulerInternalStateController.get_internal_state`: what /server_info shows as `kt`."""
+    """After `SchedulerInternalStateController.get_internal_state`: what /server_info shows as `kt`, and for
+    the draft model as `kt_draft`.
+    """
     for served in served_models():
-        result.internal_state[REPORT_KEY] = served.hybrid.report()
+        key = DRAFT_REPORT_KEY if served.settings.for_draft_model else REPORT_KEY
+        result.internal_state[key] = served.hybrid.report()
 
 
 def record_distribution(original: Callable, scheduler: Any, request: Any) -> Any:

@@ -30,6 +30,8 @@ class KTSettings:
     `prefill_threshold`: calls of at least as many tokens run wholly on the device, 0 = none.
     `updates`: do experts move while serving; `update_interval`: look every so many steps, 0 = after prefill.
     `records`: can be told to record where experts were.
+    `draft`: the settings of the draft model, whose layers follow the model's own; None = it has no experts,
+    or they are all SGLang's. `for_draft_model`: these are such settings.
     """
 
     weight_path: str
@@ -48,6 +50,8 @@ class KTSettings:
     update_interval: int = 0
     miss_policy: str = ON_CPU
     records: bool = False
+    draft: KTSettings | None = None
+    for_draft_model: bool = False
 
     @property
     def moves_experts(self) -> bool:

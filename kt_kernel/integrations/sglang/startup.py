@@ -13,6 +13,7 @@ from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTErro
 from kt_kernel.hybrid.layout import expert_layout
 from kt_kernel.integrations.sglang import chunk_size, cpu_defaults, dense_weights, hooks, numa_binding
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.draft import with_draft
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.other_options import check_other_options
@@ -63,6 +64,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     declare_resolution(server_args, SOURCE, **chunk_size.choose(settings, options, model, left_open))
     _check_chunks(options, flags)
     settings = replace(settings, max_tokens=_most_tokens_of_a_call(options))
+    settings = with_draft(settings, options, model)
     if settings.updates:
         _check_device_format(settings, model, options)
     declare_resolution(
