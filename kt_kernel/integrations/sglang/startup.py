@@ -17,7 +17,8 @@ from kt_kernel.integrations.sglang.draft import with_draft
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.other_options import check_other_options
-from kt_kernel.integrations.sglang.settings import KTSettings, make_settings, weight_method
+from kt_kernel.integrations.sglang.settings import make_settings, weight_method
+from kt_kernel.integrations.sglang.update_formats import check_update_format
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     settings = replace(settings, max_tokens=_most_tokens_of_a_call(options))
     settings = with_draft(settings, options, model)
     if settings.updates:
-        _check_device_format(settings, model, options)
+        check_update_format(settings, model, options)
     declare_resolution(
         server_args,
         SOURCE,
@@ -130,29 +131,6 @@ def _leave_prefill_uncaptured(server_args: Any, options: Any) -> None:
     declare_resolution(server_args, SOURCE, cuda_graph_config=config)
     # SGLang's later steps keep a choice that is marked as made.
     server_args._cuda_graph_config_locked.add(chosen)
-
-
-def _check_device_format(settings: KTSettings, model: Any, options: Any) -> None:
-    """Experts that move are written into the device's own weights, in a format that this version can fill.
-
-    Prefill on the device and fetched misses need no such check: their slots are unquantised if need be.
-    """
-    what, backend, stored = (
-        "--kt-enable-dynamic-expert-update",
-        options.moe_runner_backend,
-        model.quantization,
-    )
-    if backend not in ("auto", "triton"):
-        raise FeatureUnavailableError(
-            f"not available yet: {what} together with --moe-runner-backend {backend}; choose triton, or "
-            "leave one of them out."
-        )
-    if stored is not None and (stored, settings.method) != ("fp8", "FP8"):
-        raise FeatureUnavailableError(
-            f"not available yet: {what} for a model that is {stored} on the device with {settings.method} "
-            "experts on the CPU; use an unquantised model, or fp8 with --kt-method FP8, or leave that flag "
-            "out."
-        )
 
 
 def _most_tokens_of_a_call(options: Any) -> int:
