@@ -106,8 +106,16 @@ def top(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    device: Annotated[
+        bool, typer.Option("--device", help="Try every path between CPU and CUDA device instead.")
+    ] = False,
+) -> None:
     """Check this installation, down to one real expert layer; exit status 1 if something is broken."""
+    if device:
+        from kt_kernel.cli.device_doctor import examine_device
+
+        raise typer.Exit(examine_device())
     from kt_kernel.cli.doctor import examine
 
     raise typer.Exit(examine())

@@ -96,7 +96,6 @@ def test_results_that_are_no_numbers_differ_without_end(tokens):
 
 
 def trial(name):
-    pytest.importorskip("sglang")
     from kt_kernel.integrations.sglang.device_check import Trial
 
     return Trial(name, ENCODINGS["RAWINT4"], torch.device("cpu"), torch.bfloat16)

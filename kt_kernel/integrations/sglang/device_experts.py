@@ -17,7 +17,7 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
-from kt_kernel.integrations.sglang.device_check import Trial, is_right
+from kt_kernel.integrations.sglang.device_check import Trial, Verdict, examine, is_right
 from kt_kernel.integrations.sglang.slot_formats import SlotFormat, slot_format
 from kt_kernel.integrations.sglang.spare_layers import (
     SpareLayer,
@@ -107,6 +107,12 @@ def resident_format(layer: torch.nn.Module, method: Any, encoding: ExpertEncodin
     return form if _Kinds(layer, method, encoding).native_is_right() else None
 
 
+def tried(layer: torch.nn.Module, method: Any, encoding: ExpertEncoding) -> Verdict:
+    """What comes of slots of the layer's own kind on this device; its own experts stay as they are."""
+    kinds = _Kinds(layer, method, encoding)
+    return examine(kinds.native_trial, kinds.native, kinds.decoded)
+
+
 @dataclass(frozen=True)
 class _Kinds:
     """The kinds of slot that can stand beside a layer's own."""
@@ -125,7 +131,11 @@ class _Kinds:
         return _experts_of(decoded_layer(self.layer, slots, self.encoding), slots)
 
     def native_is_right(self) -> bool:
-        return is_right(self._trial(name_of(self.layer, self.method)), self.native, self.decoded)
+        return is_right(self.native_trial, self.native, self.decoded)
+
+    @property
+    def native_trial(self) -> Trial:
+        return self._trial(name_of(self.layer, self.method))
 
     def weight_only_is_right(self) -> bool:
         return is_right(self._trial("weight-only kernels"), self.weight_only, self.decoded)
