@@ -157,6 +157,11 @@ class Channel:
         """The memory that all ranks share counts for each of them."""
         return self._memory.nbytes
 
+    @property
+    def device_bytes(self) -> int:
+        """Of the buffers on the device, which are made at the first use."""
+        return len(self._on_device) * self.encoding.bytes
+
 
 class ExpertFeed:
     """The experts of one layer. `wrapper` has them on rank 0 and is None elsewhere."""

@@ -36,7 +36,8 @@ def memory_plan(model: HybridModel) -> list[MemoryRow]:
         MemoryRow("resident experts", DEVICE, sum(bytes_of_slots(layer.resident) for layer in model.layers)),
         MemoryRow("slots of layerwise prefill", DEVICE, model.prefill.device_bytes),
         MemoryRow("slots of fetched experts", DEVICE, model.misses.device_bytes),
-        MemoryRow("staging of copied experts", exchanged, model.staging_bytes),
+        MemoryRow("staging of copied experts", DEVICE, sum(c.device_bytes for c in model.channels)),
+        MemoryRow("staging of copied experts", exchanged, sum(c.host_bytes for c in model.channels)),
         MemoryRow("exchange with the CPU", exchanged, BUFFERS.bytes_of_calls),
         MemoryRow("exchange with the CPU in graphs", exchanged, BUFFERS.bytes_of_graphs),
     )

@@ -100,9 +100,9 @@ class HybridModel:
         return ExpertFeed(layer.wrapper, layer.encoding, self._channels[user])
 
     @property
-    def staging_bytes(self) -> int:
-        """Host memory through which experts go to the device."""
-        return sum(channel.host_bytes for channel in self._channels.values())
+    def channels(self) -> tuple[Channel, ...]:
+        """Through which experts go to the device."""
+        return tuple(self._channels.values())
 
     def chain(self, engine: Any) -> DeferralChain:
         """What this model's layers on one CPU engine defer with."""

@@ -16,6 +16,7 @@ SLOT = 3 * HIDDEN * INTERMEDIATE * 4  # float32
 
 
 def plan(engine: Engine) -> dict[str, MemoryRow]:
+    """Of experts on their way, the row of the host."""
     return {row.what: row for row in memory_plan(engine.model)}
 
 
@@ -36,11 +37,14 @@ def test_every_purpose_has_its_bytes_once_it_is_prepared(monkeypatch, tmp_path):
         before = plan(engine)
         engine.model.prepare()
         rows = plan(engine)
+        staging = [row for row in memory_plan(engine.model) if row.what == "staging of copied experts"]
         images = engine.layers[0].encoding.bytes
     assert rows["resident experts"] == MemoryRow("resident experts", DEVICE, 5 * SLOT)
     assert "slots of layerwise prefill" not in before
     assert rows["slots of layerwise prefill"].bytes == 2 * EXPERTS * SLOT
     assert rows["slots of fetched experts"].bytes == min(8, EXPERTS) * SLOT
+    (on_device,) = (row for row in staging if row.where == DEVICE)
+    assert on_device.bytes >= 2 * images
     assert rows["staging of copied experts"].where == HOST
     # two users of as many buffers, at least two each
     assert rows["staging of copied experts"].bytes >= 2 * 2 * images

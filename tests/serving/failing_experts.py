@@ -28,12 +28,13 @@ def switch(folder: Path, what: str = COMPUTING) -> Path:
 
 
 def register() -> None:
-    from kt_kernel import KTMoEWrapper
     from kt_kernel.cpu_path import CpuPath
+    from kt_kernel.hybrid.feed import Channel
 
     for name in ("forward", "submit"):
         setattr(CpuPath, name, _computing(getattr(CpuPath, name)))
-    KTMoEWrapper.write_expert = _writing(KTMoEWrapper.write_expert)
+    for name in ("copy", "store"):
+        setattr(Channel, name, _writing(getattr(Channel, name)))
 
 
 def _told_to(what: str) -> bool:
@@ -55,7 +56,9 @@ def _computing(original: Callable) -> Callable:
 
 
 def _writing(original: Callable) -> Callable:
-    def call(wrapper, expert, *arguments):
-        return original(wrapper, wrapper.num_experts + 7 if _told_to(WRITING) else expert, *arguments)
+    def call(channel, wrapper, experts, *arguments):
+        if _told_to(WRITING):
+            experts = [wrapper.num_experts + 7, *experts[1:]]
+        return original(channel, wrapper, experts, *arguments)
 
     return call
