@@ -12,7 +12,8 @@
     test_write_expert                        experts given back to a device in their checkpoint's layout
     test_engine_stats                        what the engine says of its own work
     test_bad_arguments, test_bad_weights     everything a caller can get wrong
-    test_device_stream                       host functions on a (fake) device stream, run or replayed
+    test_device_stream                       calls on a (fake) device stream, run or replayed
+    test_device_signals, test_mailbox        replayed calls that meet the device through memory operations
     test_device_headers                      functions of a device runtime called as they are declared
     test_graph_lifetimes                     what a graph holds, and for how long
     test_instruction_leaks                   machine code that does not belong in its file

@@ -136,6 +136,9 @@ def a_graph_destroyed_with_requests_unseen(library: str) -> None:
         for output in outputs:
             submit(stream, layer, call, output)
     executable = graph.instantiate_only()
+    long = engine_and_layer(tokens=1024)[2]
+    long_output = poisoned(long.hidden.shape, F32)
+    layer.submit(*arguments(long, long_output, F32))  # the queue's thread has no time to look at requests
     executable.launch(stream)
     stream.wait()
     executable.destroy()
