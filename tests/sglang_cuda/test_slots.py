@@ -10,6 +10,6 @@ CASES = {"9.0": 14, "10.0": 1}
 
 @pytest.mark.parametrize("capability", sorted(CASES))
 def test_filled_slots_are_loaded_ones_bit_by_bit(on_cuda, capability: str):
-    printed = on_cuda("inside_slots", "check_slots", capability)
+    printed = on_cuda("inside_slots", "check_slots", capability, timeout=300)
     names = {line.partition(", rank ")[0] for line in printed.splitlines() if line.startswith("compared: ")}
     assert len(names) == CASES[capability], names

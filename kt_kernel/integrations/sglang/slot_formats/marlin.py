@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from kt_kernel.errors import CheckpointError
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
 
 _TILE = 16  # inputs
 _TILE_OUTPUTS = 64
 # The 4-bit float kernels widen four scales at a time, in this order.
 _FLOAT_ORDER = (0, 2, 1, 3)
+_HALF_OF_THE_LAST_BIT = 1 << 6  # of the three bits of mantissa kept of ten
 
 
 class _Marlin:
@@ -43,7 +43,7 @@ class _Marlin:
         there = tensors.to(w13.device)
         for place, codes in ((w13, self._inputs_first(there.w13_weight, 2)), (w2, self._w2(there))):
             place.copy_(self._repacked(codes))
-        w13_scale.copy_(self._scales(self._inputs_first(there.w13_scale, 2), w13_scale))
+        w13_scale.copy_(self._scales(self._w13_scales(there), w13_scale))
         w2_scale.copy_(self._scales(self._w2_scales(there), w2_scale))
 
     def is_like(self, other: Any) -> bool:
@@ -59,6 +59,9 @@ class _Marlin:
             part = part.unflatten(0, (halves, -1))
             part = torch.cat((part, part.new_zeros(halves, self._padding, part.shape[-1])), 1).flatten(0, 1)
         return part.t().contiguous()
+
+    def _w13_scales(self, tensors: ExpertTensors) -> torch.Tensor:
+        return self._inputs_first(tensors.w13_scale, 2)
 
     def _w2(self, tensors: ExpertTensors) -> torch.Tensor:
         return self._padded_inputs(tensors.w2_weight.view(torch.int32).t(), 8)
@@ -161,8 +164,9 @@ class MarlinFp4(_Marlin):
 class MarlinNvfp4(MarlinFp4):
     """E2M1 with an e4m3 per 16 inputs, and a scale of the whole matrix in the model's dtype (NVFP4).
 
-    One such scale for gate and up together. Of an e4m3, read as a half-precision number x 2^7, the kernels
-    keep the eight bits that follow the sign.
+    Of an e4m3, read as a half-precision number x 2^7, the kernels keep the eight bits that follow the sign.
+    They have one scale for gate and up together: the larger one; where they differ, the smaller one's scales
+    of groups shrink, rounded to the same three bits of mantissa.
     """
 
     @classmethod
@@ -176,25 +180,24 @@ class MarlinNvfp4(MarlinFp4):
         return cls(encoding, (*names, "w13_weight_scale_2", "w2_weight_scale_2"), encoding.share)
 
     def store(self, layer: torch.nn.Module, slot: int, tensors: ExpertTensors) -> None:
-        """Raises CheckpointError if gate and up, in host memory, have different global scales."""
+        """As for other formats, and the global scales."""
         from sglang.srt.layers.quantization.marlin_utils_fp4 import nvfp4_marlin_process_global_scale
 
-        found = tensors.global_scales
-        if found.is_cpu and found[0] != found[1]:
-            raise CheckpointError(
-                f"an expert's gate and up projections have the global scales {found[0]:g} and {found[1]:g}, "
-                "but SGLang's Marlin kernels have one for both; leave out --kt-gpu-prefill-token-threshold, "
-                "--kt-miss-policy and --kt-enable-dynamic-expert-update."
-            )
         super().store(layer, slot, tensors)
-        place = layer.w13_weight_scale_2.data
-        there = nvfp4_marlin_process_global_scale(found.to(place.device, non_blocking=True).to(place.dtype))
-        place[slot].copy_(there[0])
-        layer.w2_weight_scale_2.data[slot].copy_(there[2])
+        w13, w2 = layer.w13_weight_scale_2.data, layer.w2_weight_scale_2.data
+        found = tensors.global_scales.to(w13.device, non_blocking=True)
+        w13[slot].copy_(nvfp4_marlin_process_global_scale(found[:2].amax().to(w13.dtype))[0])
+        w2[slot].copy_(nvfp4_marlin_process_global_scale(found[2].to(w2.dtype))[0])
+
+    def _w13_scales(self, tensors: ExpertTensors) -> torch.Tensor:
+        of_halves = tensors.global_scales[:2] / tensors.global_scales[:2].amax()
+        scales = tensors.w13_scale.float().unflatten(0, (2, -1)) * of_halves[:, None, None]
+        return self._inputs_first(scales.flatten(0, 1).to(torch.half), 2)
 
     def _scales(self, scales: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        halves = self._permuted(scales.view(torch.uint8)).view(scales.dtype).to(torch.half) * 2**7
-        return (halves.view(torch.int16) << 1).view(torch.uint8)[:, 1::2].view(place.dtype)
+        bits = (self._permuted(scales.to(torch.half)) * 2**7).view(torch.int16)
+        kept = ((bits + _HALF_OF_THE_LAST_BIT) << 1).view(torch.uint8)[:, 1::2]
+        return kept.view(place.dtype)
 
 
 def _holds_tiles(
