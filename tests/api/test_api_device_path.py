@@ -20,6 +20,7 @@ from api_support import (
 from test_api_deferral import slow_rule
 
 from kt_kernel.buffers import BufferCache, BufferKey
+from kt_kernel.device_ops import block
 from kt_kernel.device_ops.routing import Split
 from kt_kernel.device_path import DevicePath
 from kt_kernel.errors import CallOrderError, ConfigurationError, InputError
@@ -117,6 +118,14 @@ def test_passes_of_changing_batch_sizes_are_right(max_deferred):
             output = path.forward(hidden, ids.int(), weights.bfloat16().float() * 0 + weights, None, Split())
             assert output.shape == (tokens, HIDDEN)
             assert_close(output, expected)
+
+
+def test_hidden_states_that_are_too_large_to_pack_arrive_all_the_same(monkeypatch):
+    monkeypatch.setattr(block, "_MOST_PACKED_BYTES", 4 * HIDDEN * 2)
+    _, path, _ = _layers(0)[0]
+    for seed, tokens in enumerate([4, 5, 64, 1]):
+        call = random_call(seed, tokens)
+        assert_close(path.forward(*call, None, Split()), reference(_EXPERTS[0], *call))
 
 
 def test_deferred_task_follows_the_immediate_one_and_only_it_may_be_pending():
