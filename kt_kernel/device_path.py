@@ -1,11 +1,12 @@
 """Forward calls whose tensors are on an accelerator: host buffers, and the CPU's work enqueued on the stream.
 
-    stream:  route -> copy in -> [callback: queue the task] -> the accelerator's own experts ->
-             [callback: wait] -> copy out
+    stream:  route -> copy in -> [queue the task] -> the accelerator's own experts ->
+             [wait] -> copy out
 
 `route` packs all that the CPU reads into one block (device_ops/), so there is one copy each way.
 
-Python never waits: the calls only enqueue, so they can be captured in a graph.
+What is in brackets is csrc/core/device_calls.h. Python never waits: the calls only enqueue, so they can be
+captured in a graph.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class DevicePath:
         """Enqueue the wait and the copy back; returns a new tensor [tokens, H] like `hidden`, filled in
         stream order.
 
-        Raises the error of an earlier call that failed on the CPU: a callback itself cannot raise.
+        Raises the error of an earlier call that failed on the CPU: what a stream does cannot raise.
         """
         call, self._in_flight = self._in_flight, None
         if call is None:
