@@ -31,6 +31,7 @@ class FormatCheck:
     backend: str = "auto"
     group_size: int = 0
     scale_dtype: torch.dtype | None = None
+    dtype: torch.dtype = torch.bfloat16  # of the model
 
     @property
     def encoding(self) -> ExpertEncoding:
@@ -42,7 +43,7 @@ class FormatCheck:
 
         try:
             with _configured(self.backend, device):
-                layer = _layer(self._config(), device)
+                layer = _layer(self._config(), device, self.dtype)
                 return tried(layer, layer.quant_method, self.encoding)
         except Exception as problem:
             return Verdict(is_right=False, error=None, reason=f"{type(problem).__name__}: {problem}")
@@ -102,7 +103,9 @@ FORMAT_CHECKS = (
         group_size=32,
         scale_dtype=torch.bfloat16,
     ),
-    FormatCheck("GPTQ_INT4", "gptq_marlin", _GPTQ, group_size=128, scale_dtype=torch.float16),
+    FormatCheck(  # SGLang keeps its scales in half precision, so the model must be, too
+        "GPTQ_INT4", "gptq_marlin", _GPTQ, group_size=128, scale_dtype=torch.float16, dtype=torch.float16
+    ),
     FormatCheck("MXFP4", "fp8", _BLOCKS, "marlin"),
     FormatCheck(
         "NVFP4",
@@ -128,7 +131,7 @@ def _configured(backend: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _layer(config: Any, device: torch.device) -> torch.nn.Module:
+def _layer(config: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
     make: Callable[..., torch.nn.Module] = FusedMoE
@@ -143,5 +146,5 @@ def _layer(config: Any, device: torch.device) -> torch.nn.Module:
             prefix="model.layers.0.mlp.experts",
             routed_scaling_factor=_FACTOR,
             inplace=False,
-            params_dtype=torch.bfloat16,
+            params_dtype=dtype,
         )
