@@ -13,6 +13,7 @@ For a process of its own: `environment()` goes to tests/kernels/isolation.py's `
 
 from __future__ import annotations
 
+import enum
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -56,7 +57,11 @@ def capability_of(text: str) -> tuple[int, int]:
 def environment() -> dict[str, str]:
     """Variables of a process that calls `enter`."""
     packages = Path(sys.prefix) / "kt-cuda" / "triton"
-    return {"PYTHONPATH": f"{packages}:{Path(__file__).parent}", "KT_SGLANG_CPU_SHIMS": "0"}
+    return {
+        "PYTHONPATH": f"{packages}:{Path(__file__).parent}",
+        "KT_SGLANG_CPU_SHIMS": "0",
+        "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
+    }
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,7 @@ def enter(capability: tuple[int, int]) -> None:
 
     _believe_in_a_gpu(capability)
     sys.meta_path.insert(0, _AbsentPackages())
+    _values_of_absent_packages()
     _record_triton()
     _record_compiled_kernels()
     _run_custom_operators_on_the_cpu()
@@ -201,6 +207,7 @@ def _believe_in_a_gpu(capability: tuple[int, int]) -> None:
         multi_processor_count=132,
         total_memory=80 << 30,
         shared_memory_per_block_optin=232448,
+        is_integrated=False,
     )
     torch.version.cuda = "13.0"
     cuda = torch.cuda
@@ -212,6 +219,7 @@ def _believe_in_a_gpu(capability: tuple[int, int]) -> None:
     cuda.get_device_properties = lambda *_: properties
     cuda.is_current_stream_capturing = lambda: False
     cuda.current_stream = lambda *_: _Stream()
+    cuda.mem_get_info = lambda *_: (79 << 30, 80 << 30)
     cuda.empty_cache = cuda.synchronize = lambda *_: None
     cuda.Stream = _Stream
 
@@ -248,3 +256,36 @@ def _run_custom_operators_on_the_cpu() -> None:
             original(library, name, function, "CPU", **keywords)
 
     torch.library.Library.impl = impl
+
+
+class ActivationType(enum.IntEnum):
+    """FlashInfer's, as far as SGLang asks for it by name."""
+
+    Gelu = 0
+    Relu = 1
+    Silu = 2
+    Swiglu = 3
+    Geglu = 4
+    SwigluBias = 5
+    Relu2 = 6
+    Identity = 7
+    Situ = 8
+
+
+def _values_of_absent_packages() -> None:
+    for module in ("flashinfer.fused_moe.core", "flashinfer.tllm_enums", "flashinfer.fused_moe"):
+        importlib.import_module(module).ActivationType = ActivationType
+    for name in ("get_num_sms", "get_mk_alignment_for_contiguous_layout", "get_tma_aligned_size"):
+        RESULTS[name] = lambda *_, **__: 128
+
+
+def quantised_in_pairs(
+    x: torch.Tensor | None = None, *_: Any, **named: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """FlashInfer's quantisation of activations: codes and scales."""
+    x = named["input"] if x is None else x
+    return x, x.new_ones(x.shape[0], 1)
+
+
+for _name in ("mxfp8_quantize", "fp4_quantize", "nvfp4_quantize", "scaled_fp4_quant"):
+    RESULTS[_name] = quantised_in_pairs

@@ -99,7 +99,7 @@ def compute(layer: torch.nn.Module) -> torch.Tensor:
     """One call of the device's experts, with gaps in the routing where our method leaves them."""
     generator = torch.Generator().manual_seed(0)
     device = next(layer.parameters()).device
-    hidden = torch.randn(TOKENS, HIDDEN, generator=generator).to(torch.bfloat16).to(device)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator).to(layer.params_dtype).to(device)
     weights = torch.rand(TOKENS, TOP_K, generator=generator).to(device)
     placement = getattr(layer.quant_method, "placement", None)
     slots = EXPERTS if placement is None else placement.current.capacity

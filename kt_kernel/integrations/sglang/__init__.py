@@ -13,6 +13,7 @@ passes through these files in this order:
     cpu_defaults.py      defaults for machines without a GPU
     layer_hooks.py       where SGLang's MoE layer asks for its settings and its method
     moe_method.py        one MoE layer: SGLang's own method, and kt_kernel/hybrid around it
+    device_backends.py   which of SGLang's GPU code computes some of the experts, and what is refused
     device_experts.py    SGLang's expert weights as slots that the hybrid engine can fill
     served_model.py      what the layers share: the hybrid model, and what becomes of its failures
     serving_hooks.py     between the scheduler's steps: experts move, failed requests end, figures are told

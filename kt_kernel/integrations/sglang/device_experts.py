@@ -15,8 +15,10 @@ import torch
 from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+from sglang.srt.utils import is_cuda
 
 from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.integrations.sglang import device_backends
 from kt_kernel.integrations.sglang.device_check import Trial, Verdict, examine, is_right
 from kt_kernel.integrations.sglang.slot_formats import SlotFormat, slot_format
 from kt_kernel.integrations.sglang.spare_layers import (
@@ -30,10 +32,7 @@ from kt_kernel.integrations.sglang.spare_layers import (
 
 
 def without_gaps(slots: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same routing with slot 0 and weight 0 in place of -1.
-
-    SGLang's GPU kernels look for -1 only where a layer has fewer slots than experts.
-    """
+    """The same routing with slot 0 and weight 0 in place of -1."""
     return slots.clamp(min=0), torch.where(slots < 0, 0, weights)
 
 
@@ -55,9 +54,10 @@ class SglangExperts:
         """See DeviceExperts.compute; carries the routed scaling factor where SGLang's kernels apply it."""
         if hidden.shape[0] == 0 or self.capacity == 0:
             return torch.zeros_like(hidden)
-        if not hidden.is_cpu and self.capacity == self.layer.moe_runner_config.num_experts:
+        if is_cuda() and not device_backends.skips_gaps(self._method, self.layer):
             slots, weights = without_gaps(slots, weights)
-        routing = StandardTopKOutput(topk_weights=weights, topk_ids=slots, router_logits=None)
+        # The routing is done; Marlin's kernels read the number of tokens from the logits, and no more.
+        routing = StandardTopKOutput(topk_weights=weights, topk_ids=slots, router_logits=weights)
         dispatched = StandardDispatchOutput(
             hidden_states=hidden, hidden_states_scale=None, topk_output=routing
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from sglang.srt.layers.moe.fused_moe_triton import layer as fused_moe
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.topk import TopKOutputChecker
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
@@ -20,6 +21,7 @@ from kt_kernel import KTMoEWrapper
 from kt_kernel.errors import CallOrderError, CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
+from kt_kernel.integrations.sglang import device_backends
 from kt_kernel.integrations.sglang.device_experts import (
     SglangExperts,
     device_of,
@@ -49,6 +51,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self.placement: LayerPlacement | None = None
         self.served: ServedModel | None = None
         self.hybrid: HybridLayer | None = None
+        # Read by SGLang, whose own test asks for the class of the method, and by the models' routing.
+        self.fuse_routed_scaling_factor_in_topk = False
 
     # ---- making and loading ------------------------------------------------------------------
 
@@ -71,14 +75,34 @@ class HybridMoEMethod(FusedMoEMethodBase):
         # The loaders of `layer` follow the layout of the method that really holds weights.
         layer.weight_load_method = self.gpu_method
         attributes["weight_loader"] = _SlotLoader(layer, self.placement.current)
+        # Some methods size their tensors, or loop, by these instead of by the argument.
+        slots = self.placement.current.capacity
+        layer.num_local_experts = layer.moe_runner_config.num_local_experts = slots
         self.gpu_method.create_weights(
             layer=layer,
-            num_experts=self.placement.current.capacity,
+            num_experts=slots,
             hidden_size=hidden_size,
             intermediate_size_per_partition=intermediate_size_per_partition,
             params_dtype=params_dtype,
             **attributes,
         )
+        self._make_room_for_all_input_scales(layer, num_experts)
+
+    def _make_room_for_all_input_scales(self, layer: torch.nn.Module, num_experts: int) -> None:
+        """Input scales that SGLang reduces over the experts are loaded for all of them, also the CPU's.
+
+        A row per expert: those with a slot in the slots' order, then the others. NVFP4's have it already.
+        """
+        for name, parameter in layer.named_parameters(recurse=False):
+            if not name.endswith("_input_scale"):
+                continue
+            if device_backends.reduces_input_scales(self.gpu_method, layer):
+                rows = parameter.data.new_ones(num_experts, *parameter.shape[1:])
+                rows[: parameter.shape[0]] = parameter.data
+                parameter.data = rows
+                parameter.kt_has_all_experts = True
+            elif getattr(parameter, "_sglang_require_global_experts", False):
+                parameter.kt_has_all_experts = True
 
     def _make_wrapper(self, layer: torch.nn.Module, num_experts: int, hidden_size: int) -> KTMoEWrapper:
         settings = self.settings
@@ -123,11 +147,15 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 )
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: Any) -> None:
-        moe_runner_config.num_local_experts = self.placement.current.capacity
         # The CPU's experts read the same tokens, and a second set of experts on the device may, too.
         moe_runner_config.inplace = False
         self.moe_runner_config = moe_runner_config
         self.gpu_method.create_moe_runner(layer, moe_runner_config)
+        with reported():
+            device_backends.check_method(self.gpu_method, layer)
+        self.fuse_routed_scaling_factor_in_topk = fused_moe._fuses_routed_scaling_factor_in_topk(
+            self.gpu_method, self.gpu_method.get_moe_runner_backend(layer)
+        )
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         if self.hybrid is not None:
@@ -215,11 +243,16 @@ class HybridMoEMethod(FusedMoEMethodBase):
 
 
 class _SlotLoader:
-    """The `weight_loader` of the device weights: keeps the experts that have a slot, and drops the others."""
+    """The `weight_loader` of the device weights: keeps the experts that have a slot, and drops the others
+    except their input scales where SGLang reduces these over all experts.
+    """
 
     def __init__(self, layer: torch.nn.Module, placement: Placement) -> None:
         self._layer = layer
         self._placement = placement
+        cold = (expert for expert in range(placement.num_experts) if placement.slot(expert) == EMPTY)
+        # expert -> row of a tensor with a row for each: never a slot's.
+        self._row_of_cold = {expert: placement.capacity + at for at, expert in enumerate(cold)}
 
     def __call__(
         self,
@@ -232,14 +265,19 @@ class _SlotLoader:
         """One expert's matrix; without an `expert_id`, those of all experts [experts, ...] in one tensor."""
         if expert_id is None:
             self._load_all(param, loaded_weight, weight_name, shard_id)
-        elif self._placement.slot(expert_id) != EMPTY:
-            self._layer._weight_loader_impl(
-                param=param,
-                loaded_weight=loaded_weight,
-                weight_name=weight_name,
-                shard_id=shard_id,
-                expert_id=self._placement.slot(expert_id),
-            )
+            return
+        row = self._placement.slot(expert_id)
+        if row == EMPTY:
+            if not getattr(param, "kt_has_all_experts", False):
+                return
+            row = self._row_of_cold[expert_id]
+        self._layer._weight_loader_impl(
+            param=param,
+            loaded_weight=loaded_weight,
+            weight_name=weight_name,
+            shard_id=shard_id,
+            expert_id=row,
+        )
 
     def _load_all(
         self, param: torch.nn.Parameter, loaded_weight: torch.Tensor, weight_name: str, shard_id: str

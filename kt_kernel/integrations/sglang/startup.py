@@ -11,7 +11,14 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
 from kt_kernel.hybrid.layout import expert_layout
-from kt_kernel.integrations.sglang import chunk_size, cpu_defaults, dense_weights, hooks, numa_binding
+from kt_kernel.integrations.sglang import (
+    chunk_size,
+    cpu_defaults,
+    dense_weights,
+    device_backends,
+    hooks,
+    numa_binding,
+)
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.draft import with_draft
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
@@ -59,6 +66,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     check_flags(flags)
     flags = replace(flags, method=weight_method(flags))
     check_other_options(options)
+    device_backends.check_option(options.moe_runner_backend)
     model = model_config_of(server_args)
     dense_weights.check_model(model)
     settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
