@@ -182,7 +182,8 @@ def calls_of(layer: torch.nn.Module) -> list[cuda_code.Call]:
     from layers import compute
 
     cuda_code.CALLS.clear()
-    compute(layer)
+    with cuda_code.MemoryOnTheCpu():
+        compute(layer)
     return list(cuda_code.CALLS)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 CAPABILITIES = ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
 
@@ -222,6 +223,16 @@ def _believe_in_a_gpu(capability: tuple[int, int]) -> None:
     cuda.mem_get_info = lambda *_: (79 << 30, 80 << 30)
     cuda.empty_cache = cuda.synchronize = lambda *_: None
     cuda.Stream = _Stream
+
+
+class MemoryOnTheCpu(TorchFunctionMode):
+    """Tensors that are asked for on the GPU are made on the CPU."""
+
+    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), keywords: Any = None) -> Any:
+        keywords = dict(keywords or {})
+        if torch.device(keywords.get("device") or "cpu").type == "cuda":
+            keywords["device"] = "cpu"
+        return function(*args, **keywords)
 
 
 def _record_triton() -> None:
