@@ -62,6 +62,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": f"{packages}:{Path(__file__).parent}",
         "KT_SGLANG_CPU_SHIMS": "0",
         "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
+        "TORCHDYNAMO_DISABLE": "1",
     }
 
 

@@ -7,6 +7,8 @@ python -c "import contract; contract.run('9.0')" in this folder, with cuda_code.
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from rows import EVERY_GPU, ROWS
@@ -35,3 +37,13 @@ def test_the_table_covers_every_backend_of_ours():
     refused = {row.backend for row in ROWS if row.refused}
     assert {"auto", "triton", "marlin", "cutlass", "flashinfer_cutlass", "flashinfer_mxfp4"} <= works
     assert {"triton_kernel", "flashinfer_trtllm", "flashinfer_trtllm_routed", "flashinfer_cutedsl"} <= refused
+
+
+def test_the_page_says_what_the_rows_say():
+    sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+    import device_formats
+
+    page = device_formats.PAGE.read_text(encoding="utf-8")
+    assert page == device_formats.with_table(page, device_formats.table()), (
+        "run python scripts/device_formats.py"
+    )
