@@ -34,13 +34,13 @@ def run(capability: str) -> None:
 
 def outcome_of(row: Row) -> tuple[str, str]:
     """ "works", "refused", "not SGLang" or "wrong", and the sentence."""
-    import formats
+    import layer_formats
     from layers import FACTOR, SLOTS, served
 
     from kt_kernel.errors import FeatureUnavailableError
     from kt_kernel.integrations.sglang import device_backends
 
-    config = getattr(formats, row.format)
+    config = getattr(layer_formats, row.format)
     factor = 1.0 if row.format.startswith("compressed_nvfp4") and not row.refused else FACTOR
     attributes = {"routed_scaling_factor": factor}
     if row.format == "gptq":

@@ -259,12 +259,12 @@ def _record_compiled_kernels() -> None:
 
 
 def _run_custom_operators_on_the_cpu() -> None:
-    """SGLang's own operators are Python functions registered for CUDA tensors alone."""
+    """SGLang's own operators are Python functions registered for CUDA tensors alone; ours have CPU twins."""
     original = torch.library.Library.impl
 
     def impl(library: Any, name: Any, function: Any, key: str = "", **keywords: Any) -> None:
         original(library, name, function, key, **keywords)
-        if key == "CUDA":
+        if key == "CUDA" and library.ns != "kt_kernel":
             original(library, name, function, "CPU", **keywords)
 
     torch.library.Library.impl = impl

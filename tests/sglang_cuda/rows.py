@@ -1,7 +1,8 @@
 """The rows of the contract, and of the table of device formats in doc/serving.md.
 
-A row: a format of formats.py, the value of --moe-runner-backend, and on which GPUs a layer with fewer slots
-than experts works, or is refused by us. On the others SGLang itself does not take the format and the backend.
+A row: a format of layer_formats.py, the value of --moe-runner-backend, and on which GPUs a layer with fewer
+slots than experts works, or is refused by us. On the others SGLang itself does not take the format and the
+backend.
 """
 
 from __future__ import annotations
