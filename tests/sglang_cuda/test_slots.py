@@ -18,3 +18,7 @@ def test_filled_slots_are_loaded_ones_bit_by_bit(on_cuda, capability: str):
 @pytest.mark.parametrize("capability", ["9.0", "10.0"])
 def test_slots_are_native_only_where_the_trial_on_the_device_is_right(on_cuda, capability: str):
     assert on_cuda("inside_slot_choice", "check_choice", capability, timeout=300).endswith("chosen\n")
+
+
+def test_the_doctor_brings_every_format_to_its_kernels(on_cuda):
+    assert on_cuda("inside_format_checks", "check_formats", "9.0", timeout=300).endswith("reached\n")
