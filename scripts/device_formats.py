@@ -18,19 +18,19 @@ _MARKS = {"works": "yes", "refused": "refused", "not SGLang": "-"}
 
 
 def table() -> str:
-    """One line per format and backend, one column per compute capability."""
+    """One line per format and backend, one column per compute capability, and why it is refused on some."""
     sys.path.append(str(ROOT / "tests" / "sglang_cuda"))
     from rows import EVERY_GPU, ROWS
 
     lines = [
         "| experts on the GPU | `--moe-runner-backend` | "
         + " | ".join(f"SM {gpu}" for gpu in EVERY_GPU)
-        + " |",
-        "|---" * (2 + len(EVERY_GPU)) + "|",
+        + " | refused because |",
+        "|---" * (3 + len(EVERY_GPU)) + "|",
     ]
     for row in ROWS:
         marks = " | ".join(_MARKS[row.expected(gpu)] for gpu in EVERY_GPU)
-        lines.append(f"| {row.title} | `{row.backend}` | {marks} |")
+        lines.append(f"| {row.title} | `{row.backend}` | {marks} | {row.why} |")
     return "\n".join(lines)
 
 

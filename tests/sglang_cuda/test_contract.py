@@ -29,6 +29,7 @@ def test_every_format_works_or_is_refused(on_cuda, capability: str):
         if outcome == "refused":
             assert what.startswith("not available yet: ") and what.endswith("."), what
             assert row.backend in what or "SGLang's" in what, what
+            assert row.why and row.why in what, what
     assert not wrong, "\n".join(wrong)
 
 
