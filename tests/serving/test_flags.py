@@ -155,6 +155,18 @@ def test_whole_graphs_of_decoding_or_none_are_accepted(backend):
     check_other_options(_other_options(backend))
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [("enable_paged_experts", True, "--enable-paged-experts"), ("dwdp_size", 2, "--dwdp-size 2")],
+)
+def test_other_ways_to_keep_experts_elsewhere_are_refused(option, value, named):
+    """SGLang would ignore the first without a word, and with the second take our slots for all experts."""
+    options = _other_options("full")
+    setattr(options, option, value)
+    with pytest.raises(FeatureUnavailableError, match=f"^not available yet: {named} together with"):
+        check_other_options(options)
+
+
 def _other_options(decode_backend: str) -> SimpleNamespace:
     """SGLang's options as they are by default, but for one."""
     return SimpleNamespace(
@@ -164,6 +176,8 @@ def _other_options(decode_backend: str) -> SimpleNamespace:
         ep_num_redundant_experts=0,
         moe_a2a_backend="none",
         enable_two_batch_overlap=False,
+        enable_paged_experts=False,
+        dwdp_size=1,
         enable_lora=None,
         enable_dp_attention=False,
         enable_torch_compile=False,

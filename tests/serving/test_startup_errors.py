@@ -109,14 +109,12 @@ REFUSED = {
         ["--cuda-graph-backend-prefill", "breakable"],
         "not available yet: graphs of prompts (prefill backend breakable) together with --kt-weight-path",
     ),
-    "device kernels and update": (
-        [
-            *("--kt-enable-dynamic-expert-update", "--kt-expert-update-interval", "8"),
-            *("--moe-runner-backend", "triton_kernel"),
-        ],
-        "--kt-enable-dynamic-expert-update together with --moe-runner-backend triton_kernel",
+    "device kernels": (
+        ["--moe-runner-backend", "triton_kernel"],
+        "not available yet: --moe-runner-backend triton_kernel together with --kt-weight-path",
     ),
     "adapter": (["--kt-expert-lora-path", "adapter"], "not available yet: --kt-expert-lora-path"),
+    "paged experts": (["--enable-paged-experts"], "not available yet: --enable-paged-experts together with"),
     "redundant experts": (
         ["--ep-num-redundant-experts", "2"],
         "not available yet: --ep-num-redundant-experts 2",

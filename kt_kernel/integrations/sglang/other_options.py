@@ -27,6 +27,10 @@ def check_other_options(options: Any) -> None:
         ),
         (f"--moe-a2a-backend {options.moe_a2a_backend}", options.moe_a2a_backend not in (None, "none")),
         ("--enable-two-batch-overlap", options.enable_two_batch_overlap),
+        # SGLang's layers leave it out without a word where the experts are ours.
+        ("--enable-paged-experts", options.enable_paged_experts),
+        # It lends all of a layer's experts to other ranks, and makes every one of them the device's.
+        (f"--dwdp-size {options.dwdp_size}", options.dwdp_size > 1),
         ("--enable-lora", bool(options.enable_lora)),
         # It gathers the tokens of several replicas in one call.
         ("--enable-dp-attention", bool(options.enable_dp_attention)),
