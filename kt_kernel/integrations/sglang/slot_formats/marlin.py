@@ -10,6 +10,7 @@ Nothing here waits for the device: an index that is a Python list would.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ _FLOAT_ORDER = (0, 2, 1, 3)
 _HALF_OF_THE_LAST_BIT = 1 << 6  # of the three bits of mantissa kept of ten
 
 
-class _Marlin:
+class _Marlin(ABC):
     """Gate and up in one matrix, and down; `names` are the layer's tensors in the order of ExpertTensors."""
 
     def __init__(self, encoding: ExpertEncoding, names: tuple[str, ...], share: int) -> None:
@@ -89,8 +90,9 @@ class _Marlin:
 
     # ---- scales ----------------------------------------------------------------------------------
 
+    @abstractmethod
     def _scales(self, scales: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Scales [groups, outputs] as the kernels read them, in the type of `place`."""
 
     def _permuted(self, scales: torch.Tensor) -> torch.Tensor:
         order = self._orders.get(scales.device)
