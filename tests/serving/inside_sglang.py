@@ -20,7 +20,7 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
 
 from kt_kernel.decoding import decode_expert
-from kt_kernel.errors import CheckpointError
+from kt_kernel.errors import CheckpointError, FeatureUnavailableError
 from kt_kernel.expert_image import ExpertEncoding
 from kt_kernel.hybrid.slots import Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
@@ -247,6 +247,20 @@ def scheduler_of(served, *started):
 
 def batch_of(*requests):
     return SimpleNamespace(reqs=list(requests))
+
+
+def check_a_model_that_never_asks_for_cpu_experts_is_refused():
+    served = [SimpleNamespace(settings=SimpleNamespace(for_draft_model=True), hybrid=None)]
+    arguments = SimpleNamespace(model_path="some/model", pp_size=1, _kt_settings=object())
+    original, serving_hooks.served_models = serving_hooks.served_models, lambda: served
+    try:
+        serving_hooks.begin_serving(SimpleNamespace(server_args=arguments))
+    except FeatureUnavailableError as error:
+        assert "some/model" in str(error), error
+    else:
+        raise AssertionError("a server without CPU experts began to serve")
+    finally:
+        serving_hooks.served_models = original
 
 
 def check_a_late_failure_ends_what_was_started_meanwhile_and_nothing_later():

@@ -26,4 +26,4 @@ def test_the_checks_inside_sglang_find_nothing_wrong(tiny_checkpoint):
     outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     wrong = [f"{name}:\n{what}" for name, what in outcomes.items() if what is not None]
     assert not wrong, "\n".join(wrong)
-    assert len(outcomes) == 12
+    assert len(outcomes) == 13

@@ -81,8 +81,8 @@ EVERYWHERE = (
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.run_event_loop",
         HookType.BEFORE,
-        serving_hooks.forget_warm_up,
-        "what graphs were captured with is no use of experts",
+        serving_hooks.begin_serving,
+        "what graphs were captured with is no use of experts, and a model may have made none of ours",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.run_batch",

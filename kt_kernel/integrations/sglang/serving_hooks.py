@@ -9,9 +9,11 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from kt_kernel.errors import KTError
+from kt_kernel.errors import FeatureUnavailableError, KTError
 from kt_kernel.hybrid.recording import DistributionRecorder
+from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.served_model import ServedModel, served_models
+from kt_kernel.integrations.sglang.startup_failure import reported
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,26 @@ def counts_padding(original: Callable) -> bool:
     return any(served.is_asynchronous for served in served_models()) or original()
 
 
-def forget_warm_up(scheduler: Any) -> None:
+def begin_serving(scheduler: Any) -> None:
     """Before `Scheduler.run_event_loop`: the requests begin here, warm-up passes and captures are over."""
+    with reported():
+        _require_cpu_experts(scheduler.server_args)
     for served in served_models():
         served.hybrid.forget()
+
+
+def _require_cpu_experts(server_args: Any) -> None:
+    """Some models of SGLang make their experts without asking who computes them: all are on the device then.
+
+    A stage of a pipeline may have no experts.
+    """
+    if getattr(server_args, SETTINGS_ATTRIBUTE, None) is None or server_args.pp_size > 1:
+        return
+    if all(served.settings.for_draft_model for served in served_models()):
+        raise FeatureUnavailableError(
+            f"not available yet: CPU experts for {server_args.model_path}, whose code in SGLang 0.5.23 makes "
+            "its experts in a way of its own, all on the device; serve this model without the --kt flags."
+        )
 
 
 def run_batch(original: Callable, scheduler: Any, batch: Any, *arguments: Any, **options: Any) -> Any:
