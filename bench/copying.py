@@ -172,7 +172,10 @@ def print_engine(bytes_per_second: float, threads: int) -> None:
     before = engine.fetched_bytes()
     engine.fetch()
     bus = (engine.fetched_bytes() - before) / bytes_per_second
-    print_row("fetching, the CPU computes", best(engine.fetch), bus, None)
+    if bus:
+        print_row("fetching, the CPU computes", best(engine.fetch), bus, None)
+    else:
+        print("  fetching: at these speeds the CPU computes all experts itself, and none is fetched")
     print_row("updating", best(engine.update), SLOTS * engine.expert_seconds, None)
     engine.model.close()
     engine.device.close()
