@@ -14,9 +14,9 @@ class LayerConfig:
     """Sizes and limits of one layer, in the words of the public interface.
 
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
-    the most tokens of one call. `max_deferred_experts_per_token`: see kt_kernel/deferral.py. A `swiglu_limit`
-    of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU. Raises ConfigurationError for values that
-    cannot work.
+    the most tokens of one call. `max_deferred_experts_per_token`: see kt_kernel/calls/deferral.py. A
+    `swiglu_limit` of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU.
+    Raises ConfigurationError for values that cannot work.
     """
 
     layer_idx: int

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.buffers import BUFFERS
+from kt_kernel.calls.buffers import BUFFERS
+from kt_kernel.calls.cpu_path import CpuPath
+from kt_kernel.calls.deferral import DeferralChain, chain_of_model, select_deferred_experts
+from kt_kernel.calls.device_path import CudaRuntime, DevicePath
+from kt_kernel.calls.masks import resolve_gpu_experts_mask
 from kt_kernel.checkpoint.experts import layer_experts
 from kt_kernel.checkpoint.reader import open_checkpoint, release_checkpoints
-from kt_kernel.cpu_path import CpuPath
-from kt_kernel.deferral import DeferralChain, chain_of_model, select_deferred_experts
 from kt_kernel.device_ops.routing import Split
-from kt_kernel.device_path import CudaRuntime, DevicePath
 from kt_kernel.engine import get_engine
 from kt_kernel.errors import (
     CallOrderError,
@@ -27,13 +28,12 @@ from kt_kernel.errors import (
     InputError,
     KTError,
 )
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.matrices import LayerExperts
+from kt_kernel.formats.methods import announce_kernels, check_sizes, resolve_method
+from kt_kernel.formats.quantize.experts import quantize_experts
+from kt_kernel.formats.weight_order import check_expert_tensors, logical_order
 from kt_kernel.layer_config import LayerConfig
-from kt_kernel.masks import resolve_gpu_experts_mask
-from kt_kernel.matrices import LayerExperts
-from kt_kernel.methods import announce_kernels, check_sizes, resolve_method
-from kt_kernel.quantize.experts import quantize_experts
-from kt_kernel.weight_order import check_expert_tensors, logical_order
 
 # Options of the training mode, with the values that mean "not used".
 _TRAINING_DEFAULTS = {
@@ -56,9 +56,9 @@ class KTMoEWrapper:
 
     `cpuinfer_threads` threads are shared out over `threadpool_count` pools on `numa_nodes`.
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
-    the most tokens of one call. `method` is a name of `kt_kernel.methods`, or AUTO for the one that reads the
-    checkpoint at `weight_path`; the attribute `method` then is its name. Raises ConfigurationError,
-    MethodError or, with AUTO, CheckpointError, all ValueErrors.
+    the most tokens of one call. `method` is a name of `kt_kernel.formats.methods`, or AUTO for the one
+    that reads the checkpoint at `weight_path`; the attribute `method` then is its name. Raises
+    ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class KTMoEWrapper:
     ) -> None:
         """Load from bf16 CPU tensors by logical id: gate, up [E, I, H] and down [E, H, I]; none is kept.
 
-        They are quantised to what a checkpoint for the method would hold (`kt_kernel.quantize`).
+        They are quantised to what a checkpoint for the method would hold (`kt_kernel.formats.quantize`).
         """
         order = logical_order(physical_to_logical_map_cpu, self.num_experts)
         matrices = check_expert_tensors(self._config, gate_proj, up_proj, down_proj)
@@ -353,7 +353,7 @@ class KTMoEWrapper:
     def select_deferred_experts(
         self, expert_ids: torch.Tensor, expert_scores: torch.Tensor, protected_k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(immediate, deferred) ids, see `kt_kernel.deferral.select_deferred_experts`."""
+        """(immediate, deferred) ids, see `kt_kernel.calls.deferral.select_deferred_experts`."""
         return select_deferred_experts(expert_ids, expert_scores, protected_k, self.num_experts)
 
     # ---- copying experts out -----------------------------------------------------------------

@@ -5,7 +5,7 @@
 //   each rank                        | enqueue copies of e0 | enqueue copies of e1 | ...
 //   its bus                              copy e0 ...............copy e1 ..............
 //
-//   memory:   [ranks][buffers][image]       an image as kt_kernel/expert_image.py describes it
+//   memory:   [ranks][buffers][image]       an image as kt_kernel/formats/expert_image.py describes it
 //   counters: int64, shared by the ranks    written | failed [buffers] | taken [ranks]
 //             `written` = experts that rank 0 has written, `failed[b]` = the number of one that it could not write,
 //             `taken[r]` = experts that rank r has copied; they count from 1 since the pipeline was made

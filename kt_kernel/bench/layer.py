@@ -10,8 +10,8 @@ import torch
 from kt_kernel import KTMoEWrapper
 from kt_kernel.bench.shapes import Shape
 from kt_kernel.errors import InputError
-from kt_kernel.matrices import LayerExperts
-from kt_kernel.quantize.experts import quantize_experts
+from kt_kernel.formats.matrices import LayerExperts
+from kt_kernel.formats.quantize.experts import quantize_experts
 
 _GLOBAL_SCALE_BYTES = 4
 

@@ -11,7 +11,7 @@ from kt_kernel.checkpoint.formats import Extra, Format, Shape
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.checkpoint.safetensors_file import TensorInfo
 from kt_kernel.errors import CheckpointError, MissingTensorError
-from kt_kernel.matrices import LayerExperts
+from kt_kernel.formats.matrices import LayerExperts
 
 
 def require_tensor(checkpoint: Checkpoint, name: str) -> TensorInfo:

@@ -20,7 +20,7 @@ from kt_kernel.checkpoint.families import PackedNames, check_expert_count, wrong
 from kt_kernel.checkpoint.formats import Format, GlobalScale
 from kt_kernel.checkpoint.group_size import find_group_size
 from kt_kernel.checkpoint.reader import Checkpoint
-from kt_kernel.matrices import ExpertMatrix, LayerExperts
+from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
 
 
 @contextmanager

@@ -82,6 +82,6 @@ def _rows(chosen: Plan) -> Iterator[Row]:
     from kt_kernel.bench.measure import QUICK, measure_method
     from kt_kernel.bench.shapes import SHAPES
 
-    logging.getLogger("kt_kernel.methods").setLevel(logging.WARNING)  # the kernels are in the table
+    logging.getLogger("kt_kernel.formats.methods").setLevel(logging.WARNING)  # the kernels are in the table
     for method in chosen.methods:
         yield from measure_method(method, SHAPES[chosen.shape], chosen.tokens, chosen.threads, QUICK)

@@ -19,7 +19,7 @@ from types import ModuleType
 
 import torch
 
-from kt_kernel import deferral
+from kt_kernel.calls import deferral
 from kt_kernel.device_ops.block import BlockLayout
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def route_deferring(
     protected_k: int,
     num_experts: int,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """`route`, with the experts of kt_kernel/deferral.py's rule among the block's deferred ids."""
+    """`route`, with the experts of kt_kernel/calls/deferral.py's rule among the block's deferred ids."""
     factor = split.cpu_weight_factor
     protected = torch.ops.kt_kernel.protected_experts(ids, weights, factor, protected_k, num_experts)
     return _route(ids, weights, hidden, split, protected, num_experts)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from kt_kernel.expert_image import ExpertTensors
+from kt_kernel.formats.expert_image import ExpertTensors
 
 
 class DeviceExperts(Protocol):

@@ -26,7 +26,7 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import CallOrderError, ConfigurationError, InputError, KTError
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.hybrid.device import Backend
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.ranks import Ranks

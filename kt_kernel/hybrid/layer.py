@@ -19,7 +19,7 @@ import torch
 
 from kt_kernel.device_ops.routing import Split, route
 from kt_kernel.errors import ConfigurationError, InputError
-from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.formats.expert_image import ExpertEncoding
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import COPIES, MISSES, ExpertFeed
 from kt_kernel.hybrid.slots import LayerPlacement

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kt_kernel.buffers import BUFFERS
+from kt_kernel.calls.buffers import BUFFERS
 from kt_kernel.hybrid.experts import bytes_of_slots
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kt_kernel.deferral import DeferralChain
+from kt_kernel.calls.deferral import DeferralChain
 from kt_kernel.errors import ConfigurationError, InputError
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.device import backend_of, log_signals

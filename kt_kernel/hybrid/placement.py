@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from kt_kernel.calls.masks import generate_gpu_experts_masks
 from kt_kernel.errors import ConfigurationError
-from kt_kernel.masks import generate_gpu_experts_masks
 
 RANDOM_SEED = 42
 FREQUENCY = "frequency"

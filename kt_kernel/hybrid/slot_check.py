@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors, TensorSpec
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors, TensorSpec
 from kt_kernel.hybrid.experts import DeviceExperts
 
 SLOTS = 2  # that both kinds must have

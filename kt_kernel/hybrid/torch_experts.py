@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import silu
 
-from kt_kernel.decoding import decode_expert
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.decoding import decode_expert
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 
 # Up to here each (token, expert) pair takes its weights by index: no wait for the device, so it can be
 # captured. Above, tokens are grouped by expert, which reads each expert once but must know the group sizes.

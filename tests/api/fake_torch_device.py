@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from kt_kernel.device_path import CudaRuntime
+from kt_kernel.calls.device_path import CudaRuntime
 
 _READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 

@@ -15,8 +15,8 @@ from api_support import TOP_K, random_experts, save_single
 from kt_kernel import KTMoEWrapper
 from kt_kernel.checkpoint.formats import FORMATS
 from kt_kernel.checkpoint.safetensors_file import TORCH_DTYPES
-from kt_kernel.matrices import ExpertMatrix, LayerExperts
-from kt_kernel.quantize.experts import quantize_experts
+from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
+from kt_kernel.formats.quantize.experts import quantize_experts
 
 QUANTISED = ("FP8", "FP8_PERCHANNEL", "RAWINT4", "MXFP4", "MXFP8", "NVFP4", "GPTQ_INT4")
 METHODS = ("BF16", *QUANTISED)

@@ -23,7 +23,7 @@ from api_support import (
 from format_support import METHODS as FORMAT_NAMES
 
 from kt_kernel.errors import CallOrderError, ConfigurationError, InputError, KTError, MethodError
-from kt_kernel.methods import METHODS, available_methods
+from kt_kernel.formats.methods import METHODS, available_methods
 
 _EXPERTS = random_experts(seed=3)
 

@@ -15,7 +15,7 @@ from api_support import (
     reference,
 )
 
-from kt_kernel.deferral import select_deferred_experts
+from kt_kernel.calls.deferral import select_deferred_experts
 from kt_kernel.errors import InputError
 
 

@@ -25,9 +25,9 @@ from fake_torch_device import TorchDevice
 from isolation import isolated
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.buffers import BufferCache
+from kt_kernel.calls.buffers import BufferCache
+from kt_kernel.calls.device_path import DevicePath
 from kt_kernel.device_ops.routing import Split
-from kt_kernel.device_path import DevicePath
 from kt_kernel.errors import InputError
 from kt_kernel.hybrid.device import CudaBackend
 

@@ -19,10 +19,10 @@ from api_support import (
 )
 from test_api_deferral import slow_rule
 
-from kt_kernel.buffers import BufferCache, BufferKey
+from kt_kernel.calls.buffers import BufferCache, BufferKey
+from kt_kernel.calls.device_path import DevicePath
 from kt_kernel.device_ops import block
 from kt_kernel.device_ops.routing import Split
-from kt_kernel.device_path import DevicePath
 from kt_kernel.errors import CallOrderError, ConfigurationError, InputError
 
 _EXPERTS = [random_experts(seed=20 + number) for number in range(3)]

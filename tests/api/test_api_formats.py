@@ -22,10 +22,10 @@ from format_support import (
 )
 
 from kt_kernel import detect_method
-from kt_kernel.matrices import LayerExperts
-from kt_kernel.quantize.experts import quantize_experts
-from kt_kernel.quantize.fp8 import to_fp8_blocks
-from kt_kernel.quantize.int4 import to_gptq_int4, to_packed_int4
+from kt_kernel.formats.matrices import LayerExperts
+from kt_kernel.formats.quantize.experts import quantize_experts
+from kt_kernel.formats.quantize.fp8 import to_fp8_blocks
+from kt_kernel.formats.quantize.int4 import to_gptq_int4, to_packed_int4
 
 
 def _call(seed=1, tokens=32, experts=EXPERTS, hidden=HIDDEN):

@@ -5,9 +5,9 @@ import torch
 from api_support import nmse
 from format_support import E2M1, QUANTISED, decode, powers_of_two
 
-from kt_kernel.quantize.experts import quantize_experts
-from kt_kernel.quantize.fp4 import to_mxfp4, to_nvfp4
-from kt_kernel.quantize.fp8 import to_fp8_rows, to_mxfp8
+from kt_kernel.formats.quantize.experts import quantize_experts
+from kt_kernel.formats.quantize.fp4 import to_mxfp4, to_nvfp4
+from kt_kernel.formats.quantize.fp8 import to_fp8_rows, to_mxfp8
 
 # Of normally distributed weights: what rounding to the codes costs, with a little room.
 _NMSE = {

@@ -15,8 +15,8 @@ from format_support import (
 )
 
 from kt_kernel.errors import CallOrderError, InputError
-from kt_kernel.matrices import ExpertMatrix, LayerExperts
-from kt_kernel.quantize.int4 import to_gptq_int4, to_packed_int4
+from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
+from kt_kernel.formats.quantize.int4 import to_gptq_int4, to_packed_int4
 
 # Eight ranks still get a whole block of 128 columns; hidden_size is ragged.
 EXPERTS, HIDDEN, INTERMEDIATE = 3, 160, 1024

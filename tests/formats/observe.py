@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from kt_kernel import KTMoEWrapper
-from kt_kernel.quantize.fp4 import to_mxfp4, to_nvfp4
-from kt_kernel.quantize.fp8 import to_fp8_blocks, to_fp8_rows, to_mxfp8
-from kt_kernel.quantize.int4 import to_gptq_int4, to_packed_int4
-from kt_kernel.quantize.quantized import Quantized
+from kt_kernel.formats.quantize.fp4 import to_mxfp4, to_nvfp4
+from kt_kernel.formats.quantize.fp8 import to_fp8_blocks, to_fp8_rows, to_mxfp8
+from kt_kernel.formats.quantize.int4 import to_gptq_int4, to_packed_int4
+from kt_kernel.formats.quantize.quantized import Quantized
 
 # One rounding to float32, and one of the scale times the global scale.
 RELATIVE_ERROR = 2.0**-22

@@ -19,9 +19,9 @@ from fake_torch_device import TorchDevice  # noqa: E402
 from hybrid_models import EXPERTS, HIDDEN, INTERMEDIATE, wrappers  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
-from kt_kernel.buffers import BufferCache  # noqa: E402
+from kt_kernel.calls.buffers import BufferCache  # noqa: E402
+from kt_kernel.calls.device_path import DevicePath  # noqa: E402
 from kt_kernel.device_ops.routing import Split  # noqa: E402
-from kt_kernel.device_path import DevicePath  # noqa: E402
 from kt_kernel.hybrid.layer import HybridLayer  # noqa: E402
 from kt_kernel.hybrid.model import HybridModel, HybridOptions  # noqa: E402
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement, Tables  # noqa: E402

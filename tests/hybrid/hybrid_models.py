@@ -21,12 +21,12 @@ from api_support import random_experts
 from format_support import decoded
 
 from kt_kernel import KTMoEWrapper
+from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.model import HybridModel, HybridOptions
 from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
-from kt_kernel.quantize.experts import quantize_experts
 
 EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, VOCABULARY = 8, 3, 64, 32, 40
 DECODER_LAYERS, MOE_LAYERS = 5, (0, 1, 3, 4)

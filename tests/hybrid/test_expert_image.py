@@ -20,9 +20,9 @@ from format_support import (
 from hybrid_models import assert_close
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.decoding import decode_expert
 from kt_kernel.errors import CallOrderError, ConfigurationError, InputError
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.decoding import decode_expert
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.hybrid.device import backend_of
 from kt_kernel.hybrid.feed import BUFFERS, Channel, ExpertFeed
 from kt_kernel.hybrid.ranks import ALONE

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hybrid_models import EXPERTS, HIDDEN, INTERMEDIATE, MOE_LAYERS, Engine, all_zero_masks
 
-from kt_kernel.buffers import BufferCache, BufferKey
+from kt_kernel.calls.buffers import BufferCache, BufferKey
 from kt_kernel.hybrid.memory_plan import DEVICE, HOST, MemoryRow, memory_plan, table
 from kt_kernel.hybrid.model import HybridOptions
 

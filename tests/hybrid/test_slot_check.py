@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from kt_kernel.decoding import decode_expert
-from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.formats.decoding import decode_expert
+from kt_kernel.formats.expert_image import ExpertEncoding
 from kt_kernel.hybrid.slot_check import SLOTS, difference, sample_expert, sample_tokens
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 

@@ -28,7 +28,7 @@ def switch(folder: Path, what: str = COMPUTING) -> Path:
 
 
 def register() -> None:
-    from kt_kernel.cpu_path import CpuPath
+    from kt_kernel.calls.cpu_path import CpuPath
     from kt_kernel.hybrid.feed import Channel
 
     for name in ("forward", "submit"):

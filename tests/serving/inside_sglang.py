@@ -19,9 +19,9 @@ from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
 
-from kt_kernel.decoding import decode_expert
 from kt_kernel.errors import CheckpointError, FeatureUnavailableError
-from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.formats.decoding import decode_expert
+from kt_kernel.formats.expert_image import ExpertEncoding
 from kt_kernel.hybrid.slots import Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 

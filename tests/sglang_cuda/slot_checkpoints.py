@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.hybrid.slot_check import sample_expert
 
 PROJECTIONS = {"w1": "gate", "w3": "up", "w2": "down"}

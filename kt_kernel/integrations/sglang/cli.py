@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, KTError
+from kt_kernel.formats.methods import AUTO, require_method
 from kt_kernel.integrations.sglang.flags import FLAGS, NO_STATISTICS, STATISTICS, KTFlags, check_flags
-from kt_kernel.methods import AUTO, require_method
 
 # Attributes on ServerArgs; names with "_" are not configuration fields and travel to the child processes.
 FLAGS_ATTRIBUTE = "_kt_flags"

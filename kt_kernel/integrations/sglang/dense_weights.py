@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from kt_kernel.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
 from kt_kernel.errors import CheckpointError
+from kt_kernel.formats.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.formats.expert_image import ExpertEncoding
 from kt_kernel.hybrid.device import backend_of
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.slot_check import SLOTS, difference, sample_tokens

@@ -17,7 +17,7 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from sglang.srt.utils import is_cuda
 
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.integrations.sglang import device_backends
 from kt_kernel.integrations.sglang.device_check import Trial, Verdict, examine, is_right
 from kt_kernel.integrations.sglang.slot_formats import SlotFormat, slot_format

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.formats.methods import AUTO
 from kt_kernel.hybrid.placement import FREQUENCY, STRATEGIES
-from kt_kernel.methods import AUTO
 
 ON_CPU, AUTOMATIC = MISS_POLICIES = ("cpu", "auto")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.formats.expert_image import ExpertEncoding
 from kt_kernel.integrations.sglang.device_check import Verdict
 
 # Powers of two that every group size divides, and MXFP4's padding leaves alone.

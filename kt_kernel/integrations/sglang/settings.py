@@ -10,11 +10,11 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.formats.methods import AUTO, require_method, resolve_method
 from kt_kernel.hybrid.activation import read_activation_counts
 from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.placement import FREQUENCY, device_expert_masks
 from kt_kernel.integrations.sglang.flags import AUTOMATIC, ON_CPU, KTFlags
-from kt_kernel.methods import AUTO, require_method, resolve_method
 from kt_kernel.threads import ThreadPlan, plan_threads, usable_nodes
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
-from kt_kernel.expert_image import ExpertEncoding
+from kt_kernel.formats.expert_image import ExpertEncoding
 from kt_kernel.integrations.sglang.slot_formats import SlotFormat, has_format, maker_of, slot_format
 
 # What SGLang's methods leave on a layer after loading, so that they do not do it twice.

@@ -13,8 +13,8 @@ import torch
 
 from kt_kernel.checkpoint.quantization_config import check_quantization_config
 from kt_kernel.checkpoint.reader import Checkpoint
-from kt_kernel.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
 from kt_kernel.errors import CheckpointError
+from kt_kernel.formats.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
 
 _EXPERTS = ".experts."
 

@@ -11,10 +11,10 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.formats.methods import AUTO, require_method, resolve_method
 from kt_kernel.hybrid.activation import read_activation_counts
 from kt_kernel.hybrid.model import HybridOptions
 from kt_kernel.hybrid.placement import FREQUENCY, device_expert_masks
-from kt_kernel.methods import AUTO, require_method, resolve_method
 from kt_kernel.threads import plan_threads
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.integrations.sglang.slot_formats.marlin import MarlinFp4, MarlinInt4, MarlinNvfp4
 from kt_kernel.integrations.sglang.slot_formats.plain import AsStored, Unquantised
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 
 _TILE = 16  # inputs
 _TILE_OUTPUTS = 64

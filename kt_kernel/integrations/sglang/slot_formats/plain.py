@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from kt_kernel.decoding import decode_expert
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors, TensorSpec
+from kt_kernel.formats.decoding import decode_expert
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors, TensorSpec
 
 
 class Unquantised:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kt_kernel import decoding
+from kt_kernel.formats import decoding
 
 Parts = Mapping[str, torch.Tensor]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kt_kernel.inputs import FLOAT_CODES
+from kt_kernel.calls.inputs import FLOAT_CODES
 
 
 @dataclass(frozen=True)

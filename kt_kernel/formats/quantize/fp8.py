@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from kt_kernel.quantize.powers_of_two import shared_powers
-from kt_kernel.quantize.quantized import Quantized, divide, in_groups
+from kt_kernel.formats.quantize.powers_of_two import shared_powers
+from kt_kernel.formats.quantize.quantized import Quantized, divide, in_groups
 
 _LARGEST = 448.0
 _LARGEST_EXPONENT = 8  # 448 = 1.75 * 2**8

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from kt_kernel.deferral import (
+from kt_kernel.calls.deferral import (
     DeferralChain,
     DeferredOutput,
     select_deferred_experts,
     wait_ignoring_errors,
     without_experts,
 )
+from kt_kernel.calls.inputs import check_inputs, native_arguments
 from kt_kernel.errors import CallOrderError, InputError
-from kt_kernel.inputs import check_inputs, native_arguments
 from kt_kernel.layer_config import LayerConfig
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from kt_kernel.quantize.quantized import Quantized, divide, in_groups
+from kt_kernel.formats.quantize.quantized import Quantized, divide, in_groups
 
 _LARGEST = 7
 _PER_WORD = 8

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 
 from kt_kernel.errors import InputError
-from kt_kernel.matrices import ExpertMatrix, LayerExperts
-from kt_kernel.quantize.fp4 import to_mxfp4, to_nvfp4
-from kt_kernel.quantize.fp8 import to_fp8_blocks, to_fp8_rows, to_mxfp8
-from kt_kernel.quantize.int4 import to_gptq_int4, to_packed_int4
-from kt_kernel.quantize.quantized import Quantized
+from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
+from kt_kernel.formats.quantize.fp4 import to_mxfp4, to_nvfp4
+from kt_kernel.formats.quantize.fp8 import to_fp8_blocks, to_fp8_rows, to_mxfp8
+from kt_kernel.formats.quantize.int4 import to_gptq_int4, to_packed_int4
+from kt_kernel.formats.quantize.quantized import Quantized
 
 _PER_ROW = 0
 _GROUP_SIZES = (128, 64, 32, 16)

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.buffers import BufferCache, BufferKey
-from kt_kernel.deferral import DeferralChain, DeferredOutput
+from kt_kernel.calls.buffers import BufferCache, BufferKey
+from kt_kernel.calls.deferral import DeferralChain, DeferredOutput
+from kt_kernel.calls.inputs import check_inputs, native_arguments_of_block
 from kt_kernel.device_ops.block import BlockLayout
 from kt_kernel.device_ops.routing import Split, route, route_deferring
 from kt_kernel.errors import CallOrderError, InputError
-from kt_kernel.inputs import check_inputs, native_arguments_of_block
 from kt_kernel.layer_config import LayerConfig
 
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from kt_kernel.quantize.powers_of_two import shared_powers
-from kt_kernel.quantize.quantized import Quantized, divide, in_groups
+from kt_kernel.formats.quantize.powers_of_two import shared_powers
+from kt_kernel.formats.quantize.quantized import Quantized, divide, in_groups
 
 _LARGEST = 6.0
 _LARGEST_EXPONENT = 2  # 6 = 1.5 * 2**2

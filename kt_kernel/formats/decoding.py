@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from kt_kernel.errors import CheckpointError
-from kt_kernel.expert_image import ExpertEncoding, ExpertTensors
+from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 
 _E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6)
 _INT4_ZERO = 8

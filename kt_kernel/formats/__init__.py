@@ -1,0 +1,1 @@
+"""Weight formats in Python: the table of methods, stored matrices, expert images, decoders, quantisers."""
