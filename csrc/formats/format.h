@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/kernel_set.h"
+#include "formats/panel_layout.h"
 
 namespace kt {
 

@@ -2,13 +2,6 @@
 // Plain structs and function pointers only: this header is included by files built with -mavx512f and the like, so it
 // must not define anything the linker could merge.
 //
-// Panels. A weight matrix [N, K] is stored as ceil(N/32) panels of 32 output rows; every format says in its header
-// (formats/*.h) how the bytes of a panel run. K is padded to kPanelK with zeros.
-//
-//   | codes: chunks, ascending k | PanelHeader | scales: one record per group of k, for all 32 rows |
-//
-// (a format without scales has the codes only)
-//
 // Order of summation. A format without scales adds the products of one output element in ascending k into one fp32
 // accumulator. A format with scales does so within a step of `step_k` columns, starting from zero, and then adds
 // scale * (sum of the step) to the element's total with one fused multiply-add. Steps start at multiples of step_k,
@@ -19,51 +12,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "formats/panel_layout.h"
+
 namespace kt {
-
-constexpr int kPanelRows = 32;  // two AMX B tiles, two zmm of 16 output rows
-constexpr int kPanelK = 32;     // one AMX tile of 32 bf16 columns
-
-enum class DType : int { kBf16 = 0, kF16 = 1, kF32 = 2 };
 
 enum class Activation : int { kBf16, kF32 };  // element type of the rows a kernel multiplies
 
 enum class Store : int { kOverwrite, kAccumulate };
-
-// What a group's record of scales holds.
-enum class ScaleType : int {
-  kNone,    // no scales
-  kScalar,  // one fp32 for the whole panel
-  kF32,     // 32 fp32
-  kBf16,    // 32 bf16
-  kF16,     // 32 IEEE half
-  kE8m0,    // 32 bytes: 2^(b-127)
-  kE4m3,    // 32 bytes of float8_e4m3fn, to be multiplied by PanelHeader::factor
-};
-
-// Stands between the codes and the scales, in 64 bytes.
-struct PanelHeader {
-  float factor;
-  uint32_t
-      nan_rows;  // bit r: row r has an e4m3 code or scale that is NaN: its outputs are (kernels need not decode NaN)
-};
-constexpr size_t kPanelHeaderBytes = 64;
-
-constexpr int kLargestStepK = 128;  // columns summed before a scale is applied
-constexpr int kSmallestStepK = 16;
-
-// How the panels of one matrix are laid out. `header_offset` is a multiple of 64, like `panel_bytes`.
-struct PanelLayout {
-  size_t panel_bytes;
-  size_t bytes_per_32k;  // code bytes of 32 columns
-  size_t header_offset;  // from the start of the panel
-  size_t scale_stride;   // bytes of one record
-  ScaleType scale_type;
-  int k_padded;
-  int group_k;         // columns that share a record
-  int step_k;          // columns of one step: divides group_k, unless one group covers all of K
-  uint16_t table[16];  // 4-bit codes: the bf16 value of each
-};
 
 // Scratch of a gemm (GemmArgs::scratch): decoded weights of one block of a panel, which stay in L1 beside the
 // activations, and the block's scales in fp32.
