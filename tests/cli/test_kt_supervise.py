@@ -121,7 +121,7 @@ def test_ctrl_c_lets_the_server_finish(supervised):
     assert server.process.wait(PATIENCE_SECONDS) == 0
     assert "finishing" in server.output
     assert "interrupted" not in server.output  # the signal itself never reached it
-    assert server.all_gone()
+    wait_until(server.all_gone)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -129,14 +129,14 @@ def test_service_managers_and_closed_terminals_stop_it_too(supervised, number):
     server = supervised()
     server.process.send_signal(number)
     assert server.process.wait(PATIENCE_SECONDS) == 0
-    assert server.all_gone()
+    wait_until(server.all_gone)
 
 
 def test_background_job_of_a_script_can_be_interrupted(supervised):
     server = supervised(ignored=(signal.SIGINT,))
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(PATIENCE_SECONDS) == 0
-    assert server.all_gone()
+    wait_until(server.all_gone)
 
 
 def test_nohup_survives_the_terminal(supervised):

@@ -95,6 +95,19 @@ class Server:
                     members.append(int(entry.name))
         return members
 
+    def wait_until_gone(self, seconds: float) -> int:
+        """The exit status, once no process of the group is left either; any that stays fails the test.
+
+        SGLang's launching process kills its children and at once itself. A killed process is still there
+        while the kernel frees its memory: the scheduler's, on a busy machine, outlives its parent.
+        """
+        deadline = time.monotonic() + seconds
+        status = self.process.wait(seconds)
+        while left := self.processes():
+            assert time.monotonic() < deadline, f"still there: {[_describe(process) for process in left]}"
+            time.sleep(0.05)
+        return status
+
     def interrupt(self) -> None:
         """What Ctrl-C in a terminal does: SIGINT to every process of the group."""
         os.killpg(self.process.pid, signal.SIGINT)
@@ -117,6 +130,16 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _describe(process: int) -> str:
+    """The id, the state and the command line, as far as they are still to be had."""
+    about = Path(f"/proc/{process}")
+    with contextlib.suppress(OSError):
+        state = (about / "stat").read_text().rpartition(")")[2].split()[0]
+        command = (about / "cmdline").read_text().replace("\0", " ")
+        return f"{process} ({state}) {command[:120]}"
+    return f"{process} (ended just now)"
 
 
 @contextlib.contextmanager

@@ -87,8 +87,7 @@ def test_an_idle_server_leaves_the_cpu_alone(server):
 
 def test_ctrl_c_leaves_no_process_no_port_and_no_stack_trace(server):
     server.interrupt()
-    server.process.wait(30)
-    assert server.processes() == []
+    server.wait_until_gone(30)
     assert not server.is_listening()
     assert "Traceback" not in server.log_text()
 
