@@ -8,6 +8,7 @@
 #include "core/device_stream.h"
 #include "core/release_later.h"
 #include "core/topology.h"
+#include "formats_bindings.h"
 #include "kernels/dispatch.h"
 #include "limits/limits.h"
 #include "moe/layer.h"
@@ -374,6 +375,7 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
       py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
   m.def("release_finished", &kt::release_now);
   m.attr("METHODS") = py::tuple(py::cast(kt::available_methods()));
+  bind_formats(m);
   bind_engine(m);
   bind_layer(m);
   bind_pipeline(m);

@@ -6,21 +6,11 @@
 //   MXFP4      E2M1        e2m1(q[n, k]) * 2^(b[n, k / 32] - 127)       bytes [N, K/32]  (OCP Microscaling 1.0, 2023)
 //   NVFP4      E2M1        e2m1(q[n, k]) * e4m3(b[n, k / 16]) * factor  bytes [N, K/16], one fp32 factor
 //
-// Checkpoint codes: RAWINT4 int32 [N, K/8] (compressed-tensors "pack-quantized"), MXFP4 and NVFP4 bytes [N, K/2]: in
-// both, byte b of a row has column 2b in its low nibble and 2b+1 in its high nibble. GPTQ_INT4 int32 [K/8, N], column
-// 8j + i of row n in bits 4i..4i+3 of word [j, n].
+// Codes (formats/codes/code4.h): RAWINT4 int32 [N, K/8] (compressed-tensors "pack-quantized"), MXFP4 and NVFP4 bytes
+// [N, K/2], GPTQ_INT4 int32 [K/8, N].
 //
-// Packed: panels of 32 rows; a chunk of 128 bytes holds 8 columns of them, a 32-bit word for each row:
-//
-//   word r:  bits  0..15 = columns 0 2 4 6      one nibble each, ascending
-//            bits 16..31 = columns 1 3 5 7
-//
-//   panel:  | chunk k=0..7 | chunk k=8..15 | ... | header | scales: per group of columns one record of 32 |
-//
-// Shifted right by 4*i, the low nibbles of the two halves of each word are the pair of columns 2i, 2i+1: VPERMW, which
-// looks up 16-bit values by the low bits of each half, makes pairs of bf16 of them (AVX512).
-//
-// Padding: the code of zero, scale 0. Exact: codes and scales are kept as they are.
+// Scales in a panel: per group of columns one record of 32. Padding: scale 0. Exact: codes and scales are kept as they
+// are.
 #pragma once
 
 #include "formats/format.h"

@@ -1,24 +1,13 @@
-// Formats of 8-bit codes, float8_e4m3fn (OCP 8-bit floating point, 2023: s eeee mmm, bias 7, no infinities, s1111111 is
-// NaN): they differ in their scales.
+// Formats of 8-bit codes, float8_e4m3fn (formats/codes/e4m3.h): they differ in their scales.
 //
 //   method          weight of (n, k)                      checkpoint scales
 //   FP8             e4m3(q[n, k]) * s[n / 128, k / 128]   fp32 or bf16 [ceil(N/128), ceil(K/128)]
 //   FP8_PERCHANNEL  e4m3(q[n, k]) * s[n]                  fp32, bf16 or fp16 [N]
 //   MXFP8           e4m3(q[n, k]) * 2^(b[n, k/32] - 127)  bytes [N, K/32]  (OCP Microscaling formats 1.0, 2023)
 //
-// Checkpoint codes: row-major [N, K] bytes. Packed: panels of 32 rows; a chunk of 64 bytes holds 2 columns of them,
-// eight rows at a time:
-//
-//   bytes 16*l ..  =  | rows 8*l .. 8*l+7, column 0 | the same rows, column 1 |      l < 4
-//
-//   panel:  | chunk k=0,1 | chunk k=2,3 | ... | header | scales |
-//   scales: FP8 one fp32 per 128 columns (a panel lies in one block of 128 rows); FP8_PERCHANNEL 32 fp32;
-//           MXFP8 32 bytes per 32 columns
-//
-// Unpacking such a chunk to 16 bits gives, per column, eight rows to a 128-bit lane, which is what the conversion from
-// IEEE half takes (AVX2, AVX512); with VBMI one byte permutation makes pairs of columns of it.
-//
-// Padding: code 0, scale 0. Exact: codes and scales are kept as they are (bf16 and fp16 scales widened to fp32).
+// Scales in a panel: FP8 one fp32 per 128 columns (a panel lies in one block of 128 rows); FP8_PERCHANNEL 32 fp32;
+// MXFP8 32 bytes per 32 columns. Padding: scale 0. Exact: codes and scales are kept as they are (bf16 and fp16 scales
+// widened to fp32).
 #pragma once
 
 #include "formats/format.h"

@@ -8,11 +8,16 @@
 
 namespace kt {
 
+const std::vector<const Format*>& all_formats() {
+  static const std::vector<const Format*> all = {&kFormatBf16,  &kFormatFp8,     &kFormatFp8PerChannel,
+                                                 &kFormatMxfp8, &kFormatRawInt4, &kFormatGptqInt4,
+                                                 &kFormatMxfp4, &kFormatNvfp4};
+  return all;
+}
+
 const Format& format_of(const std::string& method) {
-  static const Format* const all[] = {&kFormatBf16,    &kFormatFp8,      &kFormatFp8PerChannel, &kFormatMxfp8,
-                                      &kFormatRawInt4, &kFormatGptqInt4, &kFormatMxfp4,         &kFormatNvfp4};
   std::string known;
-  for (const Format* format : all) {
+  for (const Format* format : all_formats()) {
     if (method == format->method) return *format;
     known += (known.empty() ? "" : ", ") + std::string(format->method);
   }

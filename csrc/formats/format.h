@@ -1,10 +1,12 @@
 // A weight format as data: how a checkpoint stores codes and scales, and how panels keep them. Each format's header has
-// the picture of its bytes and its row; packing, writing back and the slow decode (formats/panel.h) read the row.
+// its row, and formats/codes/ the pictures of its codes; packing, writing back and the slow decode (formats/panel.h)
+// read the row.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "formats/panel_layout.h"
 
@@ -16,7 +18,8 @@ struct MatrixShape {
   int k;
 };
 
-enum class CodeType : int { kBf16, kE4m3, kCode4 };
+enum class CodeType : int { kBf16, kE4m3, kCode4, kInt8 };  // formats/codes/
+constexpr int kCodeTypes = 4;
 
 // kRowMajor: [rows][k]. kTransposed: words of 8 codes along k, [k/8][rows], and scales [k/g][rows] (GPTQ).
 enum class Order : int { kRowMajor, kTransposed };
@@ -49,6 +52,8 @@ struct FormatOptions {
   int group_size = 0;  // for kGroupOption; 0 = one scale per row
   DType scale_dtype = DType::kF32;
 };
+
+const std::vector<const Format*>& all_formats();
 
 // Throws std::invalid_argument naming the methods there are.
 const Format& format_of(const std::string& method);

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "formats/panel_codes.h"
+#include "formats/codes/code_kind.h"
 #include "formats/panel_scales.h"
 
 namespace kt {
@@ -18,18 +18,6 @@ std::string text(int value) { return std::to_string(value); }
 std::string text(MatrixShape shape) { return "[" + text(shape.rows) + ", " + text(shape.k) + "]"; }
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
-
-size_t code_bytes_of_32(CodeType codes) {
-  switch (codes) {
-    case CodeType::kBf16:
-      return 32 * kPanelRows * 2;
-    case CodeType::kE4m3:
-      return 32 * kPanelRows;
-    case CodeType::kCode4:
-      return 32 * kPanelRows / 2;
-  }
-  __builtin_unreachable();
-}
 
 ScaleType stored_scale(const Format& format, const FormatOptions& options) {
   if (format.rows_per_scale == 0 || format.scale != ScaleType::kNone) return format.scale;
@@ -56,6 +44,15 @@ int group_columns(const Format& format, MatrixShape shape, const FormatOptions& 
   return group;
 }
 
+// Rows are whole bytes, and columns of a transposed matrix whole words of 32 bits.
+void check_packing(const Format& format, MatrixShape shape) {
+  const int bits = code_kind(format.codes).bits;
+  const int columns = std::max(1, (format.order == Order::kTransposed ? 32 : 8) / bits);
+  if (shape.k % columns == 0) return;
+  fail(format, "a matrix " + text(shape) + " cannot hold packed " + text(bits) + "-bit codes; expected " +
+                   (columns == 2 ? "an even number" : "a multiple of " + text(columns)) + " of columns");
+}
+
 // The largest power of two up to kLargestStepK that divides the group; a single group is cut into the largest.
 int step_columns(int group_k, int k_padded) {
   int step = kLargestStepK;
@@ -63,16 +60,33 @@ int step_columns(int group_k, int k_padded) {
   return step;
 }
 
+void pack_codes(const Format& format, const PanelLayout& layout, const CodeSource& source, uint8_t* panel) {
+  if (source.rows < kPanelRows || source.shape.k < layout.k_padded) {
+    std::memset(panel, format.table != nullptr ? 0x11 * format.table->zero_code : 0, layout.header_offset);
+  }
+  const uint32_t nan_rows = code_kind(format.codes).pack(format, source, panel);
+  if (layout.scale_type == ScaleType::kNone) return;
+  PanelHeader header{};
+  header.nan_rows = nan_rows;
+  std::memset(panel + layout.header_offset, 0, kPanelHeaderBytes);
+  std::memcpy(panel + layout.header_offset, &header, sizeof(header));
+}
+
+void unpack_codes(const Format& format, const uint8_t* panel, int index, const MatrixPart& part,
+                  const MatrixTarget& target) {
+  const int first = index * kPanelRows;
+  const int begin = std::max(0, part.row - first);
+  const PanelRows rows = {begin, std::min(kPanelRows, part.row + part.rows - first), first + begin - part.row};
+  if (rows.begin < rows.end) code_kind(format.codes).unpack(format, panel, rows, part, target);
+}
+
 }  // namespace
 
 PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOptions& options) {
-  if (format.codes == CodeType::kCode4 && shape.k % (format.order == Order::kTransposed ? 8 : 2) != 0) {
-    fail(format, "a matrix " + text(shape) + " cannot hold packed 4-bit codes; expected " +
-                     (format.order == Order::kTransposed ? "a multiple of 8" : "an even number") + " of columns");
-  }
+  check_packing(format, shape);
   PanelLayout layout{};
   layout.k_padded = static_cast<int>(round_up(shape.k, kPanelK));
-  layout.bytes_per_32k = code_bytes_of_32(format.codes);
+  layout.bytes_per_32k = size_t{kPanelRows} * 32 * code_kind(format.codes).bits / 8;
   layout.header_offset = layout.k_padded / 32 * layout.bytes_per_32k;
   layout.scale_type = stored_scale(format, options);
   layout.group_k = layout.k_padded;
@@ -92,13 +106,13 @@ PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOp
 
 void pack_panel(const Format& format, const PanelLayout& layout, const FormatOptions& options,
                 const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
-  if (layout.scale_type != ScaleType::kNone) std::memset(panel + layout.header_offset, 0, kPanelHeaderBytes);
-  pack_codes(format, layout, source.codes, shape, index, panel);
+  const int rows = std::clamp(shape.rows - index * kPanelRows, 0, kPanelRows);
+  pack_codes(format, layout, {source.codes, shape, index, rows}, panel);
   pack_scales(format, layout, options, source, shape, index, panel);
 }
 
 double element(const Format& format, const PanelLayout& layout, const uint8_t* panel, int row, int column) {
-  return code_value(format, panel, row, column) * scale_value(layout, panel, row, column);
+  return code_kind(format.codes).value(format, panel, row, column) * scale_value(layout, panel, row, column);
 }
 
 void check_split(const Format& format, const PanelLayout& layout, MatrixShape shape, int row_parts, int column_parts) {
@@ -130,16 +144,7 @@ void unpack_panel(const Format& format, const PanelLayout& layout, const uint8_t
 }
 
 size_t written_code_bytes(const Format& format, const MatrixPart& part) {
-  const size_t words = (part.columns + format.columns_per_word - 1) / format.columns_per_word;
-  switch (format.codes) {
-    case CodeType::kBf16:
-      return size_t{2} * part.rows * part.columns;
-    case CodeType::kE4m3:
-      return static_cast<size_t>(part.rows) * part.columns;
-    case CodeType::kCode4:
-      return part.rows * words * format.columns_per_word / 2;
-  }
-  __builtin_unreachable();
+  return part.rows * row_bytes(format, part.columns);
 }
 
 size_t written_scale_bytes(const Format& format, const PanelLayout& layout, const MatrixPart& part) {
