@@ -253,6 +253,7 @@ py::dict limits(Engine& engine, size_t bytes, int repeats) {
   add("read", measured.read);
   add("bf16_dot", measured.bf16_dot);
   add("int8_dot", measured.int8_dot);
+  add("int8_widened", measured.int8_widened);
   add("f32_fma", measured.f32_fma);
   return result;
 }

@@ -83,12 +83,20 @@ Limits measure_limits(ThreadPools& pools, size_t bytes, int repeats) {
   const Peak& f32 = choose({{{F::kAvx512f}, &kPeakF32Avx512}, {{}, &kPeakF32Avx2}});
   const Peak& bf16 =
       choose({{{F::kAmxTile, F::kAmxBf16}, &kPeakBf16Amx}, {{F::kAvx512bf16}, &kPeakBf16Avx512}, {{}, &f32}});
+  const FeatureSet avx512 = {F::kAvx512f, F::kAvx512bw};
   const Peak& int8 = choose({{{F::kAmxTile, F::kAmxInt8}, &kPeakInt8Amx},
                              {{F::kAvx512f, F::kAvx512vnni}, &kPeakInt8Avx512Vnni},
                              {{F::kAvxVnni}, &kPeakInt8AvxVnni},
+                             {avx512, &kPeakInt8Avx512},
                              {{}, &kPeakInt8Avx2}});
-  return {measure_read(pools, bytes, repeats), measure_peak(pools, bf16, repeats), measure_peak(pools, int8, repeats),
-          measure_peak(pools, f32, repeats)};
+  const Peak& int4 = &int8 == &kPeakInt8Avx2 ? kPeakInt4Avx2 : &int8 == &kPeakInt8Avx512 ? kPeakInt4Avx512 : int8;
+  Limits limits;
+  limits.read = measure_read(pools, bytes, repeats);
+  limits.bf16_dot = measure_peak(pools, bf16, repeats);
+  limits.int8_dot = measure_peak(pools, int4, repeats);
+  limits.int8_widened = &int4 == &int8 ? limits.int8_dot : measure_peak(pools, int8, repeats);
+  limits.f32_fma = measure_peak(pools, f32, repeats);
+  return limits;
 }
 
 }  // namespace kt

@@ -16,8 +16,11 @@ struct Peak {
 
 extern const Peak kPeakF32Avx2;
 extern const Peak kPeakInt8Avx2;
+extern const Peak kPeakInt4Avx2;
 extern const Peak kPeakInt8AvxVnni;
 extern const Peak kPeakF32Avx512;
+extern const Peak kPeakInt8Avx512;
+extern const Peak kPeakInt4Avx512;
 extern const Peak kPeakInt8Avx512Vnni;
 extern const Peak kPeakBf16Avx512;
 extern const Peak kPeakBf16Amx;

@@ -11,7 +11,12 @@ READ_BYTES = 2**29  # many times any last-level cache
 _REPEATS = 3
 
 Limits = dict[str, dict]
-"""{"read": {"how", "per_second"}, "bf16_dot", "int8_dot", "f32_fma"}: bytes and operations per second."""
+"""Bytes ("read") and operations per second of each limit: {name: {"how", "per_second"}}.
+
+"bf16_dot" and "f32_fma" are products summed in fp32. "int8_dot" is int8 times codes of 4 bits,
+"int8_widened" int8 times codes of 8 bits: the same with VNNI; without it only products of small codes
+can be summed in 16 bits.
+"""
 
 
 def measure_limits(engine: kt_kernel_ext.Engine) -> Limits:

@@ -18,7 +18,10 @@ from kt_kernel.cli import bench
 from kt_kernel.cli.main import app
 
 TINY = shapes.Shape("S", hidden=256, intermediate=128, experts=4, top_k=2)
-LIMITS = {name: {"how": "made up", "per_second": 1e9} for name in ("read", "bf16_dot", "int8_dot", "f32_fma")}
+LIMITS = {
+    name: {"how": "made up", "per_second": 1e9}
+    for name in ("read", "bf16_dot", "int8_dot", "int8_widened", "f32_fma")
+}
 
 # Codes and scales of one expert of the shape TINY, in bits per weight.
 BITS_PER_WEIGHT = {
