@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import torch
 
-from kt_kernel.checkpoint.formats import Extra, Format, Shape
+from kt_kernel.checkpoint.formats import Format
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.checkpoint.safetensors_file import TensorInfo
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.matrices import LayerExperts
+from kt_kernel.formats.record import Extra
+from kt_kernel.formats.shapes import Shape
 
 
 def require_tensor(checkpoint: Checkpoint, name: str) -> TensorInfo:

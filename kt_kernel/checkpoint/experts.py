@@ -17,10 +17,12 @@ from kt_kernel.checkpoint.checks import (
 )
 from kt_kernel.checkpoint.detect import Found, require_format
 from kt_kernel.checkpoint.families import PackedNames, check_expert_count, wrong_expert_count
-from kt_kernel.checkpoint.formats import Format, GlobalScale
+from kt_kernel.checkpoint.formats import Format
 from kt_kernel.checkpoint.group_size import find_group_size
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
+from kt_kernel.formats.record import GlobalScale
+from kt_kernel.formats.records import RECORDS
 
 
 @contextmanager
@@ -89,8 +91,9 @@ def _scales(checkpoint: Checkpoint, row: Format, name: str, n: int, k: int, grou
     remark = "" if row.group_axis is None or not group_size else f" and groups of {group_size} columns"
     check_shape(checkpoint, name, info, row.scale_shape(n, k, group_size), remark)
     scale = checkpoint.view(name)
-    # Float8 blocks with powers of two as scales: the kernels take them as float32, exactly.
-    return scale.float() if row.method == "FP8" and info.dtype == "F8_E8M0" else scale
+    # Powers of two where the kernels take numbers, as of float8 blocks: float32 holds them exactly.
+    as_numbers = info.dtype == "F8_E8M0" and RECORDS[row.method].encoding.scales is torch.float32
+    return scale.float() if as_numbers else scale
 
 
 def _global_scale(checkpoint: Checkpoint, scalar: GlobalScale, row: Format, stem: str) -> float:

@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from kt_kernel.checkpoint.formats import BLOCK
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.errors import CheckpointError
+from kt_kernel.formats.records import RECORDS
+from kt_kernel.formats.shapes import BLOCK
 
 PER_ROW = 0
 
@@ -25,7 +26,7 @@ def check_quantization_config(checkpoint: Checkpoint, method: str) -> int | None
     Raises CheckpointError for what `method` cannot compute: reordered columns, zero points, other block
     sizes, another number of bits.
     """
-    check = _CHECKS.get(method)
+    check = _CHECKS.get(RECORDS[method].config_rules)
     return check(checkpoint) if check else None
 
 
@@ -81,10 +82,11 @@ def _check_blocks(checkpoint: Checkpoint) -> None:
             _require(checkpoint, "block size", list(size), [BLOCK, BLOCK])
 
 
+# By the `config_rules` of the method's record.
 _CHECKS: dict[str, Callable[[Checkpoint], int | None]] = {
-    "GPTQ_INT4": _check_gptq,
-    "RAWINT4": _check_compressed_tensors,
-    "FP8": _check_blocks,
+    "gptq": _check_gptq,
+    "compressed-tensors": _check_compressed_tensors,
+    "blocks": _check_blocks,
 }
 
 

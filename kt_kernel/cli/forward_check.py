@@ -12,21 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from kt_kernel import KTMoEWrapper, kt_kernel_ext
+from kt_kernel.formats.records import RECORDS
 
 TOLERANCE_NMSE = 1e-5
 """The promise of a method with bfloat16 activations: squared error over squared norm of the exact result."""
-
-_LARGEST = {
-    "BF16": 1.0,
-    "FP8": 448.0,
-    "FP8_PERCHANNEL": 448.0,
-    "MXFP8": 448.0,
-    "RAWINT4": 7.0,
-    "GPTQ_INT4": 7.0,
-    "MXFP4": 6.0,
-    "NVFP4": 6.0 * 448.0,
-}
-"""The largest code of each method, for NVFP4 times the largest scale."""
 
 EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 8, 2, 256, 192
 TOKEN_COUNTS = (1, 16)  # the few-token and the many-token driver
@@ -54,7 +43,7 @@ def check_layers(threads: int) -> list[ForwardResult]:
 def check_layer(method: str, threads: int) -> list[ForwardResult]:
     """Run a random layer for each of `TOKEN_COUNTS`; raises whatever the layer raises."""
     generator = torch.Generator().manual_seed(0)
-    largest = _LARGEST[method]
+    largest = RECORDS[method].largest_code
 
     def random(*shape: int) -> torch.Tensor:
         return (largest * torch.randint(-1, 2, shape, generator=generator)).to(torch.bfloat16)

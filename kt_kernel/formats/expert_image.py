@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.formats.record import Encoding
+from kt_kernel.formats.records import RECORDS
 
 # Page-locked memory, devices and vector loads all like it; the parts are megabytes long.
 _ALIGNMENT = 256
@@ -49,33 +51,8 @@ class ExpertTensors(NamedTuple):
         return ExpertTensors(*(part if part is None else part.to(device, non_blocking=True) for part in self))
 
 
-@dataclass(frozen=True)
-class _Format:
-    """How a method stores a matrix [rows, columns] and its scales."""
-
-    codes: torch.dtype
-    columns_per_code: int = 1  # columns in one stored element
-    scales: torch.dtype | None = None  # None also where the checkpoint decides: `scales_of_checkpoint`
-    rows_per_scale: int = 1
-    columns_per_scale: int | None = None  # None = the checkpoint's group size
-    transposed: bool = False
-    scales_of_checkpoint: bool = False
-    global_scales: bool = False
-
-
-_WHOLE_ROW = 0
-_E4M3 = torch.float8_e4m3fn
-
-_FORMATS = {
-    "BF16": _Format(torch.bfloat16),
-    "FP8": _Format(_E4M3, scales=torch.float32, rows_per_scale=128, columns_per_scale=128),
-    "FP8_PERCHANNEL": _Format(_E4M3, scales=torch.float32, columns_per_scale=_WHOLE_ROW),
-    "MXFP8": _Format(_E4M3, scales=torch.uint8, columns_per_scale=32),
-    "MXFP4": _Format(torch.uint8, 2, scales=torch.bfloat16, columns_per_scale=32),
-    "NVFP4": _Format(torch.uint8, 2, scales=_E4M3, columns_per_scale=16, global_scales=True),
-    "RAWINT4": _Format(torch.int32, 8, scales_of_checkpoint=True),
-    "GPTQ_INT4": _Format(torch.int32, 8, scales_of_checkpoint=True, transposed=True),
-}
+# What is written for each method that can be read.
+_ENCODINGS = {name: record.encoding for name, record in RECORDS.items() if record.encoding is not None}
 
 
 @dataclass(frozen=True)
@@ -100,10 +77,10 @@ class ExpertEncoding:
     global_scales: TensorSpec | None = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.method not in _FORMATS:
+        if self.method not in _ENCODINGS:
             raise ConfigurationError(
                 f"experts of method {self.method} cannot be copied to a device; use one of "
-                f"{', '.join(_FORMATS)}."
+                f"{', '.join(_ENCODINGS)}."
             )
         self._check_cut()
         share, hidden = self.share, self.hidden
@@ -113,7 +90,7 @@ class ExpertEncoding:
             ("w13_scale", None if half_scales is None else _doubled(half_scales, self.up_follows_gate_along)),
             ("w2_weight", self._weight(hidden, share)),
             ("w2_scale", self._scale(hidden, share)),
-            ("global_scales", TensorSpec((3,), torch.float32) if self._format.global_scales else None),
+            ("global_scales", TensorSpec((3,), torch.float32) if self._row.global_scales else None),
         ):
             object.__setattr__(self, name, spec)
 
@@ -125,14 +102,14 @@ class ExpertEncoding:
     @property
     def up_follows_gate_along(self) -> int:
         """The dimension of w13 and its scales whose first half is gate's."""
-        return 1 if self._format.transposed else 0
+        return 1 if self._row.transposed else 0
 
     @property
     def scale_group(self) -> tuple[int, int] | None:
         """(rows, columns) of a matrix that share a scale; 0 columns = the whole row. None without scales."""
         if self._scale_dtype is None:
             return None
-        return (self._format.rows_per_scale, self._columns_per_scale)
+        return (self._row.rows_per_scale, self._columns_per_scale)
 
     @property
     def bytes(self) -> int:
@@ -160,8 +137,8 @@ class ExpertEncoding:
     # ---- how it is worked out -----------------------------------------------------------------
 
     @property
-    def _format(self) -> _Format:
-        return _FORMATS[self.method]
+    def _row(self) -> Encoding:
+        return _ENCODINGS[self.method]
 
     @property
     def _specs(self) -> tuple[TensorSpec | None, ...]:
@@ -169,15 +146,15 @@ class ExpertEncoding:
 
     @property
     def _scale_dtype(self) -> torch.dtype | None:
-        return self.scale_dtype if self._format.scales_of_checkpoint else self._format.scales
+        return self.scale_dtype if self._row.scales_of_checkpoint else self._row.scales
 
     @property
     def _columns_per_scale(self) -> int:
-        columns = self._format.columns_per_scale
+        columns = self._row.columns_per_scale
         return self.group_size if columns is None else columns
 
     def _weight(self, rows: int, columns: int) -> TensorSpec:
-        row = self._format
+        row = self._row
         stored = _pieces(columns, row.columns_per_code)
         return TensorSpec((stored, rows) if row.transposed else (rows, stored), row.codes)
 
@@ -185,14 +162,14 @@ class ExpertEncoding:
         if self._scale_dtype is None:
             return None
         shape = (
-            _pieces(rows, self._format.rows_per_scale),
+            _pieces(rows, self._row.rows_per_scale),
             _pieces(columns, self._columns_per_scale or columns),
         )
-        return TensorSpec(shape[::-1] if self._format.transposed else shape, self._scale_dtype)
+        return TensorSpec(shape[::-1] if self._row.transposed else shape, self._scale_dtype)
 
     def _check_cut(self) -> None:
         """A rank must get whole words, and no scale of its own count may stand for two of the whole's."""
-        row, size, ranks = self._format, self.intermediate, self.ranks
+        row, size, ranks = self._row, self.intermediate, self.ranks
         if ranks == 1:
             return
         what = None

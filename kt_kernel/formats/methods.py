@@ -1,18 +1,19 @@
-"""The table of weight methods: their names, what each expects under `weight_path`, and the sizes they fit.
+"""Which methods the interface knows, which of them this build has kernels for, and what they ask of a layer.
 
 A method is a way to store expert weights. Which of them run depends on the kernels compiled into the
-extension (`kt_kernel_ext.METHODS`), never on this table: it is the list of names the interface knows.
+extension (`kt_kernel_ext.METHODS`), never on the records: they are the names the interface knows.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.checkpoint.detect import detect_method
 from kt_kernel.errors import ConfigurationError, MethodError
+from kt_kernel.formats.record import MethodRecord
+from kt_kernel.formats.records import RECORDS
 
 logger = logging.getLogger(__name__)
 
@@ -20,35 +21,7 @@ logger = logging.getLogger(__name__)
 AUTO = "AUTO"  # in place of a name: the method that reads the checkpoint
 
 
-@dataclass(frozen=True)
-class Method:
-    """One row: `weights` says in plain words what a checkpoint for this method holds.
-
-    hidden_size and moe_intermediate_size must be multiples of `columns_multiple`.
-    """
-
-    name: str
-    weights: str
-    columns_multiple: int = 1
-
-
-_TABLE = (
-    Method("BF16", "safetensors with bfloat16 experts"),
-    Method("FP8", "safetensors with float8_e4m3 experts and one scale per 128x128 block"),
-    Method("FP8_PERCHANNEL", "safetensors with float8_e4m3 experts and one scale per output row"),
-    Method("RAWINT4", "safetensors with symmetric 4-bit experts of compressed-tensors, any group size", 8),
-    Method("MXFP4", "safetensors with E2M1 experts and one power-of-two scale per 32 inputs", 32),
-    Method("MXFP8", "safetensors with float8_e4m3 experts and one power-of-two scale per 32 inputs", 32),
-    Method("NVFP4", "safetensors with E2M1 experts, one float8 scale per 16 inputs and a global scale", 16),
-    Method("GPTQ_INT4", "safetensors with symmetric GPTQ 4-bit experts, without activation reordering", 8),
-    Method("AMXINT4", "a directory made by scripts/convert_cpu_weights.py --quant-method int4"),
-    Method("AMXINT8", "a directory made by scripts/convert_cpu_weights.py --quant-method int8"),
-    Method("MOE_INT4", "a directory made by scripts/convert_cpu_weights.py --quant-method moe_int4"),
-    Method("MOE_INT8", "a directory made by scripts/convert_cpu_weights.py --quant-method moe_int8"),
-    Method("LLAMAFILE", "GGUF files with any quantisation of ffn_{gate,up,down}_exps"),
-)
-
-METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
+METHODS = RECORDS
 
 _announced: set[str] = set()
 
@@ -59,8 +32,8 @@ def available_methods() -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in compiled)
 
 
-def require_method(name: str) -> Method:
-    """The row of an available method; raises MethodError for an unknown or unavailable one."""
+def require_method(name: str) -> MethodRecord:
+    """The record of an available method; raises MethodError for an unknown or unavailable one."""
     available = ", ".join(available_methods())
     if name not in METHODS:
         raise MethodError(
@@ -74,8 +47,8 @@ def require_method(name: str) -> Method:
     return METHODS[name]
 
 
-def resolve_method(name: str, weight_path: str | os.PathLike | None) -> Method:
-    """The row of an available method; AUTO stands for the one that reads the checkpoint at `weight_path`.
+def resolve_method(name: str, weight_path: str | os.PathLike | None) -> MethodRecord:
+    """The record of an available method; AUTO stands for the one that reads the checkpoint at `weight_path`.
 
     Raises MethodError, or CheckpointError if AUTO finds no checkpoint that a method reads.
     """
@@ -92,7 +65,7 @@ def resolve_method(name: str, weight_path: str | os.PathLike | None) -> Method:
     return METHODS[found]
 
 
-def check_sizes(method: Method, **sizes: int) -> None:
+def check_sizes(method: MethodRecord, **sizes: int) -> None:
     """Raise ConfigurationError unless all `sizes` are multiples of what the method packs together."""
     for name, size in sizes.items():
         if size % method.columns_multiple:

@@ -1,0 +1,99 @@
+"""The record of a weight method: everything Python knows about how the method stores a matrix.
+
+A matrix of N output rows and K input columns is codes, scales, sometimes a global scale. The record says how
+checkpoints store them, how they are written for a device, which numbers they mean, and how they are made from
+numbers. `kt_kernel.formats.records` has one per method; the C++ side is the row of the same name
+(csrc/formats/format.h), and tests/formats/test_records.py compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from kt_kernel.formats.quantize.quantized import Quantized
+from kt_kernel.formats.shapes import Shape, ShapeRule, any_shapes, plain
+
+WHOLE_ROW = 0  # in place of columns that share a scale
+
+# Checkpoint codes and scales of one matrix -> float32 [N, K], before the global scale.
+Decoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# float32 [N, K], columns that share a scale (or WHOLE_ROW) -> what a checkpoint would hold.
+Quantiser = Callable[[torch.Tensor, int], Quantized]
+
+
+@dataclass(frozen=True)
+class GlobalScale:
+    """A float32 scalar for a whole matrix: w = code * scale * value ** power."""
+
+    suffix: str
+    power: int
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor beside the codes that the kernels have no place for: refused unless it changes nothing."""
+
+    suffix: str
+    meaning: str
+    harmless_values: tuple[int, ...] = ()
+
+
+BIAS = Extra("bias", "a bias", (0,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """One way in which checkpoints store a matrix, as tensors `{stem}.{suffix}`.
+
+    Dtypes are safetensors' names; the first of several suffixes of scales that exists counts.
+    """
+
+    weight: str
+    weight_shapes: Mapping[str, ShapeRule]  # dtype of the codes -> their shape
+    scales: tuple[str, ...] = ()
+    scale_dtypes: tuple[str, ...] = ()
+    scale_shape: ShapeRule = plain
+    told_by: Callable[[Shape, Shape], bool] = any_shapes  # where the dtypes leave doubt
+    group_axis: int | None = None  # the axis of the scales that counts groups, where their size is free
+    global_scale: GlobalScale | None = None
+    extras: tuple[Extra, ...] = (BIAS,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a matrix and its scales are written for a device: row-major, unless `transposed`."""
+
+    codes: torch.dtype
+    columns_per_code: int = 1  # columns in one stored element
+    scales: torch.dtype | None = None  # None also where the checkpoint decides: `scales_of_checkpoint`
+    rows_per_scale: int = 1
+    columns_per_scale: int | None = None  # None = the checkpoint's group size
+    transposed: bool = False
+    scales_of_checkpoint: bool = False
+    global_scales: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRecord:
+    """One method. `weights` says in plain words what `weight_path` holds.
+
+    hidden_size and moe_intermediate_size must be multiples of `columns_multiple`. `usual_group_size`: the
+    one of published checkpoints, where it is free. `largest_code`: the largest magnitude of a code, times
+    that of a scale below a global one. `config_rules`: what quantization_config.py makes sure of. A method
+    that this build cannot read has the first two fields only.
+    """
+
+    name: str
+    weights: str
+    columns_multiple: int = 1
+    storage: tuple[Storage, ...] = ()
+    encoding: Encoding | None = None
+    decode: Decoder | None = None
+    quantise: Quantiser | None = None
+    usual_group_size: int = WHOLE_ROW
+    largest_code: float = 1.0
+    config_rules: str = ""
