@@ -17,14 +17,25 @@
     test_device_headers                      functions of a device runtime called as they are declared
     test_graph_lifetimes                     what a graph holds, and for how long
     test_instruction_leaks                   machine code that does not belong in its file
-    test_every_cpu_variant, test_old_cpus    those on arithmetic again as lesser CPUs, capped or emulated
+    test_every_cpu_variant, test_old_cpus    those on arithmetic again as other CPUs, capped or emulated
+    test_amx_instructions                    the AMX that a CPU without it gets there (trapped_amx.py)
 
 What could not run on this machine, and why, is listed at the end of the test run.
 """
 
 from __future__ import annotations
 
+import pytest
+import trapped_amx
 from formats import SMALL_SWEEP
+
+
+@pytest.fixture(scope="session")
+def trapped(tmp_path_factory) -> dict[str, str]:
+    """Variables of a process with the AMX of trapped_amx.py; skips where there is none, or a CPU's own."""
+    if reason := trapped_amx.not_here():
+        pytest.skip(reason)
+    return trapped_amx.environment(tmp_path_factory.mktemp("trapped_amx"))
 
 
 def pytest_collection_modifyitems(items):
