@@ -3,12 +3,14 @@
 Every call uses other tokens and other experts; the weights of a layer are larger than the caches, so they
 come from memory. Each figure is a median. Columns: GB/s and read = bytes of the distinct experts used, as a
 checkpoint stores them with their scales, per second, and their share of the measured read bandwidth; peak =
-arithmetic per second / measured bf16 peak (f32 on CPUs that multiply no bf16); roof = the time that the
+arithmetic per second / measured peak of bf16 products (f32 on CPUs that multiply no bf16) or, with int8
+activations, of int8 products, for codes of 4 or of 8 bits as the method has them; roof = the time that the
 slower of the two limits alone would take / time. The limits are measured several times between the calls of
 each method and shape, because a machine's speed drifts; BF16 alternates with plain torch for the same reason.
 
     python bench/moe.py                          # all methods, shapes S and L, on all cores
     python bench/moe.py --method FP8 --method MXFP4 --shape S --tokens 1,16 --threads 1 --json
+    python bench/moe.py --method RAWINT4 --activations bf16 --activations int8
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch_experts import copies_of_one_expert, torch_experts
 
 from kt_kernel import __cpu_variant__, kt_kernel_ext
 from kt_kernel.bench.limits import describe_limits
-from kt_kernel.bench.measure import THOROUGH, Others, measure_method
+from kt_kernel.bench.measure import THOROUGH, Others, kernels, measure_method
 from kt_kernel.bench.report import json_line, text_line
 from kt_kernel.bench.shapes import SHAPES, Shape
 
@@ -35,15 +37,30 @@ def others(method: str, shape: Shape) -> Others:
 
 
 def measure(method: str, shape: Shape, arguments: argparse.Namespace) -> None:
+    activations = [kind for kind in arguments.activations or ["auto"] if kind in kernels(method)]
+    if not activations:
+        print(
+            f"{method} has no kernels for {' or '.join(arguments.activations)} activations here", flush=True
+        )
+        return
     tokens = [int(count) for count in arguments.tokens.split(",")]
-    rows = measure_method(method, shape, tokens, arguments.threads, THOROUGH, others=others(method, shape))
+    rows = measure_method(
+        method,
+        shape,
+        tokens,
+        arguments.threads,
+        THOROUGH,
+        others=others(method, shape),
+        activations=activations,
+    )
     for place, row in enumerate(rows):
         if arguments.json:
             print(json_line(row), flush=True)
             continue
         if place == 0:
             limits = describe_limits(row.threads, row.limits)
-            print(f"{row.kernel}; variant {__cpu_variant__}; {limits}", flush=True)
+            names = ", ".join(dict.fromkeys(each.kernel for each in rows))
+            print(f"{names}; variant {__cpu_variant__}; {limits}", flush=True)
         print(text_line(row), flush=True)
 
 
@@ -53,6 +70,12 @@ def main() -> None:
     )
     parser.add_argument("--method", choices=kt_kernel_ext.METHODS, action="append", help="default: all")
     parser.add_argument("--shape", choices=sorted(SHAPES), action="append", help="default: all")
+    parser.add_argument(
+        "--activations",
+        choices=("auto", "bf16", "int8"),
+        action="append",
+        help="default: auto; several alternate",
+    )
     parser.add_argument("--tokens", default=DEFAULT_TOKENS)
     parser.add_argument("--threads", type=int, default=kt_kernel_ext.topology()["physical_cores"])
     parser.add_argument("--json", action="store_true", help="one JSON line per row instead of the table")

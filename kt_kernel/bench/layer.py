@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 
 from kt_kernel import KTMoEWrapper
-from kt_kernel.bench.shapes import Shape
+from kt_kernel.bench.shapes import Call, Shape
 from kt_kernel.errors import InputError
 from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.quantize.experts import quantize_experts
 
 _GLOBAL_SCALE_BYTES = 4
+_ASKED = {"auto": {}, "bf16": {}}  # what the wrapper does without being told
 
 
 def random_expert(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -30,7 +31,9 @@ def random_expert(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 class RandomLayer(KTMoEWrapper):
     """All slots hold the same random expert; `expert_bytes` is its size in a checkpoint, scales included."""
 
-    def __init__(self, method: str, shape: Shape, *, threads: int, max_tokens: int) -> None:
+    def __init__(
+        self, method: str, shape: Shape, *, threads: int, max_tokens: int, activations: str = "auto"
+    ) -> None:
         super().__init__(
             layer_idx=0,
             num_experts=shape.experts,
@@ -42,10 +45,16 @@ class RandomLayer(KTMoEWrapper):
             weight_path="",
             chunked_prefill_size=max_tokens,
             method=method,
+            **_ASKED.get(activations, {"activations": activations}),
         )
+        self.activations = activations
         experts = quantize_experts(method, *([matrix] for matrix in random_expert(shape)))
         self.expert_bytes = _checkpoint_bytes(experts)
         self._load(experts, [0] * shape.experts, InputError)
+
+    def run(self, call: Call) -> torch.Tensor:
+        """The layer's output [T, H] for one call."""
+        return self.forward(call.hidden, call.ids, call.weights)
 
 
 def _checkpoint_bytes(experts: LayerExperts) -> int:

@@ -15,7 +15,7 @@ from kt_kernel import kt_kernel_ext
 from kt_kernel.bench.layer import RandomLayer
 from kt_kernel.bench.limits import Limits, measure_limits, median_limits
 from kt_kernel.bench.shapes import Call, Shape, random_call
-from kt_kernel.bench.targets import Target, target_for
+from kt_kernel.bench.targets import FOUR_BIT_WITH_SCALES, Target, target_for
 
 # torch's OpenMP threads spin for about a millisecond after their work and would share our cores meanwhile.
 _SETTLE_SECONDS = 0.01
@@ -47,11 +47,12 @@ THOROUGH = Effort(rounds=5, seconds=0.4, least=2)
 class Row:
     """`gigabytes_per_second` counts the distinct experts used, as stored in a checkpoint, scales included.
 
-    Shares: of the measured read bandwidth; of the measured peak of bf16 products (of f32 ones on CPUs that
-    multiply no bf16); `roof`: the time that the slower of these two limits alone would take / time.
+    Shares: of the measured read bandwidth; of the measured peak of the products that `activations` asks for
+    (`peak_limit`); `roof`: the time that the slower of these two limits alone would take / time.
     """
 
     method: str
+    activations: str
     kernel: str
     shape: str
     tokens: int
@@ -77,10 +78,28 @@ class Row:
         return getattr(self, f"share_of_{limit}")
 
 
-def chosen_kernel(method: str) -> str:
-    """Name of the kernel that runs the method on this machine."""
-    rows = kt_kernel_ext.dispatch_table()
-    return next(r["kernel"] for r in rows if r["method"] == method and r["state"] == "chosen")
+def kernels(method: str) -> dict[str, str]:
+    """Activations ("auto" among them) -> name of the kernel that runs the method with them here."""
+    named: dict[str, str] = {}
+    for row in kt_kernel_ext.dispatch_table():
+        if row["method"] == method and row["state"] != "unavailable":
+            named.setdefault(row.get("activations", "bf16"), row["kernel"])
+            if row["state"] == "chosen":
+                named["auto"] = row["kernel"]
+    return named
+
+
+def resolved(method: str, activations: str) -> str:
+    """What "auto" stands for on this machine."""
+    known = kernels(method)
+    return next(kind for kind, name in known.items() if kind != "auto" and name == known[activations])
+
+
+def peak_limit(activations: str, bits_per_weight: float) -> str:
+    """Name of the limit of a kernel's arithmetic: bf16 products where a CPU has them (else f32), or int8."""
+    if activations == "bf16":
+        return "bf16_dot"
+    return "int8_dot" if bits_per_weight <= FOUR_BIT_WITH_SCALES else "int8_widened"
 
 
 Others = dict[str, Callable[[Call], object]]
@@ -104,22 +123,33 @@ def measure_method(
     threads: int,
     effort: Effort,
     others: Others | None = None,
+    activations: Sequence[str] = ("auto",),
 ) -> list[Row]:
-    """A row per token count: medians over the calls of all rounds.
+    """A row per token count and kind of activations: medians over the calls of all rounds.
 
     A machine's speed drifts and drops for moments, so each round measures the limits too, whose medians
-    count, and the calls of `others` alternate with ours.
+    count, and the calls of `others` and of different activations alternate.
     """
-    layer = RandomLayer(method, shape, threads=threads, max_tokens=max(tokens))
-    run = {_OURS: lambda call: layer.forward(call.hidden, call.ids, call.weights), **(others or {})}
-    samples = {count: _Samples({name: [] for name in run}) for count in tokens}
+    layers = [
+        RandomLayer(method, shape, threads=threads, max_tokens=max(tokens), activations=kind)
+        for kind in activations
+    ]
+    samples = {
+        (layer, count): _Samples({name: [] for name in [_OURS, *(others or {})]})
+        for count in tokens
+        for layer in layers
+    }
     limits = []
     for _ in range(effort.rounds):
-        limits.append(measure_limits(layer.cpu_infer))
-        for count in tokens:
-            _measure_round(samples[count], run, shape, count, effort)
+        limits.append(measure_limits(layers[0].cpu_infer))
+        for (layer, count), own in samples.items():
+            _measure_round(own, {_OURS: layer.run, **(others or {})}, shape, count, effort)
     medians = median_limits(limits)
-    return [_row(layer, shape, count, samples[count], medians) for count in tokens]
+    rows = [_row(layer, shape, count, own, medians) for (layer, count), own in samples.items()]
+    for row in rows:
+        same = [other for other in rows if other is not row and other.tokens == row.tokens]
+        row.other_ms.update({other.activations: other.ms for other in same})
+    return rows
 
 
 def _measure_round(samples: _Samples, run: Others, shape: Shape, tokens: int, effort: Effort) -> None:
@@ -152,15 +182,17 @@ def _seconds_in_a_row(
 
 
 def _row(layer: RandomLayer, shape: Shape, tokens: int, samples: _Samples, limits: Limits) -> Row:
+    kernel = kernels(layer.method)[layer.activations]
+    activations = resolved(layer.method, layer.activations)
     medians = {name: statistics.median(seconds) for name, seconds in samples.seconds.items()}
     ours = medians.pop(_OURS)
     bytes_read = statistics.mean(samples.distinct_experts) * layer.expert_bytes
     read_seconds = bytes_read / limits["read"]["per_second"]
-    compute_seconds = shape.flops(tokens) / limits["bf16_dot"]["per_second"]
-    kernel = chosen_kernel(layer.method)
     bits = 8 * layer.expert_bytes / shape.expert_elements
+    compute_seconds = shape.flops(tokens) / limits[peak_limit(activations, bits)]["per_second"]
     return Row(
         method=layer.method,
+        activations=activations,
         kernel=kernel,
         shape=shape.name,
         tokens=tokens,
@@ -172,7 +204,7 @@ def _row(layer: RandomLayer, shape: Shape, tokens: int, samples: _Samples, limit
         share_of_read=read_seconds / ours,
         share_of_peak=compute_seconds / ours,
         share_of_roof=max(read_seconds, compute_seconds) / ours,
-        target=target_for(kernel, bits, shape.name, tokens),
+        target=target_for(kernel, bits, shape.name, tokens, activations),
         limits=limits,
         other_ms={name: 1e3 * seconds for name, seconds in medians.items()},
     )

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from kt_kernel import kt_kernel_ext
 from kt_kernel.bench import limits, measure, shapes
 from kt_kernel.bench.layer import RandomLayer
-from kt_kernel.bench.measure import Effort, measure_method
+from kt_kernel.bench.measure import Effort, measure_method, peak_limit
 from kt_kernel.bench.report import verdict
 from kt_kernel.bench.targets import Target, target_for
 from kt_kernel.cli import bench
@@ -134,6 +134,14 @@ def test_shares_follow_from_the_limits(monkeypatch):
     assert row.target is None and verdict([row]) == "-"
 
 
+@pytest.mark.parametrize(
+    ("activations", "bits", "limit"),
+    [("bf16", 4.5, "bf16_dot"), ("int8", 4.5, "int8_dot"), ("int8", 8.25, "int8_widened")],
+)
+def test_arithmetic_is_a_share_of_the_peak_of_its_own_products(activations, bits, limit):
+    assert peak_limit(activations, bits) == limit
+
+
 @pytest.mark.parametrize(("seconds", "calls"), [(0, 2), (1e9, 7)])
 def test_calls_of_a_round_go_on_until_their_time_or_number_is_reached(monkeypatch, seconds, calls):
     monkeypatch.setattr(measure, "measure_limits", lambda engine: LIMITS)
@@ -164,10 +172,18 @@ def test_calls_of_a_round_follow_each_other_directly(monkeypatch):
         ("e4m3.avx512", 8.25, "L", 1024, Target("peak", 0.75)),
         ("bf16.avx2", 16, "L", 1024, Target("peak", 0.55)),
         ("bf16.avx512", 16, "S", 64, None),
+        ("code4_int8.avx2", 4.5, "S", 1, Target("read", 0.70)),
+        ("code4_int8.avx512_vnni", 4.5, "L", 1, Target("read", 0.80)),
+        ("int8_int8.avx2", 8.25, "S", 1, Target("read", 0.80)),
+        ("code4_int8.avx2", 4.5, "S", 16, Target("roof", 0.65)),
+        ("code4_int8.avx2", 4.5, "L", 1024, Target("peak", 0.60)),
+        ("int8_int8.avx512_vnni", 8.25, "L", 1024, Target("peak", 0.70)),
+        ("code4_int8.avx512_vnni", 4.5, "S", 1024, Target("peak", 0.55)),
     ],
 )
 def test_targets(kernel, bits, shape, tokens, target):
-    assert target_for(kernel, bits, shape, tokens) == target
+    activations = "int8" if "_int8." in kernel else "bf16"
+    assert target_for(kernel, bits, shape, tokens, activations) == target
 
 
 @pytest.mark.parametrize(("share", "word"), [(0.80, "good"), (0.75, "good"), (0.74, "below target")])
