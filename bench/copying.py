@@ -33,7 +33,8 @@ from kt_kernel.bench.layer import RandomLayer  # noqa: E402
 from kt_kernel.bench.shapes import Shape  # noqa: E402
 from kt_kernel.hybrid.copies import CopyWorker  # noqa: E402
 from kt_kernel.hybrid.layer import HybridLayer  # noqa: E402
-from kt_kernel.hybrid.model import HybridModel, HybridOptions  # noqa: E402
+from kt_kernel.hybrid.model import HybridModel  # noqa: E402
+from kt_kernel.hybrid.options import HybridOptions  # noqa: E402
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement  # noqa: E402
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts  # noqa: E402
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from kt_kernel.errors import ConfigurationError
 
+# What the inputs of a layer and of its down projection are rounded to before they are multiplied.
+ACTIVATIONS = ("auto", "bf16", "int8")
+
 
 @dataclass(frozen=True)
 class LayerConfig:
@@ -15,7 +18,8 @@ class LayerConfig:
 
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
     the most tokens of one call. `max_deferred_experts_per_token`: see kt_kernel/calls/deferral.py. A
-    `swiglu_limit` of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU.
+    `swiglu_limit` of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU. `activations`: one of
+    `ACTIVATIONS`.
     Raises ConfigurationError for values that cannot work.
     """
 
@@ -28,6 +32,7 @@ class LayerConfig:
     max_deferred_experts_per_token: int = 0
     swiglu_limit: float = 0.0
     swiglu_alpha: float = 0.0
+    activations: str = "auto"
 
     def __post_init__(self) -> None:
         self._require_integers(0, "layer_idx", "max_deferred_experts_per_token")
@@ -53,6 +58,10 @@ class LayerConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{name} is {value}, expected a finite number >= 0 (0 = off).")
+        if self.activations not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"activations is {self.activations!r}, expected one of {', '.join(ACTIVATIONS)}."
+            )
 
     def _require_integers(self, least: int, *names: str) -> None:
         for name in names:

@@ -57,7 +57,8 @@ class KTMoEWrapper:
     `cpuinfer_threads` threads are shared out over `threadpool_count` pools on `numa_nodes`.
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
     the most tokens of one call. `method` is a name of `kt_kernel.formats.methods`, or AUTO for the one
-    that reads the checkpoint at `weight_path`; the attribute `method` then is its name. Raises
+    that reads the checkpoint at `weight_path`; the attribute `method` then is its name. `activations`: what
+    the kernels round their inputs to, "bf16", "int8", or "auto" for the faster of them. Raises
     ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
     """
 
@@ -82,6 +83,7 @@ class KTMoEWrapper:
         *,
         swiglu_limit: float = 0.0,
         swiglu_alpha: float = 0.0,
+        activations: str = "auto",
         **training_options: Any,
     ) -> None:
         _require_inference(mode, training_options)
@@ -108,7 +110,10 @@ class KTMoEWrapper:
             max_deferred_experts_per_token=max_deferred_experts_per_token or 0,
             swiglu_limit=swiglu_limit,
             swiglu_alpha=swiglu_alpha,
+            activations=activations,
         )
+        if activations == "int8":  # until the kernels take them
+            raise FeatureUnavailableError("activations='int8' is not available yet; leave it out.")
         check_sizes(
             method_row, hidden_size=self.hidden_size, moe_intermediate_size=self.moe_intermediate_size
         )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from kt_kernel.errors import ConfigurationError
+
+# The name of an option -> how whoever gives it spells it, for the sentences of errors.
+Spelling = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class ThreadPlan:
-    """`threads` in total, shared out over `pools`. `numa_nodes`: the node of each pool, None = the first
-    ones.
+    """`threads` in total, shared out over `pools`. `numa_nodes`: the node of each pool, None = the usable
+    ones in turn.
     """
 
     threads: int
@@ -23,17 +28,54 @@ def plan_threads(
     threads: int | None = None,
     pools: int | None = None,
     numa_nodes: Sequence[int] | None = None,
+    spelled: Spelling = str,
 ) -> ThreadPlan:
     """What was asked for, and the machine's own numbers where nothing was (None).
 
     `topology` is the extension's: what this process may use. The threads are one per usable core, at least
-    one per pool; the pools are one per NUMA node with cores.
+    one per pool; the pools are one per NUMA node with cores. `spelled`: of `cpuinfer`, `threadpool_count`
+    and `numa_nodes`. Raises ConfigurationError for what cannot work, also on this machine.
     """
+    check_thread_request(threads, pools, numa_nodes, spelled)
+    present = usable_nodes(topology)
+    absent = [node for node in numa_nodes or () if node not in present]
+    if absent:
+        raise ConfigurationError(
+            f"{spelled('numa_nodes')} names node {absent[0]}, but this process may use the nodes "
+            f"{list(present)}; choose from these."
+        )
     if numa_nodes is None and pools is None:
-        numa_nodes = usable_nodes(topology)
+        numa_nodes = present
     pools = pools or len(numa_nodes)
-    threads = threads or max(usable_cores(topology), pools)
+    if threads is None:
+        threads = max(usable_cores(topology), pools)
+    if pools > threads:
+        raise ConfigurationError(
+            f"{pools} thread pools need as many threads, but there are {threads}; set "
+            f"{spelled('threadpool_count')} lower or {spelled('cpuinfer')} higher."
+        )
     return ThreadPlan(threads, pools, None if numa_nodes is None else tuple(numa_nodes))
+
+
+def check_thread_request(
+    threads: int | None, pools: int | None, numa_nodes: Sequence[int] | None, spelled: Spelling = str
+) -> None:
+    """Raise ConfigurationError for what can work on no machine; None = not given."""
+    for name, value in (("cpuinfer", threads), ("threadpool_count", pools)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{spelled(name)} is {value}, expected at least 1.")
+    if numa_nodes is not None and not numa_nodes:
+        raise ConfigurationError(f"{spelled('numa_nodes')} names no node; name one for each pool.")
+    if numa_nodes is not None and pools is not None and len(numa_nodes) != pools:
+        raise ConfigurationError(
+            f"{spelled('numa_nodes')} names {len(numa_nodes)} nodes ({' '.join(map(str, numa_nodes))}), but "
+            f"{spelled('threadpool_count')} is {pools}; name one node for each pool."
+        )
+    if threads is not None and pools is not None and pools > threads:
+        raise ConfigurationError(
+            f"{spelled('threadpool_count')} is {pools}, more than the {threads} threads of "
+            f"{spelled('cpuinfer')}; every pool needs a thread."
+        )
 
 
 def usable_cores(topology: Mapping[str, Any]) -> int:

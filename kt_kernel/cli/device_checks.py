@@ -13,7 +13,8 @@ import torch
 from kt_kernel import KTMoEWrapper, kt_kernel_ext
 from kt_kernel.cli.checks import Finding, Status
 from kt_kernel.hybrid.layer import HybridLayer
-from kt_kernel.hybrid.model import HybridModel, HybridOptions
+from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kt_kernel.calls.deferral import DeferralChain
-from kt_kernel.errors import ConfigurationError, InputError
+from kt_kernel.errors import InputError
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.device import backend_of, log_signals
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.feed import Channel, ExpertFeed
 from kt_kernel.hybrid.fetch import MissFetcher
 from kt_kernel.hybrid.memory_plan import memory_plan, table
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.prefill import LayerwisePrefill
 from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.recording import DistributionRecorder
@@ -26,38 +26,6 @@ if TYPE_CHECKING:
     from kt_kernel.hybrid.layer import HybridLayer
 
 logger = logging.getLogger(__name__)
-
-MISS_POLICIES = ("cpu", "auto")
-
-
-@dataclass(frozen=True)
-class HybridOptions:
-    """What may happen beside the plain split of a layer between CPU and device; by default nothing.
-
-    `prefill_threshold`: rows of a call from which on the whole layer runs on the device, 0 = never.
-    `update_after_prefill`: choose the resident experts anew after every such call. `update_interval`: choose
-    them anew every so many steps, 0 = never. `miss_policy`: who computes the experts that are not on the
-    device, "cpu" or "auto" (some are fetched, where that is quicker).
-    """
-
-    prefill_threshold: int = 0
-    update_after_prefill: bool = False
-    update_interval: int = 0
-    miss_policy: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("prefill_threshold", "update_interval"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}, expected 0 (off) or more.")
-        if self.miss_policy not in MISS_POLICIES:
-            raise ConfigurationError(
-                f"the miss policy {self.miss_policy!r} is unknown; use one of {', '.join(MISS_POLICIES)}."
-            )
-
-    @property
-    def copies_experts(self) -> bool:
-        """May experts have to be written for the device while serving?"""
-        return bool(self.prefill_threshold or self.update_interval or self.miss_policy != "cpu")
 
 
 class HybridModel:

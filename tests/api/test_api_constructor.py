@@ -118,3 +118,10 @@ def test_frequencies_that_are_none_are_refused():
         generate_gpu_experts_masks(torch.rand(4), 2)
     with pytest.raises(ConfigurationError, match="NaN"):
         generate_gpu_experts_masks(torch.tensor([[1.0, float("nan")]]), 1)
+
+
+def test_activations_that_do_not_exist_are_refused():
+    for activations in ("auto", "bf16"):
+        make_wrapper(activations=activations)
+    with pytest.raises(ConfigurationError, match="activations is 'fp4', expected one of auto, bf16, int8"):
+        make_wrapper(activations="fp4")

@@ -23,7 +23,8 @@ from kt_kernel.calls.buffers import BufferCache  # noqa: E402
 from kt_kernel.calls.device_path import DevicePath  # noqa: E402
 from kt_kernel.device_ops.routing import Split  # noqa: E402
 from kt_kernel.hybrid.layer import HybridLayer  # noqa: E402
-from kt_kernel.hybrid.model import HybridModel, HybridOptions  # noqa: E402
+from kt_kernel.hybrid.model import HybridModel  # noqa: E402
+from kt_kernel.hybrid.options import HybridOptions  # noqa: E402
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement, Tables  # noqa: E402
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts  # noqa: E402
 

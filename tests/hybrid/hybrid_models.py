@@ -23,7 +23,8 @@ from format_support import decoded
 from kt_kernel import KTMoEWrapper
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.hybrid.layer import HybridLayer
-from kt_kernel.hybrid.model import HybridModel, HybridOptions
+from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts

@@ -21,7 +21,8 @@ from kt_kernel.device_ops.routing import Split
 from kt_kernel.hybrid import update
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.layer import HybridLayer
-from kt_kernel.hybrid.model import HybridModel, HybridOptions
+from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement, Tables
 from kt_kernel.hybrid.statistics import LayerStatistics
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts

@@ -25,7 +25,8 @@ from hybrid_models import (
 from kt_kernel.errors import ConfigurationError, InputError
 from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.layer import HybridLayer
-from kt_kernel.hybrid.model import HybridModel, HybridOptions
+from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 

@@ -22,7 +22,7 @@ from hybrid_models import (
     prompt,
 )
 
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.placement import device_expert_masks
 
 STRATEGIES = ("uniform", "frequency", "front-loading", "random")

@@ -16,7 +16,7 @@ from hybrid_models import (
     prompt,
 )
 
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 
 

@@ -22,7 +22,7 @@ from hybrid_models import (
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.feed import ExpertFeed
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.placement import device_expert_masks
 from kt_kernel.hybrid.speeds import ExpertSpeeds, seconds_per_expert, write_speeds
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts

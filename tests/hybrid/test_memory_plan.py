@@ -10,7 +10,7 @@ from hybrid_models import EXPERTS, HIDDEN, INTERMEDIATE, MOE_LAYERS, Engine, all
 
 from kt_kernel.calls.buffers import BufferCache, BufferKey
 from kt_kernel.hybrid.memory_plan import DEVICE, HOST, MemoryRow, memory_plan, table
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 
 SLOT = 3 * HIDDEN * INTERMEDIATE * 4  # float32
 

@@ -21,7 +21,7 @@ from fake_torch_device import TorchDevice
 from hybrid_models import EXPERTS, HIDDEN, TOP_K
 from isolation import isolated
 
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.slots import EMPTY
 
 # Operators of kt_kernel/device_ops and the device operations that each is (test_routing.py counts them).

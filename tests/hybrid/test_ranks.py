@@ -39,7 +39,7 @@ from kt_kernel.errors import KTError
 from kt_kernel.hybrid import fetch
 from kt_kernel.hybrid.device import CpuBackend
 from kt_kernel.hybrid.feed import Channel, ExpertFeed
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 

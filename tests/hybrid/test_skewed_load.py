@@ -6,7 +6,7 @@ import torch
 from hybrid_models import DECODER_LAYERS, EXPERTS, HIDDEN, MOE_LAYERS, TOP_K, Engine, expert_weights
 
 from kt_kernel.hybrid.activation import read_activation_counts
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.placement import device_expert_masks
 from kt_kernel.hybrid.recording import DistributionRecorder
 

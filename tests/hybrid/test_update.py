@@ -15,7 +15,7 @@ import torch
 
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.device import backend_of
-from kt_kernel.hybrid.model import HybridOptions
+from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.ranks import ALONE
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
 from kt_kernel.hybrid.statistics import LayerStatistics

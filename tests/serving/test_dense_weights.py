@@ -10,6 +10,7 @@ import torch
 
 from kt_kernel.errors import CheckpointError
 from kt_kernel.hybrid.layout import ExpertLayout
+from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.sglang.dense_weights import DecodingPlan, decoded
 from kt_kernel.integrations.sglang.settings import KTSettings
 
@@ -125,15 +126,8 @@ def test_what_cannot_be_decoded_is_named(parts, sentence):
 def test_only_experts_of_the_device_pass():
     layout = ExpertLayout(num_layers=2, num_experts=4, moe_layers=(1,))
     settings = KTSettings(
-        weight_path="w",
-        method="FP8",
-        threads=1,
-        pools=1,
-        numa_nodes=None,
-        layout=layout,
-        strategy="uniform",
-        device_experts=2,
-        max_deferred=0,
+        ExpertOptions(weight_path="w", method="FP8", cpuinfer=1, threadpool_count=1, num_gpu_experts=2),
+        layout,
         max_tokens=64,
     )
     plan = DecodingPlan({"quant_method": "fp8"}, settings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,7 +100,7 @@ def weights(path: Path, experts: dict[str, torch.dtype], layers: int = 1) -> Pat
     return path
 
 
-def settings(path: Path, **flags: int) -> KTSettings:
+def settings(path: Path, **flags: object) -> KTSettings:
     given = KTFlags(weight_path=str(path), method="FP8", cpuinfer=2, threadpool_count=1, **flags)
     return make_settings(given, ExpertLayout(1, 2, (0,)), max_tokens=64)
 
@@ -136,22 +135,27 @@ def test_the_layer_is_found_under_each_familys_name_in_its_own_format(
     path = weights(tmp_path / "model", MODEL | {base: dtype})
     assert draft_layer_method(path, 1) == method
     found = placed(path, architecture)
-    assert (found.method, found.layout.moe_layers, found.device_experts) == (method, (1,), 1)
+    assert (found.options.method, found.layout.moe_layers, found.device_experts) == (method, (1,), 1)
     assert found.device_mask(1, 2).tolist() == [True, False]
 
 
 def test_a_draft_layer_is_neither_streamed_nor_moved_nor_deferred(tmp_path):
     path = weights(tmp_path / "model", MODEL)
-    busy = replace(
-        settings(path, num_gpu_experts=1, gpu_prefill_token_threshold=8, max_deferred_experts_per_token=1),
-        updates=True,
-        update_interval=4,
+    busy = settings(
+        path,
+        num_gpu_experts=1,
+        gpu_prefill_token_threshold=8,
+        max_deferred_experts_per_token=1,
+        enable_dynamic_expert_update=True,
+        expert_update_interval=4,
         miss_policy="auto",
-        records=True,
+        record_gpu_expert_distribution=True,
     )
+    assert busy.options.hybrid().copies_experts and busy.records
     single = draft.draft_settings(busy, "FP8")
-    assert not single.moves_experts
-    assert (single.max_deferred, single.records, single.for_draft_model) == (0, False, True)
+    assert not single.options.hybrid().copies_experts
+    assert single.options.max_deferred_experts_per_token == 0
+    assert (single.records, single.for_draft_model) == (False, True)
 
 
 @pytest.mark.parametrize("algorithm", [None, "NGRAM"])

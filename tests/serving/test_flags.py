@@ -14,10 +14,11 @@ from kt_kernel.integrations.sglang.settings import make_settings
 
 LAYOUT = ExpertLayout(num_layers=4, num_experts=16, moe_layers=(1, 2, 3))
 
-# The flags of the interface, and two of our own: each must parse.
+# The flags of the interface, and three of our own: each must parse.
 INTERFACE = {
     "--kt-weight-path",
     "--kt-method",
+    "--kt-activations",
     "--kt-cpuinfer",
     "--kt-threadpool-count",
     "--kt-numa-nodes",
@@ -67,6 +68,7 @@ def test_a_flag_without_its_behaviour_stops_the_server(tmp_path, flags, part):
         ({"expert_update_interval": 8}, "8 without --kt-enable-dynamic-expert-update"),
         ({"expert_placement_strategy": "frequency"}, "frequency needs counts of an earlier run"),
         ({"init_expert_location": "counts.pt"}, "counts.pt is read by .* but the strategy is uniform"),
+        ({"activations": "fp4"}, "--kt-activations is 'fp4', expected one of auto, bf16, int8"),
         ({"numa_nodes": (0, 1), "threadpool_count": 1}, "names 2 nodes"),
         ({"cpuinfer": 2, "threadpool_count": 4}, "more than the 2 threads"),
         ({"lora_path": "a", "expert_lora_path": "b"}, "they mean the same"),

@@ -19,6 +19,7 @@ ACCEPTED = {
     "no expert count": ["--kt-cpuinfer", "2"],
     "share of the experts": ["--kt-gpu-experts-ratio", "0.5", "--kt-expert-placement-strategy", "random"],
     "front-loading": ["--kt-gpu-experts-ratio", "0.3", "--kt-expert-placement-strategy", "front-loading"],
+    "activations": ["--kt-activations", "bf16"],
     "deferral": ["--kt-max-deferred-experts-per-token", "2"],
     "numa nodes": ["--kt-threadpool-count", "1", "--kt-numa-nodes", "0"],
     "the checkpoint's own method": ["--kt-method", "AUTO"],

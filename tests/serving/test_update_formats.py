@@ -12,7 +12,7 @@ from kt_kernel.integrations.sglang.update_formats import check_update_format
 
 def check(quantization, method, backend):
     model, options = SimpleNamespace(quantization=quantization), SimpleNamespace(moe_runner_backend=backend)
-    check_update_format(SimpleNamespace(method=method), model, options)
+    check_update_format(method, model, options)
 
 
 @pytest.mark.parametrize(

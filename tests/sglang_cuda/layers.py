@@ -22,6 +22,7 @@ from sglang.srt.layers.moe.utils import initialize_moe_config
 from sglang.srt.runtime_context import get_context, get_parallel
 
 from kt_kernel.hybrid.layout import ExpertLayout
+from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.sglang import device_experts, served_model
 from kt_kernel.integrations.sglang.layer_hooks import KTEPWrapperMethod, LayerSettings
 from kt_kernel.integrations.sglang.moe_method import HybridMoEMethod
@@ -50,15 +51,15 @@ def served(backend: str = "auto", **options: Any) -> Iterator[None]:
 
 def settings_of(slots: int) -> KTSettings:
     return KTSettings(
-        weight_path="unused",
-        method="BF16",
-        threads=1,
-        pools=1,
-        numa_nodes=None,
-        layout=ExpertLayout(num_layers=1, moe_layers=(0,), num_experts=EXPERTS),
-        strategy="random",
-        device_experts=slots,
-        max_deferred=0,
+        ExpertOptions(
+            weight_path="unused",
+            method="BF16",
+            cpuinfer=1,
+            threadpool_count=1,
+            num_gpu_experts=slots,
+            expert_placement_strategy="random",
+        ),
+        ExpertLayout(num_layers=1, moe_layers=(0,), num_experts=EXPERTS),
         max_tokens=64,
     )
 

@@ -81,8 +81,10 @@ def test_second_patch_is_refused(tiny_checkpoint):
     [
         ({"num_gpu_experts": 17}, "num_gpu_experts is 17, but a layer of this model has 16"),
         ({"num_gpu_experts": -1}, "num_gpu_experts is -1"),
-        ({"gpu_experts_ratio": 1.5}, "gpu_experts_ratio is 1.5, expected a share from 0 to 1"),
-        ({"gpu_experts_ratio": 0.5, "num_gpu_experts": 2}, "give one of them"),
+        ({"gpu_experts_ratio": 1.5}, "gpu_experts_ratio is 1.5, expected a number from 0 to 1"),
+        ({"activations": "fp4"}, "activations is 'fp4', expected one of auto, bf16, int8"),
+        ({"init_expert_location": "counts.pt"}, "counts.pt is read by .* but the strategy is uniform"),
+        ({"numa_nodes": [63]}, "numa_nodes names node 63, but this process may use the nodes"),
         ({"expert_placement_strategy": "frequency"}, "needs counts of an earlier run"),
         (
             {"expert_placement_strategy": "frequency", "init_expert_location": "no/such.pt"},
@@ -90,8 +92,8 @@ def test_second_patch_is_refused(tiny_checkpoint):
         ),
         ({"expert_placement_strategy": "best"}, "placement strategy 'best' is unknown"),
         ({"gpu_prefill_token_threshold": -1}, "gpu_prefill_token_threshold is -1"),
-        ({"expert_update_interval": 4}, "enable_dynamic_expert_update is off"),
-        ({"enable_dynamic_expert_update": True}, "nothing would ever update"),
+        ({"expert_update_interval": 4}, "expert_update_interval is 4 without enable_dynamic"),
+        ({"enable_dynamic_expert_update": True}, "without an occasion to move experts"),
         ({"miss_policy": "some"}, "miss policy 'some' is unknown"),
         ({"method": "FP8"}, "method is FP8, but .* holds BF16 experts"),
         ({"method": "INT3"}, "INT3"),

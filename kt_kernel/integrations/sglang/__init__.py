@@ -5,11 +5,11 @@ passes through these files in this order:
 
     plugin.py            register(): SGLang calls it in every process it starts
     hooks.py             what is hooked into SGLang and why; checks that every hook took effect
-    flags.py             the --kt-* flags: one table, and the checks of the flags against each other
+    flags.py             the --kt-* flags: one table; what they mean is in kt_kernel/integrations/options.py
     cli.py               the flags on SGLang's command line; errors found before anything is started
     engine_arguments.py  the same flags as arguments of `sglang.Engine`
     startup.py           our step in SGLang's configuration: from flags and model to settings
-    settings.py          KTSettings: the flags with every default filled in
+    settings.py          KTSettings: the options with every default filled in, and the model
     cpu_defaults.py      defaults for machines without a GPU
     layer_hooks.py       where SGLang's MoE layer asks for its settings and its method
     moe_method.py        one MoE layer: SGLang's own method, and kt_kernel/hybrid around it

@@ -53,7 +53,7 @@ class OpenChoices:
 
 def choose(settings: KTSettings, options: Any, model: Any, left_open: OpenChoices) -> dict[str, Any]:
     """The ServerArgs fields to set. `options`: SGLang's, with its own choices; `model`: its ModelConfig."""
-    if not (left_open.chunk and settings.prefill_threshold):
+    if not (left_open.chunk and settings.options.gpu_prefill_token_threshold):
         return {}
     from sglang.srt.utils.common import get_device_memory_capacity
 
@@ -71,7 +71,7 @@ def choose(settings: KTSettings, options: Any, model: Any, left_open: OpenChoice
         prefill,
         machine,
         memory,
-        threshold=settings.prefill_threshold,
+        threshold=settings.options.gpu_prefill_token_threshold,
         stock=stock,
         context=model.context_len,
     )
@@ -109,7 +109,7 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
     """What the estimate needs of a model, for one of `ranks` devices."""
     config, layout = model.hf_text_config, settings.layout
     intermediate = next(size for name in _INTERMEDIATE_SIZES if (size := getattr(config, name, None)))
-    expert_bytes = _expert_bytes(open_checkpoint(settings.weight_path), layout)
+    expert_bytes = _expert_bytes(open_checkpoint(settings.options.weight_path), layout)
     plain = 3 * config.hidden_size * intermediate * 2
     return PrefillModel(
         layers=layout.num_layers,
@@ -121,7 +121,8 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
         heads=config.num_attention_heads // ranks or 1,
         head_dim=model.head_dim,
         expert_bytes=expert_bytes / ranks,
-        slot_bytes=(_NATIVE_MARGIN * expert_bytes if settings.method in _NATIVE_SLOTS else plain) / ranks,
+        slot_bytes=(_NATIVE_MARGIN * expert_bytes if settings.options.method in _NATIVE_SLOTS else plain)
+        / ranks,
         kv_bytes=kv_bytes_per_token(model, ranks),
         other_bytes=_other_bytes(model.model_path) / ranks,
     )

@@ -18,7 +18,7 @@ from kt_kernel.checkpoint.reader import open_checkpoint
 from kt_kernel.checkpoint.sizes import expert_group_bytes
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.layout import ExpertLayout, expert_layout
-from kt_kernel.integrations.sglang.flags import ON_CPU
+from kt_kernel.hybrid.options import ON_CPU
 from kt_kernel.integrations.sglang.settings import KTSettings
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def with_draft(settings: KTSettings, options: Any, model: Any) -> KTSettings:
     same = os.path.realpath(path) == os.path.realpath(options.model_path)
     layer = settings.layout.num_layers
     if same and model.hf_config.architectures[0] in _NEXT_LAYER_DRAFTS:
-        method = draft_layer_method(settings.weight_path, layer)
+        method = draft_layer_method(settings.options.weight_path, layer)
         if method is not None:
             draft = draft_settings(settings, method)
             logger.info(
@@ -73,18 +73,23 @@ def draft_settings(settings: KTSettings, method: str) -> KTSettings:
     """
     layout = settings.layout
     layer = layout.num_layers
+    options = replace(
+        settings.options,
+        method=method,
+        num_gpu_experts=settings.device_experts // len(layout.moe_layers),
+        gpu_experts_ratio=None,
+        expert_placement_strategy="uniform",
+        init_expert_location=None,
+        max_deferred_experts_per_token=0,
+        gpu_prefill_token_threshold=0,
+        enable_dynamic_expert_update=False,
+        expert_update_interval=0,
+        miss_policy=ON_CPU,
+    )
     return replace(
         settings,
-        method=method,
+        options=options,
         layout=ExpertLayout(layer + 1, layout.num_experts, (layer,)),
-        strategy="uniform",
-        statistics=None,
-        device_experts=settings.device_experts // len(layout.moe_layers),
-        max_deferred=0,
-        prefill_threshold=0,
-        updates=False,
-        update_interval=0,
-        miss_policy=ON_CPU,
         records=False,
         for_draft_model=True,
     )

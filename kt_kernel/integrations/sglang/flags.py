@@ -1,5 +1,7 @@
 """The --kt-* flags: one table, their values as a dataclass, and the checks that need nothing but the flags.
 
+What they say about experts becomes `ExpertOptions`, which checks it (kt_kernel/integrations/options.py).
+
 SGLang 0.5.23 itself has six of them (`own=None` in the table); the others are added to its command line. A
 flag whose behaviour is not built yet is refused with "not available yet", never ignored, and so is a
 combination in which a flag could have no effect.
@@ -14,9 +16,10 @@ from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.formats.methods import AUTO
-from kt_kernel.hybrid.placement import FREQUENCY, STRATEGIES
-
-ON_CPU, AUTOMATIC = MISS_POLICIES = ("cpu", "auto")
+from kt_kernel.hybrid.options import MISS_POLICIES, ON_CPU
+from kt_kernel.hybrid.placement import STRATEGIES
+from kt_kernel.integrations.options import ExpertOptions
+from kt_kernel.layer_config import ACTIVATIONS
 
 # What SGLang's --init-expert-location says when it is not given.
 NO_STATISTICS = "trivial"
@@ -43,6 +46,15 @@ class Flag:
 FLAGS = (
     Flag("weight_path", "--kt-weight-path"),
     Flag("method", "--kt-method"),
+    Flag(
+        "activations",
+        "--kt-activations",
+        {
+            "choices": ACTIVATIONS,
+            "default": "auto",
+            "help": "What the CPU rounds the experts' inputs to; auto: the faster one.",
+        },
+    ),
     Flag("cpuinfer", "--kt-cpuinfer"),
     Flag("threadpool_count", "--kt-threadpool-count"),
     Flag("num_gpu_experts", "--kt-num-gpu-experts"),
@@ -119,6 +131,16 @@ FLAGS = (
 # SGLang's own, with a meaning of its own where there are no CPU experts: not part of the table.
 STATISTICS = Flag("init_expert_location", "--init-expert-location")
 
+_OPTIONS = {flag.field: flag.option for flag in (*FLAGS, STATISTICS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlaggedOptions(ExpertOptions):
+    """Options that were given as flags."""
+
+    def spelled(self, field: str) -> str:
+        return _OPTIONS[field]
+
 
 @dataclass(frozen=True)
 class KTFlags:
@@ -126,6 +148,7 @@ class KTFlags:
 
     weight_path: str | None = None
     method: str = AUTO
+    activations: str = "auto"
     cpuinfer: int | None = None
     threadpool_count: int | None = None
     num_gpu_experts: int | None = None
@@ -157,6 +180,17 @@ class KTFlags:
         defaults = {field.name: field.default for field in fields(self)}
         return [flag.option for flag in FLAGS if getattr(self, flag.field) != defaults[flag.field]]
 
+    def options(self) -> FlaggedOptions:
+        """What they say about experts; raises ConfigurationError for values that cannot work.
+
+        With a weight path only.
+        """
+        names = [field.name for field in fields(ExpertOptions)]
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.init_expert_location == NO_STATISTICS:
+            del values["init_expert_location"]
+        return FlaggedOptions(**values)
+
 
 # (when, what): asked for, understood, and not built yet.
 _LATER: tuple[tuple[Callable[[KTFlags], bool], str], ...] = (
@@ -185,10 +219,7 @@ def check_flags(flags: KTFlags) -> None:
             f"--kt-weight-path {flags.weight_path} does not exist; name the directory with the experts' "
             "weights, often the model itself."
         )
-    _check_numbers(flags)
-    _check_threads(flags)
-    _check_update(flags)
-    _check_statistics(flags)
+    flags.options()
 
 
 def _refuse_flags_without_effect(flags: KTFlags) -> None:
@@ -198,65 +229,4 @@ def _refuse_flags_without_effect(flags: KTFlags) -> None:
             f"{given[0]} is given without --kt-weight-path, so no expert would run on the CPU; add "
             "--kt-weight-path "
             f"with the directory of the experts' weights, or leave {given[0]} out."
-        )
-
-
-def _check_numbers(flags: KTFlags) -> None:
-    for name, option, least in (
-        ("cpuinfer", "--kt-cpuinfer", 1),
-        ("threadpool_count", "--kt-threadpool-count", 1),
-        ("num_gpu_experts", "--kt-num-gpu-experts", 0),
-        ("max_deferred_experts_per_token", "--kt-max-deferred-experts-per-token", 0),
-        ("gpu_prefill_token_threshold", "--kt-gpu-prefill-token-threshold", 0),
-        ("expert_update_interval", "--kt-expert-update-interval", 0),
-    ):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            raise ConfigurationError(f"{option} is {value}, expected at least {least}.")
-    ratio = flags.gpu_experts_ratio
-    if ratio is not None and not 0 <= ratio <= 1:
-        raise ConfigurationError(f"--kt-gpu-experts-ratio is {ratio}, expected a number from 0 to 1.")
-
-
-def _check_threads(flags: KTFlags) -> None:
-    threads, pools, nodes = flags.cpuinfer, flags.threadpool_count, flags.numa_nodes
-    if nodes is not None and pools is not None and len(nodes) != pools:
-        raise ConfigurationError(
-            f"--kt-numa-nodes names {len(nodes)} nodes ({' '.join(map(str, nodes))}), but "
-            "--kt-threadpool-count is "
-            f"{pools}; name one node for each pool."
-        )
-    if threads is not None and pools is not None and pools > threads:
-        raise ConfigurationError(
-            f"--kt-threadpool-count is {pools}, more than the {threads} threads of --kt-cpuinfer; "
-            "every pool needs a thread."
-        )
-
-
-def _check_update(flags: KTFlags) -> None:
-    interval = flags.expert_update_interval or 0
-    if interval and not flags.enable_dynamic_expert_update:
-        raise ConfigurationError(
-            f"--kt-expert-update-interval is {interval} without --kt-enable-dynamic-expert-update, so no "
-            "expert would move; add that flag, or leave the interval out."
-        )
-    if flags.enable_dynamic_expert_update and not (interval or flags.gpu_prefill_token_threshold):
-        raise ConfigurationError(
-            "--kt-enable-dynamic-expert-update is given without an occasion to move experts; add "
-            "--kt-expert-update-interval (every so many steps) or --kt-gpu-prefill-token-threshold (after "
-            "long prompts)."
-        )
-
-
-def _check_statistics(flags: KTFlags) -> None:
-    given = flags.init_expert_location != NO_STATISTICS
-    if flags.expert_placement_strategy == FREQUENCY and not given:
-        raise ConfigurationError(
-            "--kt-expert-placement-strategy frequency needs counts of an earlier run; name their file with "
-            "--init-expert-location, or choose another strategy."
-        )
-    if given and flags.expert_placement_strategy != FREQUENCY:
-        raise ConfigurationError(
-            f"--init-expert-location {flags.init_expert_location} is read by --kt-expert-placement-strategy "
-            f"{FREQUENCY}, but the strategy is {flags.expert_placement_strategy}; give both, or neither."
         )

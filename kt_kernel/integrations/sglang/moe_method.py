@@ -105,22 +105,13 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 parameter.kt_has_all_experts = True
 
     def _make_wrapper(self, layer: torch.nn.Module, num_experts: int, hidden_size: int) -> KTMoEWrapper:
-        settings = self.settings
-        return KTMoEWrapper(
+        return self.settings.options.wrapper(
             layer_idx=self.layer_idx,
             num_experts=num_experts,
             num_experts_per_tok=layer.top_k,
             hidden_size=hidden_size,
             moe_intermediate_size=layer.intermediate_size_per_partition * layer.moe_tp_size,
-            # All experts: those on the device are named call by call.
-            gpu_experts_mask=None,
-            cpuinfer_threads=settings.threads,
-            threadpool_count=settings.pools,
-            numa_nodes=settings.numa_nodes,
-            weight_path=settings.weight_path,
-            chunked_prefill_size=settings.max_tokens,
-            method=settings.method,
-            max_deferred_experts_per_token=min(settings.max_deferred, layer.top_k),
+            chunked_prefill_size=self.settings.max_tokens,
             swiglu_limit=_swiglu_limit(layer.moe_runner_config),
             swiglu_alpha=layer.moe_runner_config.gemm1_alpha or 0.0,
         )
@@ -186,9 +177,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self.served.hybrid,
             cpu_weight_factor=self._factor_of_device(layer),
         )
-        if resident is not None and self.settings.moves_experts:
+        options = self.settings.options
+        if resident is not None and options.hybrid().copies_experts:
             resident.filled_as = resident_format(layer, self.gpu_method, hybrid.encoding)
-            if self.settings.updates and resident.filled_as is None:
+            if options.enable_dynamic_expert_update and resident.filled_as is None:
                 raise FeatureUnavailableError(
                     f"not available yet: --kt-enable-dynamic-expert-update for experts that SGLang holds on "
                     f"the device as {type(self.gpu_method).__name__} made them; leave it out."

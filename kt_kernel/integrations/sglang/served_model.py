@@ -10,7 +10,7 @@ import torch
 from sglang.srt.runtime_context import get_parallel
 
 from kt_kernel.errors import KTError
-from kt_kernel.hybrid.model import HybridModel, HybridOptions
+from kt_kernel.hybrid.model import HybridModel
 from kt_kernel.hybrid.ranks import ALONE, TorchRanks
 from kt_kernel.hybrid.recording import DistributionRecorder
 from kt_kernel.integrations.sglang.settings import KTSettings
@@ -31,16 +31,7 @@ class ServedModel:
         self.settings = settings
         group = get_parallel().tp_group
         self.ranks = ALONE if group.world_size == 1 else TorchRanks(group.cpu_group)
-        self.hybrid = HybridModel(
-            HybridOptions(
-                prefill_threshold=settings.prefill_threshold,
-                update_after_prefill=settings.updates and settings.prefill_threshold > 0,
-                update_interval=settings.update_interval,
-                miss_policy=settings.miss_policy,
-            ),
-            self.ranks,
-            device,
-        )
+        self.hybrid = HybridModel(settings.options.hybrid(), self.ranks, device)
         self.recorder: DistributionRecorder | None = None
         if settings.records and self.ranks.rank == 0:
             self.recorder = DistributionRecorder(self.hybrid, settings.layout.num_layers)

@@ -24,7 +24,7 @@ from kt_kernel.integrations.sglang.draft import with_draft
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.other_options import check_other_options
-from kt_kernel.integrations.sglang.settings import make_settings, weight_method
+from kt_kernel.integrations.sglang.settings import make_settings
 from kt_kernel.integrations.sglang.update_formats import check_update_format
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
         return
     hooks.verify()
     check_flags(flags)
-    flags = replace(flags, method=weight_method(flags))
+    flags = replace(flags, method=flags.options().weight_method())
     check_other_options(options)
     device_backends.check_option(options.moe_runner_backend)
     model = model_config_of(server_args)
@@ -74,14 +74,15 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     _check_chunks(options, flags)
     settings = replace(settings, max_tokens=_most_tokens_of_a_call(options))
     settings = with_draft(settings, options, model)
-    if settings.updates:
-        check_update_format(settings, model, options)
+    experts = settings.options
+    if experts.enable_dynamic_expert_update:
+        check_update_format(experts.method, model, options)
     declare_resolution(
         server_args,
         SOURCE,
-        kt_method=settings.method,
-        kt_cpuinfer=settings.threads,
-        kt_threadpool_count=settings.pools,
+        kt_method=experts.method,
+        kt_cpuinfer=experts.cpuinfer,
+        kt_threadpool_count=experts.threadpool_count,
         kt_num_gpu_experts=flags.num_gpu_experts or 0,
         # A fused shared expert is an additional routed expert to the layer, but not to the checkpoint.
         disable_shared_experts_fusion=True,
@@ -95,10 +96,10 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     logger.info(
         "kt-kernel: method %s from %s, %d threads in %d pools, %d of %d experts on the device, at most %d "
         "tokens a call",
-        settings.method,
-        settings.weight_path,
-        settings.threads,
-        settings.pools,
+        experts.method,
+        experts.weight_path,
+        experts.cpuinfer,
+        experts.threadpool_count,
         settings.device_experts,
         settings.layout.num_experts * len(settings.layout.moe_layers),
         settings.max_tokens,

@@ -23,20 +23,20 @@ _FILLED_WHILE_SERVING = {
 }
 
 
-def check_update_format(settings: Any, model: Any, options: Any) -> None:
+def check_update_format(method: str, model: Any, options: Any) -> None:
     """Experts that move are written into the device's own weights, in a format that this version can fill.
 
-    Each layer looks again once it is loaded, for the kernels are chosen by then. Prefill on the device and
-    fetched misses need no such check: their slots are unquantised if need be.
+    `method`: of the weight path. Each layer looks again once it is loaded, for the kernels are chosen by
+    then. Prefill on the device and fetched misses need no such check: their slots are unquantised if need be.
     """
     what, backend = "--kt-enable-dynamic-expert-update", options.moe_runner_backend
-    backends = _FILLED_WHILE_SERVING.get((model.quantization, settings.method))
+    backends = _FILLED_WHILE_SERVING.get((model.quantization, method))
     if model.quantization is None:
         backends = _FILLED_WHILE_SERVING[None, None]
     if backends is None:
         raise FeatureUnavailableError(
             f"not available yet: {what} for a model that is {model.quantization} on the device with "
-            f"{settings.method} experts on the CPU; use a model whose experts have the same format in both "
+            f"{method} experts on the CPU; use a model whose experts have the same format in both "
             "places, or leave that flag out."
         )
     if backend not in backends:

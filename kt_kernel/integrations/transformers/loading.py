@@ -18,9 +18,9 @@ from torch import nn
 
 from kt_kernel.checkpoint.reader import open_checkpoint
 from kt_kernel.errors import CheckpointError, CheckpointPathError, ConfigurationError
+from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import UnloadedExperts, find_experts, replace_module
 from kt_kernel.integrations.transformers.dense import dense_state_dict
-from kt_kernel.integrations.transformers.options import ExpertOptions
 from kt_kernel.integrations.transformers.patching import patch
 
 

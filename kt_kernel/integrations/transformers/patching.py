@@ -10,12 +10,13 @@ from torch import nn
 
 from kt_kernel.errors import CallOrderError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layer import HybridLayer
+from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.model import HybridModel
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
+from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import ExpertsBlock, find_experts, replace_module
 from kt_kernel.integrations.transformers.experts import HybridExperts
-from kt_kernel.integrations.transformers.options import ExpertOptions
 from kt_kernel.moe import KTMoEWrapper
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,11 +46,18 @@ def patch(model: Model, **options: Any) -> Model:
         )
     blocks = find_experts(model)
     device, dtype = _home(model, {block.path for block in blocks})
-    chosen.device_experts(len(blocks), blocks[0].num_experts)  # a wrong number ends here, before loading
+    config = model.config.get_text_config()
+    layout = ExpertLayout(
+        config.num_hidden_layers, blocks[0].num_experts, tuple(block.layer_idx for block in blocks)
+    )
+    chosen.log_placement()
+    chosen.device_experts(layout)  # a wrong number ends here, before loading
     hybrid = HybridModel(chosen.hybrid(), device=device)
     try:
-        builder = _LayerBuilder(model.config.get_text_config(), chosen, hybrid, dtype)
-        layers = builder.build(blocks)
+        chosen = chosen.with_method().with_threads()
+        masks = chosen.device_masks(layout)
+        builder = _LayerBuilder(_experts_per_token(config), chosen, hybrid, dtype)
+        layers = [builder.layer(block, masks[block.layer_idx]) for block in blocks]
         hybrid.prepare()
     except BaseException:
         hybrid.close()
@@ -63,38 +71,18 @@ def patch(model: Model, **options: Any) -> Model:
 
 
 class _LayerBuilder:
-    """Makes the hybrid layers of one model; `config` is that of its text model."""
+    """Makes the hybrid layers of one model, whose tokens have `top_k` experts each."""
 
-    def __init__(self, config: Any, options: ExpertOptions, hybrid: HybridModel, dtype: torch.dtype) -> None:
-        self._layers = config.num_hidden_layers
-        self._top_k = _experts_per_token(config)
+    def __init__(self, top_k: int, options: ExpertOptions, hybrid: HybridModel, dtype: torch.dtype) -> None:
+        self._top_k = top_k
         self._options = options
         self._hybrid = hybrid
         self._dtype = dtype
-        self._method = options.weight_method()
 
-    def build(self, blocks: list[ExpertsBlock]) -> list[HybridLayer]:
-        moe_layers = [block.layer_idx for block in blocks]
-        masks = self._options.device_masks(self._layers, moe_layers, blocks[0].num_experts)
-        return [self._layer(block, self._wrapper(block), masks[block.layer_idx]) for block in blocks]
+    def layer(self, block: ExpertsBlock, mask: torch.Tensor) -> HybridLayer:
+        """The layer of `block`, loaded; `mask` bool [E]: its experts on the device."""
+        wrapper = self._wrapper(block)
 
-    def _wrapper(self, block: ExpertsBlock) -> KTMoEWrapper:
-        wrapper = KTMoEWrapper(
-            layer_idx=block.layer_idx,
-            num_experts=block.num_experts,
-            num_experts_per_tok=self._top_k,
-            hidden_size=block.hidden_size,
-            moe_intermediate_size=block.intermediate_size,
-            weight_path=self._options.weight_path,
-            chunked_prefill_size=_MOST_TOKENS,
-            max_deferred_experts_per_token=min(self._options.max_deferred_experts_per_token, self._top_k),
-            method=self._method,
-            **self._options.engine(),
-        )
-        wrapper.load_weights(None)
-        return wrapper
-
-    def _layer(self, block: ExpertsBlock, wrapper: KTMoEWrapper, mask: torch.Tensor) -> HybridLayer:
         def new_experts(capacity: int) -> TorchDeviceExperts:
             return TorchDeviceExperts(
                 capacity,
@@ -112,6 +100,18 @@ class _LayerBuilder:
         if slots:
             layer.load_residents()
         return layer
+
+    def _wrapper(self, block: ExpertsBlock) -> KTMoEWrapper:
+        wrapper = self._options.wrapper(
+            layer_idx=block.layer_idx,
+            num_experts=block.num_experts,
+            num_experts_per_tok=self._top_k,
+            hidden_size=block.hidden_size,
+            moe_intermediate_size=block.intermediate_size,
+            chunked_prefill_size=_MOST_TOKENS,
+        )
+        wrapper.load_weights(None)
+        return wrapper
 
 
 def _home(model: nn.Module, experts: set[str]) -> tuple[torch.device, torch.dtype]:
