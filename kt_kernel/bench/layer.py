@@ -14,7 +14,6 @@ from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.quantize.experts import quantize_experts
 
 _GLOBAL_SCALE_BYTES = 4
-_ASKED = {"auto": {}, "bf16": {}}  # what the wrapper does without being told
 
 
 def random_expert(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,7 +44,7 @@ class RandomLayer(KTMoEWrapper):
             weight_path="",
             chunked_prefill_size=max_tokens,
             method=method,
-            **_ASKED.get(activations, {"activations": activations}),
+            activations=activations,
         )
         self.activations = activations
         experts = quantize_experts(method, *([matrix] for matrix in random_expert(shape)))
