@@ -13,6 +13,7 @@
 #include "limits/limits.h"
 #include "moe/layer.h"
 #include "pipeline_bindings.h"
+#include "quantise_bindings.h"
 
 namespace py = pybind11;
 
@@ -380,4 +381,5 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   bind_engine(m);
   bind_layer(m);
   bind_pipeline(m);
+  bind_quantise(m);
 }

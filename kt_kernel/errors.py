@@ -47,3 +47,7 @@ class CheckpointPathError(CheckpointError, FileNotFoundError):
 
 class MissingTensorError(CheckpointError, KeyError):
     """A tensor that the layer needs is not in the checkpoint."""
+
+
+class ConversionError(KTError):
+    """A checkpoint cannot be converted as asked, or a conversion cannot go on."""
