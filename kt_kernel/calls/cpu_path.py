@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
 from kt_kernel.calls.deferral import (
-    DeferralChain,
-    DeferredOutput,
     select_deferred_experts,
     wait_ignoring_errors,
     without_experts,
 )
 from kt_kernel.calls.inputs import check_inputs, native_arguments
+from kt_kernel.calls.path import CallPath
 from kt_kernel.errors import CallOrderError, InputError
-from kt_kernel.layer_config import LayerConfig
 
 
-@dataclass
-class _InFlight:
-    """A submitted call."""
-
-    output: torch.Tensor
-    queued_behind: int  # tasks this layer queued after it
-    keep_alive: Any  # what the task reads
-
-
-class CpuPath:
-    """Calls of one loaded layer. `native`, its extension object, reads `mask` whenever it computes.
-
-    `chain` may be another from one pass to the next.
-    """
-
-    def __init__(
-        self, config: LayerConfig, engine: Any, chain: DeferralChain, native: Any, mask: torch.Tensor
-    ) -> None:
-        self._config = config
-        self._engine = engine
-        self.chain = chain
-        self._native = native
-        self._mask = mask
-        self._in_flight: _InFlight | None = None
+class CpuPath(CallPath):
+    """Calls of one loaded layer."""
 
     def forward(
         self,
@@ -53,7 +26,7 @@ class CpuPath:
     ) -> torch.Tensor:
         """Compute now, on this thread and the engine's. Copies nothing unless deferral is in play."""
         config = self._config
-        if self.chain.pending is not None or self._defers():
+        if self.chain.pending is not None or self._protected_k() is not None:
             self.submit(hidden, ids, weights, device_experts)
             return self.sync(hidden)
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
@@ -77,41 +50,33 @@ class CpuPath:
         config = self._config
         self._give_up_unfetched()
         hidden, ids, weights = check_inputs(config, hidden, ids, weights)
-        earlier = self.chain.take(config.layer_idx, hidden)
+        call = self._begin(hidden, torch.empty_like)
         # Serving code masks ids in place right after submitting; a few hundred bytes make that harmless.
         ids, weights = ids.clone(), weights.clone()
-        deferred_ids = None
-        if self._defers():
-            protected_k = config.num_experts_per_tok - config.max_deferred_experts_per_token
+        deferred_ids, protected_k = None, self._protected_k()
+        if protected_k is not None:
             ids, deferred_ids = select_deferred_experts(ids, weights, protected_k, config.num_experts)
         if device_experts is not None:
             # Only now: experts on the device take part in the ranking.
             ids = without_experts(ids, device_experts)
             if deferred_ids is not None:
                 deferred_ids = without_experts(deferred_ids, device_experts)
-        output = torch.empty_like(hidden) if earlier is None else earlier.output
-        self._in_flight = _InFlight(output, 0 if deferred_ids is None else 1, (hidden, ids, weights, earlier))
-        self._submit(hidden, ids, weights, output, 0 if earlier is None else 1)
+        call.keep_alive = hidden, ids, weights
+        self._started(call)
+        self._submit(hidden, ids, weights, call.output, call.incremental)
         if deferred_ids is not None:
             # The model goes on and may overwrite hidden before the deferred task reads it.
             hidden, later = hidden.clone(), torch.empty_like(hidden)
-            self.chain.pending = DeferredOutput(
-                config.layer_idx, later, (hidden, deferred_ids, weights, self._mask)
-            )
+            self._defer(call, later, (hidden, deferred_ids, weights, self._mask))
             self._submit(hidden, deferred_ids, weights, later, 0)
 
     def sync(self, hidden: torch.Tensor) -> torch.Tensor:
         """Wait for the submitted call, return its output [tokens, H]; `hidden` says which batch is meant."""
-        call, self._in_flight = self._in_flight, None
-        if call is None:
-            raise CallOrderError(
-                f"layer {self._config.layer_idx}: sync_forward without a submit_forward before it."
-            )
+        call = self._end()
         try:
             self._engine.sync(call.queued_behind)
         except ValueError as error:
-            self.chain.drop()
-            raise InputError(f"layer {self._config.layer_idx}: {error}") from None
+            raise self._failed(f"layer {self._config.layer_idx}", error) from None
         if hidden.numel() != call.output.numel():
             raise CallOrderError(
                 f"layer {self._config.layer_idx}: sync_forward was given {hidden.numel()} values, but "
@@ -130,19 +95,18 @@ class CpuPath:
             raise InputError(f"layer {earlier.layer_idx}: {error}") from None
         return earlier.output
 
-    def _defers(self) -> bool:
-        config = self._config
-        return config.max_deferred_experts_per_token > 0 and self.chain.may_defer(config.layer_idx)
-
     def _submit(
-        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, add: int
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        output: torch.Tensor,
+        incremental: int,
     ) -> None:
         try:
-            self._native.submit(*native_arguments(hidden, ids, weights, output), add)
+            self._native.submit(*native_arguments(hidden, ids, weights, output), incremental)
         except ValueError as error:
-            self._in_flight = None
-            self.chain.drop()
-            raise InputError(f"layer {self._config.layer_idx}: {error}") from None
+            raise self._failed(f"layer {self._config.layer_idx}", error) from None
 
     def _give_up_unfetched(self) -> None:
         """A submitted call whose result nobody fetched (its caller failed) must end before its tensors go."""

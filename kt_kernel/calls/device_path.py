@@ -12,18 +12,17 @@ captured in a graph.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.calls.buffers import BufferCache, BufferKey
-from kt_kernel.calls.deferral import DeferralChain, DeferredOutput
+from kt_kernel.calls.deferral import DeferralChain
 from kt_kernel.calls.inputs import check_inputs, native_arguments_of_block
+from kt_kernel.calls.path import CallPath
 from kt_kernel.device_ops.block import BlockLayout
 from kt_kernel.device_ops.routing import Split, route, route_deferring
-from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.layer_config import LayerConfig
 
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
@@ -57,14 +56,8 @@ class CudaRuntime:
         return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device))
 
 
-@dataclass
-class _InFlight:
-    host_output: torch.Tensor
-    queued_behind: int
-
-
-class DevicePath:
-    """Calls of one loaded layer. `native`, its extension object, reads `mask` whenever it computes."""
+class DevicePath(CallPath):
+    """Calls of one loaded layer; the outputs of its calls are in host buffers."""
 
     def __init__(
         self,
@@ -76,14 +69,9 @@ class DevicePath:
         buffers: BufferCache,
         runtime: CudaRuntime,
     ) -> None:
-        self._config = config
-        self._engine = engine
-        self.chain = chain
-        self._native = native
-        self._mask = mask
+        super().__init__(config, engine, chain, native, mask)
         self._buffers = buffers
         self._runtime = runtime
-        self._in_flight: _InFlight | None = None
 
     def forward(
         self,
@@ -124,29 +112,26 @@ class DevicePath:
         capture = self._runtime.capture_id(stream)
         ring = self._buffers.ring(key, max(layout.tokens, 1), self._runtime.page_locked, capture)
         host, kept = ring.next_slot(), (ring, self._mask)
-        earlier = self.chain.take(config.layer_idx, hidden)
-        defers = config.max_deferred_experts_per_token > 0 and self.chain.may_defer(config.layer_idx)
-        if defers:
-            protected_k = config.num_experts_per_tok - config.max_deferred_experts_per_token
-            slots, block = route_deferring(ids, weights, hidden, split, protected_k, config.num_experts)
-        else:
+        call, protected_k = self._begin(hidden, lambda _: host.output[: layout.tokens]), self._protected_k()
+        call.keep_alive = kept if call.earlier is None else (kept, call.earlier.keep_alive)
+        if protected_k is None:
             slots, block = route(ids, weights, hidden, split, config.num_experts)
+        else:
+            slots, block = route_deferring(ids, weights, hidden, split, protected_k, config.num_experts)
         host.block[: layout.packed_bytes].copy_(block, non_blocking=True)
         if not layout.packs_hidden:
             layout.hidden(host.block).copy_(hidden, non_blocking=True)
-        if earlier is None:
-            output, add, needed = host.output[: layout.tokens], 0, kept
-        else:
-            output, add, needed = earlier.output, 1, (kept, earlier.keep_alive)
         later = {}
-        if defers:
+        if protected_k is not None:
             deferred_output = host.deferred_output[: layout.tokens]
             later["deferred_ids_ptr"] = host.block.data_ptr() + layout.deferred_ids_offset
             later["deferred_output_ptr"] = deferred_output.data_ptr()
-            self.chain.pending = DeferredOutput(config.layer_idx, deferred_output, kept)
-        arguments = native_arguments_of_block(layout, host.block, output)
-        self._native.submit_on_stream(stream, *arguments, add, keep_alive=needed, **later)
-        self._in_flight = _InFlight(output, 1 if defers else 0)
+            self._defer(call, deferred_output, kept)
+        arguments = native_arguments_of_block(layout, host.block, call.output)
+        self._native.submit_on_stream(
+            stream, *arguments, call.incremental, keep_alive=call.keep_alive, **later
+        )
+        self._started(call)
         return slots
 
     def sync(self, hidden: torch.Tensor, stream: int | None) -> torch.Tensor:
@@ -155,22 +140,17 @@ class DevicePath:
 
         Raises the error of an earlier call that failed on the CPU: what a stream does cannot raise.
         """
-        call, self._in_flight = self._in_flight, None
-        if call is None:
-            raise CallOrderError(
-                f"layer {self._config.layer_idx}: sync_forward without a submit_forward before it."
-            )
+        call = self._end()
         if stream is None:
             stream = self._runtime.current_stream(hidden.device)
         with self._runtime.on_stream(stream, hidden.device):
             self._engine.sync_on_stream(stream, call.queued_behind)
-            output = torch.empty(call.host_output.shape, dtype=hidden.dtype, device=hidden.device)
-            output.copy_(call.host_output, non_blocking=True)
+            output = torch.empty(call.output.shape, dtype=hidden.dtype, device=hidden.device)
+            output.copy_(call.output, non_blocking=True)
         try:
             self._engine.raise_pending_error()
         except ValueError as error:
-            self.chain.drop()
-            raise InputError(f"layer {self._config.layer_idx} or one before it: {error}") from None
+            raise self._failed(f"layer {self._config.layer_idx} or one before it", error) from None
         return output
 
     def take_deferred(self, hidden: torch.Tensor, stream: int | None) -> torch.Tensor | None:
