@@ -13,14 +13,22 @@ _GROUP_SIZES = (128, 64, 32, 16)
 
 
 def quantize_experts(
-    method: str, gate: list[torch.Tensor], up: list[torch.Tensor], down: list[torch.Tensor]
+    method: str,
+    gate: list[torch.Tensor],
+    up: list[torch.Tensor],
+    down: list[torch.Tensor],
+    group_size: int | None = None,
 ) -> LayerExperts:
     """bfloat16 gate, up [I, H] and down [H, I] of each expert -> what a checkpoint would hold.
+
+    `group_size`: columns that share a scale where the method leaves it free, a divisor of H and I, or
+    WHOLE_ROW; None = the usual size of the method.
 
     Raises InputError for infinite or NaN weights, which no scale can represent (BF16 keeps them).
     """
     hidden, intermediate = down[0].shape
-    group_size = _group_size(method, hidden, intermediate)
+    if group_size is None:
+        group_size = _group_size(method, hidden, intermediate)
 
     def quantised(projection: str, matrices: list[torch.Tensor]) -> list[ExpertMatrix]:
         return [
