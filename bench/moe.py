@@ -22,7 +22,7 @@ from torch_experts import copies_of_one_expert, torch_experts
 
 from kt_kernel import __cpu_variant__, kt_kernel_ext
 from kt_kernel.bench.limits import describe_limits
-from kt_kernel.bench.measure import THOROUGH, Others, kernels, measure_method
+from kt_kernel.bench.measure import QUICK, THOROUGH, Others, kernels, measure_method
 from kt_kernel.bench.report import json_line, text_line
 from kt_kernel.bench.shapes import SHAPES, Shape
 
@@ -49,7 +49,7 @@ def measure(method: str, shape: Shape, arguments: argparse.Namespace) -> None:
         shape,
         tokens,
         arguments.threads,
-        THOROUGH,
+        QUICK if arguments.quick else THOROUGH,
         others=others(method, shape),
         activations=activations,
     )
@@ -78,6 +78,7 @@ def main() -> None:
     )
     parser.add_argument("--tokens", default=DEFAULT_TOKENS)
     parser.add_argument("--threads", type=int, default=kt_kernel_ext.topology()["physical_cores"])
+    parser.add_argument("--quick", action="store_true", help="fewer calls of each row")
     parser.add_argument("--json", action="store_true", help="one JSON line per row instead of the table")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

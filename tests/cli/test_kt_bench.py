@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +18,10 @@ from kt_kernel.bench.report import verdict
 from kt_kernel.bench.targets import Target, target_for
 from kt_kernel.cli import bench
 from kt_kernel.cli.main import app
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+
+import speed_table
 
 TINY = shapes.Shape("S", hidden=256, intermediate=128, experts=4, top_k=2)
 LIMITS = {
@@ -193,3 +199,18 @@ def test_one_row_below_its_target_decides(monkeypatch, share, word):
     good = dataclasses.replace(row, target=Target("peak", 0.6), share_of_peak=0.9)
     judged = dataclasses.replace(row, target=Target("read", 0.75), share_of_read=share, share_of_peak=9.0)
     assert verdict([good, row, judged]) == word
+
+
+def test_table_of_a_document_marks_what_is_missed_and_what_lost_to_bf16():
+    common = {"method": "RAWINT4", "kernel": "code4_int8.avx2", "activations": "int8", "shape": "S"}
+    shares = {"share_of_read": 0.6, "share_of_peak": 0.1}
+    below = {"target": {"limit": "read", "share": 0.7}, "verdict": "below target", "other_ms": {"bf16": 1.0}}
+    good = {"target": None, "verdict": "-", "other_ms": {"bf16": 9.0}}
+    rows = [
+        common | shares | below | {"tokens": 1, "ms": 2.0},
+        common | shares | good | {"tokens": 16, "ms": 2.5},
+    ]
+    assert speed_table.table(rows).splitlines()[0] == "| method | activations | kernel | S, 1 | S, 16 |"
+    assert speed_table.table(rows).splitlines()[2] == (
+        "| `RAWINT4` | int8 | `code4_int8.avx2` | 2 ms, 60% of read! slow | 2.5 ms, 60% of read |"
+    )
