@@ -188,33 +188,47 @@ py::dict features() {
   return result;
 }
 
-py::list dispatch() {
+// One dict per method and row of its codes; a method's "chosen" row is what activations="auto" takes.
+py::dict described(const kt::DispatchRow& row, const kt::Format& format) {
   const kt::CpuFeatures& f = kt::cpu_features();
+  const kt::DispatchRow* chosen = kt::chosen_row(row.operation, format, kt::Activations::kAuto);
+  const kt::DispatchRow* first = kt::chosen_row(row.operation, format, row.activations());
+  py::dict d;
+  d["method"] = format.method;
+  d["operation"] = kt::name_of(row.operation);
+  d["activations"] = kt::name_of(row.activations());
+  d["kernel"] = row.kernels->name;
+  d["needs"] = row.needs.names();
+  d["machines"] = row.machines;
+  if (!f.active.includes(row.needs)) {
+    std::string text;
+    for (const std::string& name : row.needs.minus(f.detected).names()) text += (text.empty() ? "" : ", ") + name;
+    d["state"] = "unavailable";
+    d["reason"] =
+        f.detected.includes(row.needs) ? "capped by KT_KERNEL_CPU_VARIANT=" + f.cap : "this CPU lacks " + text;
+    return d;
+  }
+  d["state"] = &row == chosen ? "chosen" : "available";
+  d["reason"] = &row == chosen  ? "the first row whose features this CPU has"
+                : &row == first ? std::string("taken with activations='") + kt::name_of(row.activations()) + "'"
+                                : "a row above it is faster";
+  return d;
+}
+
+py::list dispatch() {
   py::list rows;
-  std::vector<std::string> served;
-  for (const kt::DispatchRow& row : kt::dispatch_table()) {
-    const bool possible = f.active.includes(row.needs);
-    const bool first = std::find(served.begin(), served.end(), row.method) == served.end();
-    const kt::FeatureSet missing = row.needs.minus(f.detected);
-    py::dict d;
-    d["method"] = row.method;
-    d["operation"] = "experts";
-    d["kernel"] = row.kernels->name;
-    d["needs"] = row.needs.names();
-    d["machines"] = row.machines;
-    d["state"] = !possible ? "unavailable" : first ? "chosen" : "available";
-    if (!possible) {
-      std::string text;
-      for (const std::string& name : missing.names()) text += (text.empty() ? "" : ", ") + name;
-      d["reason"] =
-          f.detected.includes(row.needs) ? "capped by KT_KERNEL_CPU_VARIANT=" + f.cap : "this CPU lacks " + text;
-    } else {
-      d["reason"] = first ? "the first row whose features this CPU has" : "a row above it is faster";
-      served.emplace_back(row.method);
+  for (const kt::Format* format : kt::all_formats()) {
+    for (const kt::DispatchRow& row : kt::dispatch_table()) {
+      if (row.codes == format->codes) rows.append(described(row, *format));
     }
-    rows.append(d);
   }
   return rows;
+}
+
+py::tuple methods() {
+  py::list names;
+  for (const kt::Format* format : kt::all_formats()) names.append(format->method);
+  return py::tuple(names);
 }
 
 py::dict topology() {
@@ -319,15 +333,20 @@ void bind_layer(py::module_& m) {
   using A = uintptr_t;
   py::class_<MoeLayer, std::shared_ptr<MoeLayer>>(m, "MoeLayer")
       .def(py::init([](std::shared_ptr<Engine> engine, const std::string& method, int num_experts, int top_k,
-                       int hidden, int intermediate, int max_tokens, int layer_idx, float limit, float alpha) {
-             return std::make_shared<MoeLayer>(
-                 std::move(engine),
-                 kt::LayerConfig{
-                     method, {num_experts, hidden, intermediate}, top_k, max_tokens, layer_idx, limit, alpha});
+                       int hidden, int intermediate, int max_tokens, int layer_idx, float limit, float alpha,
+                       const std::string& activations) {
+             return std::make_shared<MoeLayer>(std::move(engine), kt::LayerConfig{method,
+                                                                                  {num_experts, hidden, intermediate},
+                                                                                  top_k,
+                                                                                  max_tokens,
+                                                                                  layer_idx,
+                                                                                  limit,
+                                                                                  alpha,
+                                                                                  kt::activations_named(activations)});
            }),
            py::arg("engine"), py::kw_only(), py::arg("method"), py::arg("num_experts"), py::arg("top_k"),
            py::arg("hidden"), py::arg("intermediate"), py::arg("max_tokens"), py::arg("layer_idx") = 0,
-           py::arg("swiglu_limit") = 0.0f, py::arg("swiglu_alpha") = 0.0f)
+           py::arg("swiglu_limit") = 0.0f, py::arg("swiglu_alpha") = 0.0f, py::arg("activations") = "auto")
       .def("load_experts", &load, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
            py::arg("group_size") = 0, py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32))
       .def("write_expert", &write_expert, py::arg("expert"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
@@ -376,7 +395,7 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
       "page_lock", [](uintptr_t memory, size_t bytes) { return kt::page_lock(reinterpret_cast<void*>(memory), bytes); },
       py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
   m.def("release_finished", &kt::release_now);
-  m.attr("METHODS") = py::tuple(py::cast(kt::available_methods()));
+  m.attr("METHODS") = methods();
   bind_formats(m);
   bind_engine(m);
   bind_layer(m);

@@ -53,6 +53,7 @@ struct FormatOptions {
   DType scale_dtype = DType::kF32;
 };
 
+// In the order in which they are listed to users.
 const std::vector<const Format*>& all_formats();
 
 // Throws std::invalid_argument naming the methods there are.

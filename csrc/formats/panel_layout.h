@@ -52,6 +52,12 @@ struct PanelLayout {
   int group_k;         // columns that share a record
   int step_k;          // columns of one step: divides group_k, unless one group covers all of K
   uint16_t table[16];  // 4-bit codes: the bf16 value of each
+  // For int8 activations: columns that share an activation scale, and 4-bit codes as integers, value =
+  // integer_factor * (integers[code] - integer_offset).
+  int int8_step_k;
+  uint8_t integers[16];
+  int integer_offset;
+  float integer_factor;
 };
 
 }  // namespace kt

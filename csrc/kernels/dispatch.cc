@@ -1,6 +1,5 @@
 #include "kernels/dispatch.h"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "kernels/kernel_sets.h"
@@ -9,6 +8,8 @@ namespace kt {
 namespace {
 
 using F = Feature;
+using C = CodeType;
+constexpr Operation kForward = Operation::kForward;
 constexpr FeatureSet kAvx2 = {F::kAvx2, F::kFma, F::kF16c};
 constexpr FeatureSet kAvx512 = kAvx2 | FeatureSet{F::kAvx512f, F::kAvx512bw, F::kAvx512vl, F::kAvx512dq};
 constexpr FeatureSet kAvx512Bf16 = kAvx512 | FeatureSet{F::kAvx512bf16};
@@ -26,58 +27,62 @@ constexpr const char* kHaswell = "Intel Haswell (2013-) and later clients, AMD Z
 
 const std::vector<DispatchRow>& dispatch_table() {
   static const std::vector<DispatchRow> table = {
-      {"BF16", kAmxBf16, &kBf16Amx, kSapphireRapids},
-      {"BF16", kAvx512Bf16, &kBf16Avx512Bf16, kZen4CooperLake},
-      {"BF16", kAvx512, &kBf16Avx512, kSkylakeSp},
-      {"BF16", kAvx2, &kBf16Avx2, kHaswell},
-      {"FP8", kAvx512Vbmi | kFmaBeatsDot, &kE4m3Avx512Bf16Fma, kSapphireRapids},
-      {"FP8", kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4},
-      {"FP8", kAvx512, &kE4m3Avx512, kSkylakeSp},
-      {"FP8", kAvx2, &kE4m3Avx2, kHaswell},
-      {"FP8_PERCHANNEL", kAvx512Vbmi | kFmaBeatsDot, &kE4m3Avx512Bf16Fma, kSapphireRapids},
-      {"FP8_PERCHANNEL", kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4},
-      {"FP8_PERCHANNEL", kAvx512, &kE4m3Avx512, kSkylakeSp},
-      {"FP8_PERCHANNEL", kAvx2, &kE4m3Avx2, kHaswell},
-      {"MXFP8", kAvx512Vbmi | kFmaBeatsDot, &kE4m3Avx512Bf16Fma, kSapphireRapids},
-      {"MXFP8", kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4},
-      {"MXFP8", kAvx512, &kE4m3Avx512, kSkylakeSp},
-      {"MXFP8", kAvx2, &kE4m3Avx2, kHaswell},
-      {"RAWINT4", kAvx512Bf16 | kFmaBeatsDot, &kCode4Avx512Bf16Fma, kSapphireRapids},
-      {"RAWINT4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
-      {"RAWINT4", kAvx512, &kCode4Avx512, kSkylakeSp},
-      {"RAWINT4", kAvx2, &kCode4Avx2, kHaswell},
-      {"GPTQ_INT4", kAvx512Bf16 | kFmaBeatsDot, &kCode4Avx512Bf16Fma, kSapphireRapids},
-      {"GPTQ_INT4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
-      {"GPTQ_INT4", kAvx512, &kCode4Avx512, kSkylakeSp},
-      {"GPTQ_INT4", kAvx2, &kCode4Avx2, kHaswell},
-      {"MXFP4", kAvx512Bf16 | kFmaBeatsDot, &kCode4Avx512Bf16Fma, kSapphireRapids},
-      {"MXFP4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
-      {"MXFP4", kAvx512, &kCode4Avx512, kSkylakeSp},
-      {"MXFP4", kAvx2, &kCode4Avx2, kHaswell},
-      {"NVFP4", kAvx512Bf16 | kFmaBeatsDot, &kCode4Avx512Bf16Fma, kSapphireRapids},
-      {"NVFP4", kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
-      {"NVFP4", kAvx512, &kCode4Avx512, kSkylakeSp},
-      {"NVFP4", kAvx2, &kCode4Avx2, kHaswell},
+      {kForward, C::kBf16, kAmxBf16, &kBf16Amx, kSapphireRapids},
+      {kForward, C::kBf16, kAvx512Bf16, &kBf16Avx512Bf16, kZen4CooperLake},
+      {kForward, C::kBf16, kAvx512, &kBf16Avx512, kSkylakeSp},
+      {kForward, C::kBf16, kAvx2, &kBf16Avx2, kHaswell},
+      {kForward, C::kE4m3, kAvx512Vbmi | kFmaBeatsDot, &kE4m3Avx512Bf16Fma, kSapphireRapids},
+      {kForward, C::kE4m3, kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4},
+      {kForward, C::kE4m3, kAvx512, &kE4m3Avx512, kSkylakeSp},
+      {kForward, C::kE4m3, kAvx2, &kE4m3Avx2, kHaswell},
+      {kForward, C::kCode4, kAvx512Bf16 | kFmaBeatsDot, &kCode4Avx512Bf16Fma, kSapphireRapids},
+      {kForward, C::kCode4, kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
+      {kForward, C::kCode4, kAvx512, &kCode4Avx512, kSkylakeSp},
+      {kForward, C::kCode4, kAvx2, &kCode4Avx2, kHaswell},
   };
   return table;
 }
 
-std::vector<std::string> available_methods() {
-  std::vector<std::string> methods;
+const DispatchRow* chosen_row(Operation operation, const Format& format, Activations activations) {
+  const FeatureSet active = cpu_features().active;
   for (const DispatchRow& row : dispatch_table()) {
-    if (std::find(methods.begin(), methods.end(), row.method) == methods.end()) methods.emplace_back(row.method);
+    if (row.serves(operation, format, activations) && active.includes(row.needs)) return &row;
   }
-  return methods;
+  return nullptr;
 }
 
-const KernelSet& kernels_for(const std::string& method) {
-  const FeatureSet active = cpu_features().active;
-  std::string known;
-  for (const DispatchRow& row : dispatch_table()) {
-    if (method == row.method && active.includes(row.needs)) return *row.kernels;
+const char* name_of(Operation operation) {
+  switch (operation) {
+    case Operation::kForward:
+      return "experts";
   }
-  for (const std::string& name : available_methods()) known += (known.empty() ? "" : ", ") + name;
-  throw std::invalid_argument("no kernels for method '" + method + "' in this build; available: " + known);
+  __builtin_unreachable();
+}
+
+const char* name_of(Activations activations) {
+  switch (activations) {
+    case Activations::kAuto:
+      return "auto";
+    case Activations::kBf16:
+      return "bf16";
+    case Activations::kInt8:
+      return "int8";
+  }
+  __builtin_unreachable();
+}
+
+Activations activations_named(const std::string& name) {
+  for (const Activations known : {Activations::kAuto, Activations::kBf16, Activations::kInt8}) {
+    if (name == name_of(known)) return known;
+  }
+  throw std::invalid_argument("activations are '" + name + "'; expected auto, bf16 or int8");
+}
+
+const KernelSet& kernels_for(Operation operation, const Format& format, Activations activations) {
+  const DispatchRow* row = chosen_row(operation, format, activations);
+  if (row != nullptr) return *row->kernels;
+  throw std::invalid_argument(std::string(format.method) + " has no kernels for " + name_of(activations) +
+                              " activations; expected auto" + (activations == Activations::kInt8 ? " or bf16" : ""));
 }
 
 }  // namespace kt

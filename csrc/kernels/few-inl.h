@@ -1,11 +1,11 @@
 // Up to Ops::kFewTokens tokens: codes are decoded in registers, every byte is read once and memory sets the pace.
 // Included by gemm-inl.h.
 
-template <class Ops, class Codes>
+template <class Ops, class Codes, class Scales>
 struct FewTokens {
   using P = Panel<Ops, Codes>;
   using Vec = typename Ops::Vec;
-  using Element = typename Ops::Element;
+  using Sum = typename Ops::Sum;
   using Weights = typename Ops::Weights;
   static constexpr int kLanes = Ops::kLanes;
   static constexpr int kVecs = P::kVecs;
@@ -22,7 +22,7 @@ struct FewTokens {
     const uint8_t* const following = first + kPanels < g.panel_count ? P::panel_at(g, first + kPanels) : g.next_panels;
     float* c = P::columns_of(g, first);
     const kt::PanelLayout& layout = *g.layout;
-    const Element* a = static_cast<const Element*>(g.a) - g.first_k;
+    const TokenRows<Ops> a = {g.a.data, g.a.groups, g.a.stride};
     const typename Codes::Tables tables(layout);
     const int end = g.first_k + g.k_count;
 
@@ -31,36 +31,34 @@ struct FewTokens {
       const int further = k + P::kAheadK;
       return further < end ? Ahead{panel, further} : Ahead{following, g.first_k + further - end};
     };
-    const auto accumulate = [&](Vec(&acc)[kTokens][kPanels][kVecs], int begin,
+    const auto accumulate = [&](Sum(&acc)[kTokens][kPanels][kVecs], int begin,
                                 int count) __attribute__((always_inline)) {
-      const uint8_t* chunk = P::chunk_at(panel, begin);
+      typename Codes::Cursor chunk = Codes::at(layout, panel, begin);
       const Ahead target = ahead(begin);
-      const uint8_t* far = P::chunk_at(target.panel, target.k);
-      for (int k = begin; k < begin + count; k += Codes::kChunkK, chunk += Codes::kChunkBytes) {
+      typename Codes::Cursor far = Codes::at(layout, target.panel, target.k);
+      for (int k = begin; k < begin + count; k += Codes::kChunkK, chunk = Codes::next(chunk)) {
 #pragma GCC unroll 16
         for (int p = 0; p < kPanels; ++p) {
-          for (int line = 0; line < Codes::kChunkBytes; line += 64) {
-            __builtin_prefetch(far + p * layout.panel_bytes + line, 0, 3);
-          }
+          Codes::prefetch(Codes::shifted(far, p * layout.panel_bytes));
 #pragma GCC unroll 16
-          for (int s = 0; s < P::kSlices; ++s) {
-            typename Codes::Decoded decoded[Codes::kPairs][Codes::kOutputs];
-            Codes::decode(tables, chunk + p * layout.panel_bytes + s * P::kSliceBytes, decoded);
+          for (int s = 0; s < Codes::kSlices; ++s) {
+            typename Codes::Decoded decoded[Codes::kDots][Codes::kOutputs];
+            Codes::decode(tables, Codes::shifted(chunk, p * layout.panel_bytes), s, decoded);
 #pragma GCC unroll 16
-            for (int q = 0; q < Codes::kPairs; ++q) {
+            for (int q = 0; q < Codes::kDots; ++q) {
 #pragma GCC unroll 16
               for (int j = 0; j < Codes::kOutputs; ++j) {
                 const Weights weights = P::own(Codes::weights(decoded[q][j]));
 #pragma GCC unroll 16
                 for (int t = 0; t < kTokens; ++t) {
-                  Vec& sum = acc[t][p][s * Codes::kOutputs + j];
-                  sum = Ops::dot(sum, weights, a + t * g.a_stride + k + 2 * q);
+                  Sum& sum = acc[t][p][s * Codes::kOutputs + j];
+                  sum = Ops::dot(sum, weights, a.at(t, k - g.first_k + Ops::kDotK * q));
                 }
               }
             }
           }
         }
-        far += Codes::kChunkBytes;
+        far = Codes::next(far);
       }
     };
 
@@ -76,27 +74,38 @@ struct FewTokens {
         }
       }
     }
-    if constexpr (Codes::kScaled) {
-      const typename P::template Scales<kPanels> scales(layout, panel);
-      P::for_steps(layout, g.first_k, end, [&](int k, int count, int group) __attribute__((always_inline)) {
-        Vec acc[kTokens][kPanels][kVecs];
+    if constexpr (Scales::kScaled) {
+      typename Scales::Constants constants[kPanels];
 #pragma GCC unroll 16
-        for (Vec& sum : reinterpret_cast<Vec(&)[kTokens * kPanels * kVecs]>(acc)) sum = Ops::zero();
+      for (int p = 0; p < kPanels; ++p)
+        constants[p] = Scales::constants(P::header_of(layout, panel + p * layout.panel_bytes));
+      int step = 0;
+      P::for_steps(layout, g.first_k, end, [&](int k, int count, int group) __attribute__((always_inline)) {
+        Sum acc[kTokens][kPanels][kVecs];
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+          const Sum first = P::open(tables, a.group(t, step));
+#pragma GCC unroll 16
+          for (Sum& sum : reinterpret_cast<Sum(&)[kPanels * kVecs]>(acc[t])) sum = first;
+        }
         const Ahead target = ahead(k);
         const uint8_t* far = P::record_at(layout, target.panel, target.k / layout.group_k);
 #pragma GCC unroll 16
         for (int p = 0; p < kPanels; ++p) __builtin_prefetch(far + p * layout.panel_bytes, 0, 3);
         accumulate(acc, k, count);
-        Vec scale[kPanels][kVecs];
-        scales.load(group, scale);
+        const uint8_t* record = P::record_at(layout, panel, group);
 #pragma GCC unroll 16
         for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 16
           for (int v = 0; v < kVecs; ++v) {
+            const auto scales = Scales::load(record + p * layout.panel_bytes, v * kLanes, constants[p]);
 #pragma GCC unroll 16
-            for (int t = 0; t < kTokens; ++t) total[t][p][v] = P::scaled(acc[t][p][v], scale[p][v], total[t][p][v]);
+            for (int t = 0; t < kTokens; ++t) {
+              total[t][p][v] = scales.add(total[t][p][v], P::close(acc[t][p][v]), a.group(t, step));
+            }
           }
         }
+        ++step;
       });
     } else {
       accumulate(total, g.first_k, g.k_count);

@@ -2,17 +2,20 @@
 // including file instantiates it in its own anonymous namespace with its own `Ops` and `Codes`).
 //
 // Ops provides, for vectors of kLanes fp32:
-//   Vec, Element (activation element), Weights (kLanes output rows x one pair of columns)
+//   Vec, Element (of the activations), Weights (kLanes output rows x kDotK columns), Sum (of one step)
 //   zero(), set(float), load(const float*), store(float*, Vec), mul, fma, from_bf16 and the like for scales
 //   load_weights, store_weights                 to and from scratch
-//   dot(Vec acc, Weights, const Element* pair)  acc + w[k] * a[k] + w[k+1] * a[k+1], in an order of its own
-//   kWidens                                     Weights are wider than pairs of bf16
+//   dot(Sum, Weights, const Element* a)         adds the products of kDotK columns, in an order of its own
+//   kInteger                                    activations are int8: sums are exact, each step has a RowGroup
+//   close(Sum) -> Vec, step_scale(Vec, group)   kInteger: a step's sum in fp32; weight scale x activation scale
+//   kWidens                                     Weights are wider than the stored codes
 //   kTileTokens, kTileVecs                      register tile for many tokens
 //   kShortStepTokens                            tokens of a tile that keeps totals in registers, 0 = too few of them
 //   kFewTokens, kFewVectors                     up to so many tokens without scratch; sums side by side then
-// Codes (codes-inl.h, e4m3*-inl.h) turns one vector of stored codes, a slice, into Weights.
+// Codes (codes-inl.h, e4m3*-inl.h, integer_codes-inl.h) turns one vector of stored codes, a slice, into Weights, and
+// lists the Scales (scales-inl.h) that may stand beside them.
 //
-// Both ways below do the same arithmetic in the same order.
+// Few and many tokens do the same arithmetic in the same order.
 
 #include "kernels/panel-inl.h"
 
@@ -22,12 +25,34 @@
 
 template <class Ops, class Codes>
 struct PanelGemm {
-  static void run(const kt::GemmArgs& g) {
-    if (g.tokens <= Ops::kFewTokens) {
-      FewTokens<Ops, Codes>::run(g);
-    } else {
-      ManyTokens<Ops, Codes>::run(g);
-    }
-    if constexpr (Codes::kScaled) Panel<Ops, Codes>::spread_nan(g);
+  using P = Panel<Ops, Codes>;
+
+  static size_t scratch_bytes(int, int) { return ManyTokens<Ops, Codes>::kScratchBytes; }
+
+  static void few(const kt::GemmArgs& g) {
+    Codes::ScaleTypes::template call<Ops>(g.layout->scale_type,
+                                          [&](auto scales) { FewTokens<Ops, Codes, decltype(scales)>::run(g); });
+    finish(g);
+  }
+
+  static void many(const kt::GemmArgs& g) {
+    Codes::ScaleTypes::template call<Ops>(g.layout->scale_type,
+                                          [&](auto scales) { ManyTokens<Ops, Codes>::run(g, decltype(scales)()); });
+    finish(g);
+  }
+
+  static void any(const kt::GemmArgs& g) { g.tokens <= Ops::kFewTokens ? few(g) : many(g); }
+
+ private:
+  static void finish(const kt::GemmArgs& g) {
+    if constexpr (Codes::kScaled) P::spread_nan(g);
   }
 };
+
+// The usual set: both ways of one pair of Ops and Codes.
+template <class Ops, class Codes>
+constexpr kt::KernelSet kernel_set(const char* name, const kt::RowKernels* rows) {
+  using Gemm = PanelGemm<Ops, Codes>;
+  return {name,          Ops::kActivation,    Ops::kFewTokens,    Gemm::few, Gemm::many,
+          kt::kBlocking, Gemm::scratch_bytes, Codes::kPrepareRow, rows};
+}

@@ -7,6 +7,9 @@
 // scale * (sum of the step) to the element's total with one fused multiply-add. Steps start at multiples of step_k,
 // whatever the number of tokens or the blocking, and splitting K over calls continues from the stored fp32 total. So
 // the result of a token does not depend on its neighbours, on the number of threads or on how the caller cuts the work.
+//
+// With int8 activations the steps are int8_step_k columns, their sums are exact integers, and what is added is
+// (scale of the weights * scale of the activations) * sum, in fp32, ascending: the same bits on every instruction set.
 #pragma once
 
 #include <stddef.h>
@@ -16,17 +19,24 @@
 
 namespace kt {
 
-enum class Activation : int { kBf16, kF32 };  // element type of the rows a kernel multiplies
+// Element type of the rows a kernel multiplies. kInt8: a row is cut into steps of PanelLayout::int8_step_k columns,
+// each with a RowGroup; the columns stand in the order the kernel's prepare_row gave them.
+enum class Activation : int { kBf16, kF32, kInt8 };
 
 enum class Store : int { kOverwrite, kAccumulate };
 
-// Scratch of a gemm (GemmArgs::scratch): decoded weights of one block of a panel, which stay in L1 beside the
-// activations, and the block's scales in fp32.
-constexpr size_t kDecodedBytes = size_t{16} << 10;
-constexpr size_t kGemmScratchBytes = kDecodedBytes + kDecodedBytes / 64 / kSmallestStepK * kPanelRows * 4;
+// What goes with one step of a row of int8 activations.
+struct RowGroup {
+  float scale;      // of the codes: value = scale * code. NaN where the step holds a number that is not finite.
+  int16_t sums[2];  // of the codes at positions 0, 1 and 2, 3 of every four: what codes with an offset take back
+};
 
-// Keeps widened rows, whose blocks are powers of two, from falling into the same sets of the L1.
-constexpr size_t kWideRowPadding = 32;
+// Rows of activations, all with the same stride.
+struct ActivationRows {
+  const uint8_t* data;    // of the first row
+  const uint8_t* groups;  // kInt8: RowGroups of the first row, one per step
+  size_t stride;          // bytes from a row to the next, of both
+};
 
 // C[t, 32*p + r] (+)= sum over k of A[t, k] * W[32*p + r, k], for t < tokens, p < panel_count, over k_count columns
 // from first_k on.
@@ -35,20 +45,18 @@ struct GemmArgs {
   const uint8_t* panels;       // panels stand layout->panel_bytes apart
   const uint8_t* next_panels;  // what is multiplied afterwards, or likely to be: fetched ahead towards the end
   int panel_count;
-  const void* a;    // rows of the kernel's activation type from column `first_k` on, 64-byte aligned
-  size_t a_stride;  // elements, a multiple of kPanelK
+  ActivationRows a;  // from column `first_k` on, 64-byte aligned
   int tokens;
   int first_k;      // multiple of kLargestStepK
   int k_count;      // multiple of kPanelK; of kLargestStepK unless the call ends at k_padded
   float* c;         // 64-byte aligned
   size_t c_stride;  // elements, a multiple of kPanelRows
   Store store;
-  uint8_t* scratch;  // kGemmScratchBytes, 64-byte aligned
-  float* wide;       // KernelSet::widens_rows: room for `tokens` rows of k_count + kWideRowPadding, 64-byte aligned
+  uint8_t* scratch;  // KernelSet::scratch_bytes(tokens, k_count), 64-byte aligned
 };
 
 // h[t, i] = act(c[t, gate i]) * c[t, up i]; gate and up panels alternate: columns [64*p, 64*p+32) are gate rows
-// 32*p.., the next 32 are the same up rows. `h` has the kernel's activation type.
+// 32*p.., the next 32 are the same up rows. `h` has the element type of the row kernels.
 struct SwigluArgs {
   const float* c;
   size_t c_stride;
@@ -75,22 +83,47 @@ struct WeightedSumArgs {
 // Converts `count` elements; fp32 -> bf16/f16 rounds to nearest even, NaN stays NaN.
 using ConvertFn = void (*)(const void* from, void* to, size_t count);
 
-// Element-wise work between the GEMMs; depends on the instruction set and the activation type, not on the format.
+// Element-wise work between the GEMMs; depends on the instruction set and the element type, not on the format.
 struct RowKernels {
   Activation activation;
   void (*swiglu)(const SwigluArgs&);
   void (*weighted_sum)(const WeightedSumArgs&);
-  ConvertFn load_rows[3];   // by DType: hidden states -> activation type (through bf16)
+  ConvertFn load_rows[3];   // by DType: hidden states -> element type (through bf16)
   ConvertFn store_rows[3];  // by DType: fp32 -> output type
   ConvertFn widen_rows[3];  // by DType: output type -> fp32
 };
 
-// Multiplies rows of `rows.activation` by panels of one code type.
+// One row of fp32, complete, becomes a row the kernel multiplies: layout->k_padded columns and their RowGroups.
+struct PrepareArgs {
+  const PanelLayout* layout;
+  const float* from;
+  uint8_t* data;
+  uint8_t* groups;
+};
+
+// How much of an expert's rows and of K one call takes: a block's activations stay in L2 while panels pass by, with
+// room left for the products.
+struct Blocking {
+  int rows;
+  size_t bytes;  // of activations
+  int min_k;     // though it be more bytes
+};
+
+// Xeon 6 (AMX, 2 MiB L2), 2 threads, 2026-11-21, 1024 tokens, shapes S / L of bench/: 256 KiB 66 / 306 ms, 128 KiB and
+// 256 tokens 71 / 313 ms, 512 KiB 66 / 365 ms.
+constexpr Blocking kBlocking = {512, size_t{256} << 10, 256};
+
+// Multiplies rows of `activation` by panels of one code type.
 struct KernelSet {
   const char* name;
-  void (*gemm)(const GemmArgs&);
+  Activation activation;
+  int few_tokens;  // up to so many tokens of an expert go to `few`, more to `many`: the same bits
+  void (*few)(const GemmArgs&);
+  void (*many)(const GemmArgs&);
+  Blocking blocking;
+  size_t (*scratch_bytes)(int tokens, int k_count);
+  void (*prepare_row)(const PrepareArgs&);  // kInt8: called once a row is complete; null elsewhere
   const RowKernels* rows;
-  bool widens_rows = false;  // gemm needs GemmArgs::wide
 };
 
 }  // namespace kt

@@ -1,4 +1,5 @@
-// Every kernel there is: code type x instruction set, each defined in a file compiled with its own -m flags.
+// Every kernel there is: code type x activations x instruction set, each defined in a file compiled with its own -m
+// flags.
 #pragma once
 
 #include "kernels/kernel_set.h"

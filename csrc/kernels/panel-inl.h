@@ -4,20 +4,16 @@
 template <class Ops, class Codes>
 struct Panel {
   using Vec = typename Ops::Vec;
+  using Element = typename Ops::Element;
+  using Tables = typename Codes::Tables;
   static constexpr int kLanes = Ops::kLanes;
-  static constexpr int kVecs = kt::kPanelRows / kLanes;             // vectors across a panel
-  static constexpr int kSliceBytes = 4 * kLanes;                    // one vector of codes
-  static constexpr int kSlices = Codes::kChunkBytes / kSliceBytes;  // of a chunk
+  static constexpr int kVecs = kt::kPanelRows / kLanes;  // vectors across a panel
   // Distance of the software prefetch, with the scales beside the codes. (Zen 5, 1 thread, 2026-11-21, cold RAWINT4
   // panels of K = 2048: 2 KiB without the scales and the start of the next panels 68 % of the read bandwidth, 4 KiB
   // with them 95 %. Emerald Rapids, 2 threads, 2026-11-21, shape S, one token: 8 KiB instead of 4 make FP8 6 % faster,
   // MXFP8 10 %, 4-bit codes not; 16 KiB make BF16 4 % slower.)
   static constexpr int kAheadBytes = 4096;
   static constexpr int kAheadK = Codes::kScaled ? 256 : kAheadBytes / Codes::kChunkBytes * Codes::kChunkK;
-
-  static inline __attribute__((always_inline)) const uint8_t* chunk_at(const uint8_t* panel, int k) {
-    return panel + static_cast<size_t>(k) * Codes::kChunkBytes / Codes::kChunkK;
-  }
 
   static inline kt::PanelHeader header_of(const kt::PanelLayout& layout, const uint8_t* panel) {
     kt::PanelHeader header;
@@ -30,63 +26,6 @@ struct Panel {
     return panel + layout.header_offset + kt::kPanelHeaderBytes + group * layout.scale_stride;
   }
 
-  // The scales of kPanels panels that follow each other.
-  template <int kPanels>
-  struct Scales {
-    const kt::PanelLayout& layout;
-    const uint8_t* first;
-    Vec factors[kPanels];
-
-    inline __attribute__((always_inline)) Scales(const kt::PanelLayout& l, const uint8_t* panel)
-        : layout(l), first(panel) {
-      for (int p = 0; p < kPanels; ++p) {
-        // from_e4m3 gives 2^-8 of the value.
-        factors[p] = Ops::set(header_of(l, panel + p * l.panel_bytes).factor * 256);
-      }
-    }
-
-    // One branch for all: it is taken at every step.
-    inline __attribute__((always_inline)) void load(int group, Vec (&scales)[kPanels][kVecs]) const {
-      const uint8_t* record = record_at(layout, first, group);
-      const auto each = [&](auto scale) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-        for (int p = 0; p < kPanels; ++p) {
-#pragma GCC unroll 16
-          for (int v = 0; v < kVecs; ++v) scales[p][v] = scale(record + p * layout.panel_bytes, p, v * kLanes);
-        }
-      };
-      switch (layout.scale_type) {
-        case kt::ScaleType::kScalar:
-          return each([](const uint8_t* r, int, int) __attribute__((always_inline)) {
-            float scale;
-            __builtin_memcpy(&scale, r, sizeof(scale));
-            return Ops::set(scale);
-          });
-        case kt::ScaleType::kF32:
-          return each([](const uint8_t* r, int, int row) __attribute__((always_inline)) {
-            return Ops::load(reinterpret_cast<const float*>(r) + row);
-          });
-        case kt::ScaleType::kBf16:
-          return each([](const uint8_t* r, int, int row) __attribute__((always_inline)) {
-            return Ops::from_bf16(reinterpret_cast<const uint16_t*>(r) + row);
-          });
-        case kt::ScaleType::kF16:
-          return each([](const uint8_t* r, int, int row) __attribute__((always_inline)) {
-            return Ops::from_f16(reinterpret_cast<const uint16_t*>(r) + row);
-          });
-        case kt::ScaleType::kE8m0:
-          return each([](const uint8_t* r, int, int row)
-                          __attribute__((always_inline)) { return Ops::from_e8m0(r + row); });
-        case kt::ScaleType::kE4m3:
-          return each([this](const uint8_t* r, int p, int row)
-                          __attribute__((always_inline)) { return Ops::mul(Ops::from_e4m3(r + row), factors[p]); });
-        case kt::ScaleType::kNone:
-          break;
-      }
-      __builtin_unreachable();
-    }
-  };
-
   // Codes made for other Ops give pairs of bf16.
   template <class Decoded>
   static inline __attribute__((always_inline)) typename Ops::Weights own(const Decoded& weights) {
@@ -97,23 +36,40 @@ struct Panel {
     }
   }
 
-  // total + scale * (sum of a step)
-  static inline __attribute__((always_inline)) Vec scaled(Vec sum, Vec scale, Vec total) {
-    if constexpr (Codes::kSumFactor != 1) sum = Ops::mul(sum, Ops::set(Codes::kSumFactor));
-    return Ops::fma(sum, scale, total);
+  // The sum of a step, before its first product and after its last.
+  static inline __attribute__((always_inline)) typename Ops::Sum open(const Tables& tables, const kt::RowGroup* group) {
+    if constexpr (Ops::kInteger) {
+      return Ops::open(tables.offset, group);
+    } else {
+      return Ops::zero();
+    }
+  }
+  static inline __attribute__((always_inline)) Vec close(typename Ops::Sum sum) {
+    if constexpr (Ops::kInteger) {
+      return Ops::close(sum);
+    } else if constexpr (Codes::kSumFactor != 1) {
+      return Ops::mul(sum, Ops::set(Codes::kSumFactor));
+    } else {
+      return sum;
+    }
+  }
+
+  static inline __attribute__((always_inline)) int step_of(const kt::PanelLayout& layout) {
+    return Ops::kInteger ? layout.int8_step_k : layout.step_k;
   }
 
   // Calls step(k, count, group) for every step of [begin, end).
   template <class Step>
   static inline __attribute__((always_inline)) void for_steps(const kt::PanelLayout& l, int begin, int end, Step step) {
+    const int step_k = step_of(l);
     int group = begin / l.group_k;
     int group_end = (group + 1) * l.group_k;
-    for (int k = begin; k < end; k += l.step_k) {
+    for (int k = begin; k < end; k += step_k) {
       if (k >= group_end) {
         ++group;
         group_end += l.group_k;
       }
-      step(k, end - k < l.step_k ? end - k : l.step_k, group);
+      step(k, end - k < step_k ? end - k : step_k, group);
     }
   }
 
@@ -128,5 +84,20 @@ struct Panel {
         for (int t = 0; t < g.tokens; ++t) column[t * g.c_stride] = __builtin_nanf("");
       }
     }
+  }
+};
+
+// The activations of some tokens, by column and by step.
+template <class Ops>
+struct TokenRows {
+  const uint8_t* data;
+  const uint8_t* groups;
+  size_t stride;
+
+  inline __attribute__((always_inline)) const typename Ops::Element* at(int token, int column) const {
+    return reinterpret_cast<const typename Ops::Element*>(data + token * stride) + column;
+  }
+  inline __attribute__((always_inline)) const kt::RowGroup* group(int token, int step) const {
+    return reinterpret_cast<const kt::RowGroup*>(groups + token * stride) + step;
   }
 };

@@ -5,23 +5,28 @@ template <class Ops, class Codes>
 struct ManyTokens {
   using P = Panel<Ops, Codes>;
   using Vec = typename Ops::Vec;
-  using Element = typename Ops::Element;
+  using Sum = typename Ops::Sum;
   using Weights = typename Ops::Weights;
   static constexpr int kLanes = Ops::kLanes;
   static constexpr int kVecs = P::kVecs;
   static constexpr int kWeightBytes = sizeof(Weights);  // one vector of decoded weights
+  // Decoded weights of one block of a panel, which stay in L1 beside the activations.
+  static constexpr size_t kDecodedBytes = size_t{16} << 10;
   // Up to here totals belong in registers. (Zen 5, 1 thread in L2, 2026-11-21, 512 tokens, three interleaved runs:
   // steps of 16 / 32 / 128 columns reach 366-372 / 409-426 / 448-464 GFLOP/s with totals in memory, 389-402 / 414-426 /
   // 387-441 in registers.)
   static constexpr int kShortStep = 32;
   // Columns of a decoded block.
-  static constexpr int kBlockK = static_cast<int>(kt::kDecodedBytes / (kVecs * kWeightBytes)) * 2;
+  static constexpr int kBlockK = static_cast<int>(kDecodedBytes / (kVecs * kWeightBytes)) * Ops::kDotK;
   static constexpr bool kDecodes = Codes::kScaled || Ops::kWidens;  // many tokens: through scratch
+  // Behind the block stand the scales of its steps, in fp32.
+  static constexpr size_t kScratchBytes = kDecodedBytes + kBlockK / kt::kSmallestStepK * kt::kPanelRows * sizeof(float);
 
-  // A block of one panel ready for the tiles: Weights [k/2][kVecs] and, per step, its 32 scales in fp32.
+  // A block of one panel ready for the tiles: Weights [k / kDotK][kVecs] and, per step, its 32 scales in fp32.
   struct Block {
     const uint8_t* weights;
     const float* scales;
+    int first;  // column of the call
     int count;  // columns
   };
 
@@ -29,48 +34,76 @@ struct ManyTokens {
   template <int kTokens>
   struct Tile {
     static constexpr int kUsed = Ops::kTileVecs;
-    using Sums = Vec[kTokens][kUsed];
+    using Sums = Sum[kTokens][kUsed];
+    using Totals = Vec[kTokens][kUsed];
 
     const kt::GemmArgs& g;
+    const Block& block;
+    const typename Codes::Tables& tables;
     const uint8_t* w;
-    const Element* a;
+    TokenRows<Ops> a;
+    int column;  // of the call
+    int step;    // of the call
     float* c;
+    int first_row;
 
-    inline __attribute__((always_inline)) Tile(const kt::GemmArgs& args, const Block& block, const Element* rows,
-                                               float* columns, int first_vec)
-        : g(args), w(block.weights + first_vec * kWeightBytes), a(rows), c(columns + first_vec * kLanes) {
+    inline __attribute__((always_inline)) Tile(const kt::GemmArgs& args, const Block& decoded,
+                                               const typename Codes::Tables& t, int first_token, float* columns,
+                                               int first_vec)
+        : g(args),
+          block(decoded),
+          tables(t),
+          w(block.weights + first_vec * kWeightBytes),
+          a{g.a.data + first_token * g.a.stride, g.a.groups + first_token * g.a.stride, g.a.stride},
+          column(block.first),
+          step(Ops::kInteger ? block.first / P::step_of(*g.layout) : 0),
+          c(columns + first_token * g.c_stride + first_vec * kLanes),
+          first_row(first_vec * kLanes) {
       // The next tile's totals come from L2 or beyond.
       for (int t = kTokens; t < 2 * kTokens; ++t) __builtin_prefetch(c + t * g.c_stride, 1, 3);
     }
 
     inline __attribute__((always_inline)) float* total(int t, int v) const { return c + t * g.c_stride + v * kLanes; }
 
-    static inline __attribute__((always_inline)) void clear(Sums& sums) {
-      for (auto& token : sums) {
-        for (Vec& v : token) v = Ops::zero();
-      }
-    }
-    inline __attribute__((always_inline)) void load(Sums& sums, kt::Store store) const {
-      if (store == kt::Store::kOverwrite) return clear(sums);
+    inline __attribute__((always_inline)) void load(Totals& totals, kt::Store store) const {
       for (int t = 0; t < kTokens; ++t) {
-        for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::load(total(t, v));
+        for (int v = 0; v < kUsed; ++v) {
+          totals[t][v] = store == kt::Store::kOverwrite ? Ops::zero() : Ops::load(total(t, v));
+        }
       }
     }
-    inline __attribute__((always_inline)) void save(const Sums& sums) const {
+    inline __attribute__((always_inline)) void save(const Totals& totals) const {
       for (int t = 0; t < kTokens; ++t) {
-        for (int v = 0; v < kUsed; ++v) Ops::store(total(t, v), sums[t][v]);
+        for (int v = 0; v < kUsed; ++v) Ops::store(total(t, v), totals[t][v]);
       }
     }
-    // Moves on by `pairs` of columns.
-    inline __attribute__((always_inline)) void accumulate(Sums& sums, int pairs) {
-      for (int i = 0; i < pairs; ++i, w += kVecs * kWeightBytes, a += 2) {
+    // Moves on by `count` columns.
+    inline __attribute__((always_inline)) void accumulate(Sums& sums, int count) {
+      for (int i = 0; i < count; i += Ops::kDotK, w += kVecs * kWeightBytes, column += Ops::kDotK) {
         Weights weights[kUsed];
         for (int v = 0; v < kUsed; ++v) {
           if constexpr (!kDecodes) __builtin_prefetch(w + v * kWeightBytes + P::kAheadBytes, 0, 3);
           weights[v] = Ops::load_weights(w + v * kWeightBytes);
         }
         for (int t = 0; t < kTokens; ++t) {
-          for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::dot(sums[t][v], weights[v], a + t * g.a_stride);
+          for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::dot(sums[t][v], weights[v], a.at(t, column));
+        }
+      }
+    }
+    // Calls add(token, vector, sum, scales, group) with the sums of every step of the block.
+    template <class Add>
+    inline __attribute__((always_inline)) void each_step(Add add) {
+      const int step_k = P::step_of(*g.layout);
+      const float* record = block.scales + first_row;
+      for (int k = 0; k < block.count; k += step_k, record += kt::kPanelRows, ++step) {
+        Sums sums;
+        for (int t = 0; t < kTokens; ++t) {
+          for (int v = 0; v < kUsed; ++v) sums[t][v] = P::open(tables, a.group(t, step));
+        }
+        accumulate(sums, block.count - k < step_k ? block.count - k : step_k);
+        for (int v = 0; v < kUsed; ++v) {
+          const auto scales = ScaledStep<Ops>::from_memory(record, v * kLanes);
+          for (int t = 0; t < kTokens; ++t) add(t, v, P::close(sums[t][v]), scales, a.group(t, step), k);
         }
       }
     }
@@ -80,11 +113,10 @@ struct ManyTokens {
   struct Unscaled {
     static constexpr int kMostTokens = Ops::kTileTokens;
     template <int kTokens>
-    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, const Block& block, int,
-                                                          kt::Store store) {
-      typename Tile<kTokens>::Sums sums;
+    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
+      typename Tile<kTokens>::Totals sums;
       tile.load(sums, store);
-      tile.accumulate(sums, block.count / 2);
+      tile.accumulate(sums, tile.block.count);
       tile.save(sums);
     }
   };
@@ -93,23 +125,13 @@ struct ManyTokens {
   struct TotalsInMemory {
     static constexpr int kMostTokens = Ops::kTileTokens;
     template <int kTokens>
-    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, const Block& block, int first_vec,
-                                                          kt::Store store) {
-      const float* scales = block.scales + first_vec * kLanes;
-      const int step = tile.g.layout->step_k;
-      for (int k = 0; k < block.count; k += step, scales += kt::kPanelRows) {
-        typename Tile<kTokens>::Sums sums;
-        Tile<kTokens>::clear(sums);
-        tile.accumulate(sums, (block.count - k < step ? block.count - k : step) / 2);
-        const bool fresh = k == 0 && store == kt::Store::kOverwrite;
-        for (int v = 0; v < Tile<kTokens>::kUsed; ++v) {
-          const Vec scale = Ops::load(scales + v * kLanes);
-          for (int t = 0; t < kTokens; ++t) {
-            float* total = tile.total(t, v);
-            Ops::store(total, P::scaled(sums[t][v], scale, fresh ? Ops::zero() : Ops::load(total)));
-          }
-        }
-      }
+    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
+      tile.each_step([&](int t, int v, Vec sum, const auto& scales, const kt::RowGroup* group, int k)
+                         __attribute__((always_inline)) {
+                           const bool fresh = k == 0 && store == kt::Store::kOverwrite;
+                           float* total = tile.total(t, v);
+                           Ops::store(total, scales.add(fresh ? Ops::zero() : Ops::load(total), sum, group));
+                         });
     }
   };
 
@@ -117,105 +139,102 @@ struct ManyTokens {
   struct TotalsInRegisters {
     static constexpr int kMostTokens = Ops::kShortStepTokens;
     template <int kTokens>
-    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, const Block& block, int first_vec,
-                                                          kt::Store store) {
-      const float* scales = block.scales + first_vec * kLanes;
-      const int step = tile.g.layout->step_k;
-      typename Tile<kTokens>::Sums totals;
+    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
+      typename Tile<kTokens>::Totals totals;
       tile.load(totals, store);
-      for (int k = 0; k < block.count; k += step, scales += kt::kPanelRows) {
-        typename Tile<kTokens>::Sums sums;
-        Tile<kTokens>::clear(sums);
-        tile.accumulate(sums, (block.count - k < step ? block.count - k : step) / 2);
-        for (int v = 0; v < Tile<kTokens>::kUsed; ++v) {
-          const Vec scale = Ops::load(scales + v * kLanes);
-          for (int t = 0; t < kTokens; ++t) totals[t][v] = P::scaled(sums[t][v], scale, totals[t][v]);
-        }
-      }
+      tile.each_step([&](int t, int v, Vec sum, const auto& scales, const kt::RowGroup* group, int)
+                         __attribute__((always_inline)) { totals[t][v] = scales.add(totals[t][v], sum, group); });
       tile.save(totals);
     }
   };
 
   template <class Way, int kMost>
-  static void tile_of(const kt::GemmArgs& g, const Block& block, const Element* a, float* c, int first_vec,
-                      kt::Store store, int tokens) {
+  static void tile_of(const kt::GemmArgs& g, const Block& block, const typename Codes::Tables& tables, float* columns,
+                      int first_token, int first_vec, kt::Store store, int tokens) {
     if (tokens == kMost) {
-      Way::template run<kMost>(Tile<kMost>(g, block, a, c, first_vec), block, first_vec, store);
+      Way::template run<kMost>(Tile<kMost>(g, block, tables, first_token, columns, first_vec), store);
     } else if constexpr (kMost > 1) {
-      tile_of<Way, kMost - 1>(g, block, a, c, first_vec, store, tokens);
+      tile_of<Way, kMost - 1>(g, block, tables, columns, first_token, first_vec, store, tokens);
     }
   }
 
   // All tokens over one block, in tiles of nearly equal size: a short last tile would leave its adders idle.
   template <class Way>
-  static void tiles_of(const kt::GemmArgs& g, const Block& block, const Element* a, float* c, kt::Store store) {
+  static void tiles_of(const kt::GemmArgs& g, const Block& block, float* columns, kt::Store store) {
+    const typename Codes::Tables tables(*g.layout);
     int left = (g.tokens + Way::kMostTokens - 1) / Way::kMostTokens;
     for (int t = 0; t < g.tokens; --left) {
       const int count = (g.tokens - t + left - 1) / left;
       for (int v = 0; v < kVecs; v += Ops::kTileVecs) {
-        tile_of<Way, Way::kMostTokens>(g, block, a + t * g.a_stride, c + t * g.c_stride, v, store, count);
+        tile_of<Way, Way::kMostTokens>(g, block, tables, columns, t, v, store, count);
       }
       t += count;
     }
   }
 
-  static void tiles(const kt::GemmArgs& g, const Block& block, const Element* a, float* c, kt::Store store) {
+  static void tiles(const kt::GemmArgs& g, const Block& block, float* columns, kt::Store store) {
     if constexpr (!Codes::kScaled) {
-      tiles_of<Unscaled>(g, block, a, c, store);
+      tiles_of<Unscaled>(g, block, columns, store);
     } else if constexpr (Ops::kShortStepTokens == 0) {
-      tiles_of<TotalsInMemory>(g, block, a, c, store);
-    } else if (g.layout->step_k <= kShortStep) {
-      tiles_of<TotalsInRegisters>(g, block, a, c, store);
+      tiles_of<TotalsInMemory>(g, block, columns, store);
+    } else if (P::step_of(*g.layout) <= kShortStep) {
+      tiles_of<TotalsInRegisters>(g, block, columns, store);
     } else {
-      tiles_of<TotalsInMemory>(g, block, a, c, store);
+      tiles_of<TotalsInMemory>(g, block, columns, store);
     }
   }
 
-  static Block decoded(const kt::GemmArgs& g, const uint8_t* panel, int begin, int count) {
+  static void decode_codes(const kt::GemmArgs& g, const uint8_t* panel, int begin, int count) {
     const typename Codes::Tables tables(*g.layout);
-    const uint8_t* chunk = P::chunk_at(panel, begin);
+    typename Codes::Cursor chunk = Codes::at(*g.layout, panel, begin);
     uint8_t* out = g.scratch;
-    for (int k = 0; k < count; k += Codes::kChunkK, chunk += Codes::kChunkBytes) {
-      for (int line = 0; line < Codes::kChunkBytes; line += 64) __builtin_prefetch(chunk + line + P::kAheadBytes, 0, 3);
-      for (int s = 0; s < P::kSlices; ++s) {
-        typename Codes::Decoded decoded[Codes::kPairs][Codes::kOutputs];
-        Codes::decode(tables, chunk + s * P::kSliceBytes, decoded);
-        for (int q = 0; q < Codes::kPairs; ++q) {
+    for (int k = 0; k < count; k += Codes::kChunkK, chunk = Codes::next(chunk)) {
+      Codes::prefetch(Codes::shifted(chunk, P::kAheadBytes));
+      for (int s = 0; s < Codes::kSlices; ++s) {
+        typename Codes::Decoded decoded[Codes::kDots][Codes::kOutputs];
+        Codes::decode(tables, chunk, s, decoded);
+        for (int q = 0; q < Codes::kDots; ++q) {
           for (int j = 0; j < Codes::kOutputs; ++j) {
             Ops::store_weights(out + (q * kVecs + s * Codes::kOutputs + j) * kWeightBytes,
                                P::own(Codes::weights(decoded[q][j])));
           }
         }
       }
-      out += Codes::kPairs * kVecs * kWeightBytes;
+      out += Codes::kDots * kVecs * kWeightBytes;
     }
-    float* const scales = reinterpret_cast<float*>(g.scratch + kt::kDecodedBytes);
-    if constexpr (Codes::kScaled) {
-      const typename P::template Scales<1> stored(*g.layout, panel);
-      float* record = scales;
-      P::for_steps(*g.layout, begin, begin + count, [&](int, int, int group) {
-        Vec scale[1][kVecs];
-        stored.load(group, scale);
-        for (int v = 0; v < kVecs; ++v) Ops::store(record + v * kLanes, scale[0][v]);
-        record += kt::kPanelRows;
-      });
-    }
-    return {g.scratch, scales, count};
   }
 
-  static void panel(const kt::GemmArgs& g, const uint8_t* panel, float* c) {
-    const Element* a = static_cast<const Element*>(g.a);
-    if constexpr (kDecodes) {
-      for (int k = 0; k < g.k_count; k += kBlockK) {
-        const int count = g.k_count - k < kBlockK ? g.k_count - k : kBlockK;
-        tiles(g, decoded(g, panel, g.first_k + k, count), a + k, c, k == 0 ? g.store : kt::Store::kAccumulate);
+  template <class Scales>
+  static void decode_scales(const kt::GemmArgs& g, const uint8_t* panel, int begin, int count, float* record) {
+    const auto constants = Scales::constants(P::header_of(*g.layout, panel));
+    P::for_steps(*g.layout, begin, begin + count, [&](int, int, int group) {
+      const uint8_t* stored = P::record_at(*g.layout, panel, group);
+      for (int v = 0; v < kVecs; ++v) Scales::load(stored, v * kLanes, constants).to_memory(record, v * kLanes);
+      record += kt::kPanelRows;
+    });
+  }
+
+  template <class Scales>
+  static Block decoded(const kt::GemmArgs& g, const uint8_t* panel, int begin, int count) {
+    decode_codes(g, panel, g.first_k + begin, count);
+    float* const scales = reinterpret_cast<float*>(g.scratch + kDecodedBytes);
+    if constexpr (Scales::kScaled) decode_scales<Scales>(g, panel, g.first_k + begin, count, scales);
+    return {g.scratch, scales, begin, count};
+  }
+
+  template <class Scales>
+  static void run(const kt::GemmArgs& g, Scales) {
+    for (int p = 0; p < g.panel_count; ++p) {
+      const uint8_t* panel = P::panel_at(g, p);
+      float* columns = P::columns_of(g, p);
+      if constexpr (kDecodes) {
+        for (int k = 0; k < g.k_count; k += kBlockK) {
+          const int count = g.k_count - k < kBlockK ? g.k_count - k : kBlockK;
+          tiles(g, decoded<Scales>(g, panel, k, count), columns, k == 0 ? g.store : kt::Store::kAccumulate);
+        }
+      } else {
+        tiles(g, {Codes::at(*g.layout, panel, g.first_k), nullptr, 0, g.k_count}, columns, g.store);
       }
-    } else {
-      tiles(g, {P::chunk_at(panel, g.first_k), nullptr, g.k_count}, a, c, g.store);
     }
-  }
-
-  static void run(const kt::GemmArgs& g) {
-    for (int p = 0; p < g.panel_count; ++p) panel(g, P::panel_at(g, p), P::columns_of(g, p));
   }
 };

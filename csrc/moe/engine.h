@@ -20,11 +20,18 @@ namespace kt {
 
 // Scratch of one worker, reused by every call of every layer.
 struct WorkerScratch {
-  Buffer gathered;                    // activations of one expert, side by side
-  Buffer wide;                        // the same in fp32 (GemmArgs::wide)
-  Buffer product;                     // GEMM output of one piece
-  Buffer decoded{kGemmScratchBytes};  // weights of one block (GemmArgs::scratch)
-  Buffer sum;                         // weighted sums of one strip of hidden columns
+  Buffer gathered;  // activations of one expert, side by side
+  Buffer product;   // GEMM output of one piece
+  Buffer kernel;    // GemmArgs::scratch
+  Buffer row;       // one row of hidden states in fp32
+  Buffer sum;       // weighted sums of one strip of hidden columns
+};
+
+// What a pass computes on its way, of all tokens: shared by all calls, or owned by a layer that needs it afterwards.
+struct PassBuffers {
+  Buffer hidden;        // hidden states as the kernel multiplies them
+  Buffer intermediate;  // SwiGLU output of every pair
+  Buffer prepared;      // the same as the kernel multiplies it, where that is not what SwiGLU gives
 };
 
 // What forward calls have cost since the engine began; only calls that multiplied at least one expert count.
@@ -67,16 +74,14 @@ class Engine {
     return std::unique_lock<std::mutex>(compute_mutex_, std::try_to_lock);
   }
 
-  Buffer& rows() { return rows_; }                  // hidden states in the kernel's activation type
-  Buffer& intermediate() { return intermediate_; }  // SwiGLU output of every pair
+  PassBuffers& pass_buffers() { return pass_buffers_; }
 
  private:
   const pid_t process_ = getpid();
   ThreadPools pools_;
   std::vector<WorkerScratch> scratch_;
   std::mutex compute_mutex_;
-  Buffer rows_;
-  Buffer intermediate_;
+  PassBuffers pass_buffers_;
   std::atomic<int64_t> calls_{0};
   std::atomic<int64_t> nanoseconds_{0};
   std::atomic<int64_t> bytes_{0};

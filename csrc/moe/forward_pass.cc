@@ -6,13 +6,6 @@
 namespace kt {
 namespace {
 
-// Blocking of the many-token GEMM: the activations of one block (tokens x k) stay in L2 while the panels of a piece
-// pass by, with room left for the products. Xeon 6 (AMX, 2 MiB L2), 2 threads, 2026-11-21, 1024 tokens, shapes S / L of
-// bench/: 256 KiB 66 / 306 ms, 128 KiB and 256 tokens 71 / 313 ms, 512 KiB 66 / 365 ms.
-constexpr int kBlockTokens = 512;
-constexpr size_t kBlockBytes = size_t{256} << 10;
-constexpr int kMinBlockK = 256;
-
 // A piece of gate/up for few tokens: as many gate+up panel pairs as make about this many bytes, long enough a stream
 // and fine enough to share evenly. For many tokens kPairsForMany, so that gathering the activations costs little (S / L
 // as above: eight pairs 73 / 344 ms, four 76 / 342 ms, sixteen 74 / 370 ms, before the block sizes were chosen).
@@ -24,25 +17,24 @@ constexpr int kPairsForMany = 8;
 constexpr size_t kSumBytes = size_t{1} << 20;
 constexpr int kMaxStripPanels = 8;
 
-// Rows of 16 tokens a multiple of 4 KiB apart would fall into the same set of a 48 KiB, 12-way L1.
-constexpr size_t kRowPadding = 32;
-
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
-size_t padded_stride(int k) { return static_cast<size_t>(k) + kRowPadding; }
 
 }  // namespace
 
-ForwardPass::ForwardPass(Engine& engine, const KernelSet& kernels, const LayerConfig& config,
+ForwardPass::ForwardPass(Engine& engine, PassBuffers& buffers, const KernelSet& kernels, const LayerConfig& config,
                          const ExpertWeights& weights, const Routing& routing, const ForwardArgs& args)
     : engine_(engine),
+      buffers_(buffers),
       kernels_(kernels),
       config_(config),
       weights_(weights),
       routing_(routing),
       args_(args),
-      subpools_(engine.pools().subpools()) {
-  plan(engine);
-  reserve_scratch(engine);
+      gate_up_gemm_(kernels, weights.gate_up_layout()),
+      down_gemm_(kernels, weights.down_layout()) {
+  plan_rows();
+  plan_pieces();
+  reserve_scratch();
 }
 
 int ForwardPass::pairs_per_piece(const ActiveExpert& expert) const {
@@ -50,123 +42,96 @@ int ForwardPass::pairs_per_piece(const ActiveExpert& expert) const {
   return std::max(1, static_cast<int>(kPieceBytes / (2 * weights_.gate_up_layout().panel_bytes)));
 }
 
-void ForwardPass::plan(Engine& engine) {
+void ForwardPass::plan_rows() {
   const LayerShape& shape = config_.shape;
-  const int tokens = args_.routing.tokens;
-
-  converts_hidden_ = args_.hidden_type != DType::kBf16 || kernels_.rows->activation != Activation::kBf16 ||
+  converts_hidden_ = args_.hidden_type != DType::kBf16 || kernels_.activation != Activation::kBf16 ||
                      shape.hidden != shape.hidden_padded();
   if (converts_hidden_) {
-    hidden_stride_ = shape.hidden_padded();
-    engine.rows().reserve(tokens * hidden_stride_ * element_bytes());
-    hidden_rows_ = engine.rows().data();
+    const RowFormat& rows = gate_up_gemm_.row_format();
+    const size_t stride = rows.stride(shape.hidden_padded());
+    buffers_.hidden.reserve(args_.routing.tokens * stride);
+    hidden_ = {buffers_.hidden.data(), stride, rows.elements(shape.hidden_padded())};
   } else {
-    hidden_stride_ = shape.hidden;
-    hidden_rows_ = static_cast<const uint8_t*>(args_.hidden);
+    hidden_ = {static_cast<const uint8_t*>(args_.hidden), size_t{2} * shape.hidden, 0};
   }
-  intermediate_stride_ = padded_stride(shape.intermediate_panels() * kPanelRows);
-  engine.intermediate().reserve(routing_.pairs() * intermediate_stride_ * element_bytes());
-  intermediate_ = engine.intermediate().data();
+  const int columns = shape.intermediate_padded();
+  swiglu_stride_ = RowFormat(kernels_.rows->activation, weights_.down_layout()).stride(columns);
+  buffers_.intermediate.reserve(routing_.pairs() * swiglu_stride_);
+  if (!prepares()) {
+    intermediate_ = {buffers_.intermediate.data(), swiglu_stride_, 0};
+    return;
+  }
+  const RowFormat& rows = down_gemm_.row_format();
+  buffers_.prepared.reserve(routing_.pairs() * rows.stride(columns));
+  intermediate_ = {buffers_.prepared.data(), rows.stride(columns), rows.elements(columns)};
+}
 
-  for (int s = 0; s < engine.pools().subpools(); ++s) {
-    SubpoolPlan& plan = subpools_[s];
-    int pieces = 0;
-    for (const ActiveExpert& expert : routing_.experts()) {
-      plan.first_piece.push_back(pieces);
-      pieces += ceil_div(weights_.gate_up_panels(s).count(), pairs_per_piece(expert));
-    }
-    plan.first_piece.push_back(pieces);
-
-    const size_t panel_sums = static_cast<size_t>(tokens) * kPanelRows * sizeof(float);
+void ForwardPass::plan_pieces() {
+  for (int s = 0; s < engine_.pools().subpools(); ++s) {
+    const size_t panel_sums = static_cast<size_t>(args_.routing.tokens) * kPanelRows * sizeof(float);
     const int panels = weights_.down_panels(s).count();
-    const int threads = engine.pools().threads_in(s);
+    const int threads = engine_.pools().threads_in(s);
     const int even_share = std::max(1, panels / (4 * threads));  // four strips a thread even out delays
     const int fits = std::max(2, static_cast<int>(kSumBytes / panel_sums));
-    plan.panels_per_strip = std::min({kMaxStripPanels, even_share, fits});
-    plan.strips = ceil_div(panels, plan.panels_per_strip);
+    const int per_strip = std::min({kMaxStripPanels, even_share, fits});
+    const auto pieces_of = [&](const ActiveExpert& expert) {
+      return ceil_div(weights_.gate_up_panels(s).count(), pairs_per_piece(expert));
+    };
+    subpools_.emplace_back(routing_.experts(), pieces_of, ceil_div(panels, per_strip), per_strip);
   }
 }
 
 // Everything the workers need is reserved before they start: a job that waits at barriers must not throw.
-void ForwardPass::reserve_scratch(Engine& engine) {
-  for (int s = 0; s < engine.pools().subpools(); ++s) {
-    const size_t strip_columns = static_cast<size_t>(subpools_[s].panels_per_strip) * kPanelRows;
-    size_t product = 0;
-    size_t gathered = 0;
-    size_t wide = 0;
+void ForwardPass::reserve_scratch() {
+  const ThreadPools& pools = engine_.pools();
+  for (int worker = 0; worker < pools.threads(); ++worker) {
+    const int subpool = pools.subpool_of(worker);
+    const int node = pools.node_of(subpool);
+    const size_t strip_columns = static_cast<size_t>(subpools_[subpool].panels_per_strip) * kPanelRows;
+    WorkerScratch& scratch = engine_.scratch(worker);
     for (const ActiveExpert& expert : routing_.experts()) {
-      const Block block = block_of(expert.pairs, weights_.gate_up_layout().k_padded);
-      const size_t columns = std::max(size_t{2} * pairs_per_piece(expert) * kPanelRows, strip_columns);
-      product = std::max(product, block.rows * columns * sizeof(float));
-      if (kernels_.widens_rows) {
-        const Block widest =
-            block_of(expert.pairs, std::max(weights_.gate_up_layout().k_padded, weights_.down_layout().k_padded));
-        wide = std::max(wide, widest.rows * (widest.k + kWideRowPadding) * sizeof(float));
-      }
-      if (block.rows > 1) gathered = std::max(gathered, block.rows * padded_stride(block.k) * element_bytes());
+      gate_up_gemm_.reserve(scratch, expert.pairs, size_t{2} * pairs_per_piece(expert) * kPanelRows, node);
+      down_gemm_.reserve(scratch, expert.pairs, strip_columns, node);
     }
-    for (int worker = 0; worker < engine.pools().threads(); ++worker) {
-      if (engine.pools().subpool_of(worker) != s) continue;
-      WorkerScratch& scratch = engine.scratch(worker);
-      const int node = engine.pools().node_of(s);
-      scratch.product.reserve(product, node);
-      scratch.gathered.reserve(gathered, node);
-      scratch.wide.reserve(wide, node);
-      scratch.sum.reserve(args_.routing.tokens * strip_columns * sizeof(float), node);
-    }
+    scratch.sum.reserve(args_.routing.tokens * strip_columns * sizeof(float), node);
+    if (prepares()) scratch.row.reserve(config_.shape.hidden_padded() * sizeof(float), node);
   }
-}
-
-// Blocks of tokens x K are cut so that a block's activations stay in L2.
-ForwardPass::Block ForwardPass::block_of(int rows, int k) const {
-  const int block_rows = std::min(rows, kBlockTokens);
-  const int fitting = static_cast<int>(kBlockBytes / (block_rows * element_bytes())) / kLargestStepK * kLargestStepK;
-  return {block_rows, std::min(k, std::max(kMinBlockK, fitting))};
 }
 
 void ForwardPass::operator()(const Worker& worker) {
   if (converts_hidden_) {
-    convert_hidden(worker);
+    prepare_hidden(worker);
     worker.barrier();
   }
   gate_up(worker);
   worker.barrier();
+  if (prepares()) {
+    prepare_intermediate(worker);
+    worker.barrier();
+  }
   down(worker);
 }
 
-void ForwardPass::convert_hidden(const Worker& worker) {
-  const int tokens = args_.routing.tokens;
-  const int threads = worker.pools->threads();
+void ForwardPass::prepare_hidden(const Worker& worker) {
   const int hidden = config_.shape.hidden;
   const size_t in_bytes = args_.hidden_type == DType::kF32 ? 4 : 2;
-  const size_t pad = (config_.shape.hidden_padded() - hidden) * element_bytes();
   const ConvertFn convert = kernels_.rows->load_rows[static_cast<int>(args_.hidden_type)];
-  for (int t = worker.index; t < tokens; t += threads) {
-    uint8_t* out = engine_.rows().data() + t * hidden_stride_ * element_bytes();
-    convert(static_cast<const uint8_t*>(args_.hidden) + t * in_bytes * hidden, out, hidden);
-    std::memset(out + hidden * element_bytes(), 0, pad);
+  for (int t = worker.index; t < args_.routing.tokens; t += worker.pools->threads()) {
+    uint8_t* const out = buffers_.hidden.data() + t * hidden_.stride;
+    uint8_t* const converted = prepares() ? engine_.scratch(worker.index).row.data() : out;
+    convert(static_cast<const uint8_t*>(args_.hidden) + t * in_bytes * hidden, converted, hidden);
+    std::memset(converted + hidden * swiglu_element(), 0, (config_.shape.hidden_padded() - hidden) * swiglu_element());
+    if (!prepares()) continue;
+    kernels_.prepare_row(
+        {&weights_.gate_up_layout(), reinterpret_cast<const float*>(converted), out, out + hidden_.groups_at});
   }
 }
 
 void ForwardPass::gate_up(const Worker& worker) {
-  SubpoolPlan& plan = subpools_[worker.subpool];
-  const int total = plan.first_piece.back();
-  const int threads = engine_.pools().threads_in(worker.subpool);
-  // Pieces are taken in ascending order, so the expert is found by walking on.
-  const auto walk = [&](size_t& expert, int piece) {
-    while (plan.first_piece[expert + 1] <= piece) ++expert;
-    return gate_up_piece(worker.subpool, routing_.experts()[expert], piece - plan.first_piece[expert]);
-  };
-  size_t expert = 0;
-  size_t next_expert = 0;
-  while (true) {
-    const int piece = plan.next_expert_piece.fetch_add(1, std::memory_order_relaxed);
-    if (piece >= total) return;
-    const GateUpPiece taken = walk(expert, piece);
-    // The others take one each meanwhile, so this one is likely ours.
-    const GateUpPiece next = walk(next_expert, std::min(piece + threads, total - 1));
-    multiply_gate_up(worker, taken, next.panels);
-  }
+  subpools_[worker.subpool].pieces.take(
+      engine_.pools().threads_in(worker.subpool),
+      [&](const ActiveExpert& expert, int index) { return gate_up_piece(worker.subpool, expert, index); },
+      [&](const GateUpPiece& taken, const GateUpPiece& next) { multiply_gate_up(worker, taken, next.panels); });
 }
 
 ForwardPass::GateUpPiece ForwardPass::gate_up_piece(int subpool, const ActiveExpert& expert, int index) const {
@@ -178,18 +143,25 @@ ForwardPass::GateUpPiece ForwardPass::gate_up_piece(int subpool, const ActiveExp
 
 void ForwardPass::multiply_gate_up(const Worker& worker, const GateUpPiece& piece, const uint8_t* next_panels) {
   const ActiveExpert& expert = *piece.expert;
-  const Operand operand = {weights_.gate_up_layout(), piece.panels, 2 * piece.pairs, next_panels};
-  const Rows rows = {hidden_rows_, hidden_stride_, routing_.token_of_pair().data() + expert.first_pair, 0,
-                     expert.pairs};
+  const GroupedGemm::Panels panels = {piece.panels, 2 * piece.pairs, next_panels};
+  const GroupedGemm::Rows rows = {hidden_, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs};
   const size_t column =
       static_cast<size_t>(weights_.gate_up_panels(worker.subpool).begin + piece.first_pair) * kPanelRows;
-  multiply(engine_.scratch(worker.index), operand, rows,
-           [&](const float* product, size_t stride, int first_row, int row_count) {
-             const size_t h_row = expert.first_pair + first_row;
-             kernels_.rows->swiglu({product, stride, row_count, piece.pairs,
-                                    intermediate_ + (h_row * intermediate_stride_ + column) * element_bytes(),
-                                    intermediate_stride_, config_.swiglu_limit, config_.swiglu_alpha});
-           });
+  const auto swiglu = [&](const float* product, size_t stride, int first_row, int row_count) {
+    uint8_t* const h = buffers_.intermediate.data() + (expert.first_pair + first_row) * swiglu_stride_;
+    kernels_.rows->swiglu({product, stride, row_count, piece.pairs, h + column * swiglu_element(),
+                           swiglu_stride_ / swiglu_element(), config_.swiglu_limit, config_.swiglu_alpha});
+  };
+  gate_up_gemm_.multiply(engine_.scratch(worker.index), panels, rows, swiglu);
+}
+
+void ForwardPass::prepare_intermediate(const Worker& worker) {
+  for (int p = worker.index; p < routing_.pairs(); p += worker.pools->threads()) {
+    const uint8_t* from = buffers_.intermediate.data() + p * swiglu_stride_;
+    uint8_t* const out = buffers_.prepared.data() + p * intermediate_.stride;
+    kernels_.prepare_row(
+        {&weights_.down_layout(), reinterpret_cast<const float*>(from), out, out + intermediate_.groups_at});
+  }
 }
 
 void ForwardPass::down(const Worker& worker) {
@@ -223,13 +195,13 @@ void ForwardPass::down_strip(const Worker& worker, int strip) {
     const ActiveExpert& expert = experts[i];
     const uint8_t* next = i + 1 < experts.size() ? panels_at(experts[i + 1], first_panel)
                                                  : panels_at(experts[0], std::min(following, share.count() - 1));
-    const Operand operand = {layout, panels_at(expert, first_panel), panels, next};
-    const Rows rows = {intermediate_, intermediate_stride_, nullptr, expert.first_pair, expert.pairs};
-    multiply(scratch, operand, rows, [&](const float* product, size_t stride, int first_row, int row_count) {
+    const auto add = [&](const float* product, size_t stride, int first_row, int row_count) {
       const int pair = expert.first_pair + first_row;
       kernels_.rows->weighted_sum({product, stride, row_count, columns, routing_.token_of_pair().data() + pair,
                                    routing_.weight_of_pair().data() + pair, sum, static_cast<size_t>(columns)});
-    });
+    };
+    down_gemm_.multiply(scratch, {panels_at(expert, first_panel), panels, next},
+                        {intermediate_, nullptr, expert.first_pair, expert.pairs}, add);
   }
   store_strip(sum, columns, (share.begin + first_panel) * kPanelRows, columns);
 }
@@ -250,48 +222,6 @@ void ForwardPass::store_strip(const float* sum, size_t sum_stride, int first_col
       from = row;
     }
     store(from, out, live);
-  }
-}
-
-// Rows of one block side by side: the rows themselves when they already are, else a copy in the worker's scratch.
-const uint8_t* ForwardPass::gathered(WorkerScratch& scratch, const Rows& rows, int first_row, int row_count,
-                                     int first_k, int k_count, size_t* stride) const {
-  const size_t bytes = element_bytes();
-  const auto source = [&](int row) {
-    const size_t at = rows.index != nullptr ? rows.index[row] : rows.first + row;
-    return rows.data + (at * rows.stride + first_k) * bytes;
-  };
-  if (rows.index == nullptr || row_count == 1) {
-    *stride = rows.stride;
-    return source(first_row);
-  }
-  *stride = padded_stride(k_count);
-  for (int r = 0; r < row_count; ++r) {
-    std::memcpy(scratch.gathered.data() + r * *stride * bytes, source(first_row + r), k_count * bytes);
-  }
-  return scratch.gathered.data();
-}
-
-// All rows of one expert against the panels of one piece. The product of a block of tokens is complete when
-// `epilogue(product, stride, first_row, rows)` sees it.
-template <class Epilogue>
-void ForwardPass::multiply(WorkerScratch& scratch, const Operand& w, const Rows& rows, Epilogue epilogue) {
-  const size_t columns = static_cast<size_t>(w.panel_count) * kPanelRows;
-  const int k_total = w.layout.k_padded;
-  const Block block = block_of(rows.count, k_total);
-  float* product = scratch.product.as<float>();
-
-  for (int r = 0; r < rows.count; r += block.rows) {
-    const int row_count = std::min(block.rows, rows.count - r);
-    for (int k = 0; k < k_total; k += block.k) {
-      const int k_count = std::min(block.k, k_total - k);
-      size_t stride = 0;
-      const uint8_t* a = gathered(scratch, rows, r, row_count, k, k_count, &stride);
-      kernels_.gemm({&w.layout, w.panels, w.next_panels, w.panel_count, a, stride, row_count, k, k_count, product,
-                     columns, k == 0 ? Store::kOverwrite : Store::kAccumulate, scratch.decoded.data(),
-                     scratch.wide.as<float>()});
-    }
-    epilogue(product, columns, r, row_count);
   }
 }
 

@@ -50,8 +50,8 @@ void fill_with_nothing(const ForwardArgs& args, int hidden) {
 MoeLayer::MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config)
     : engine_(std::move(engine)),
       config_(config),
-      kernels_(kernels_for(config.method)),
-      format_(format_of(config.method)) {
+      format_(format_of(config.method)),
+      kernels_(kernels_for(Operation::kForward, format_, config.activations)) {
   require_positive(config.shape.num_experts, "num_experts");
   require_positive(config.shape.hidden, "hidden");
   require_positive(config.shape.intermediate, "intermediate");
@@ -134,7 +134,7 @@ void MoeLayer::forward(const ForwardArgs& args) {
   }
   const auto weights = require_weights();
   const auto begin = std::chrono::steady_clock::now();
-  ForwardPass pass(*engine_, kernels_, config_, *weights, routing_, args);
+  ForwardPass pass(*engine_, engine_->pass_buffers(), kernels_, config_, *weights, routing_, args);
   engine_->pools().run(pass, args.caller);
   engine_->count_call(std::chrono::steady_clock::now() - begin,
                       routing_.experts().size() * weights->bytes_per_expert());

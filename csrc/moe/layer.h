@@ -25,6 +25,7 @@ struct LayerConfig {
   int layer_idx;
   float swiglu_limit;  // 0 = none
   float swiglu_alpha;  // 0 = SiLU
+  Activations activations = Activations::kAuto;
 };
 
 struct ForwardArgs {
@@ -72,8 +73,8 @@ class MoeLayer {
 
   std::shared_ptr<Engine> engine_;
   LayerConfig config_;
-  const KernelSet& kernels_;
   const Format& format_;
+  const KernelSet& kernels_;
   std::shared_ptr<const ExpertWeights> weights_;  // replaced as a whole, also while another thread checks a call
   const uint8_t* device_mask_ = nullptr;
   Routing routing_;

@@ -4,8 +4,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels/kernel_set.h"
-
 namespace kt {
 namespace {
 

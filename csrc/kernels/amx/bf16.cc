@@ -47,7 +47,7 @@ struct Block {
   const uint8_t* weights;
   const uint8_t* prefetch;  // lines to bring near while this block computes: `prefetch_lines` of every kStepLines
   int prefetch_lines;
-  const uint16_t* a;
+  const uint8_t* a;
   size_t a_bytes;  // row stride
   float* c;
   size_t c_bytes;
@@ -57,7 +57,7 @@ struct Block {
 
 template <bool kBothHalves>
 inline __attribute__((always_inline)) void multiply(const Block& b) {
-  const uint8_t* a_low = reinterpret_cast<const uint8_t*>(b.a);
+  const uint8_t* a_low = b.a;
   const uint8_t* a_high = a_low + kTileRows * b.a_bytes;
   uint8_t* c_low = reinterpret_cast<uint8_t*>(b.c);
   uint8_t* c_high = c_low + kTileRows * b.c_bytes;
@@ -126,8 +126,8 @@ void gemm(const kt::GemmArgs& g) {
       const Block block = {panel,
                            ahead,
                            lines,
-                           static_cast<const uint16_t*>(g.a) + first * g.a_stride,
-                           g.a_stride * sizeof(uint16_t),
+                           g.a.data + first * g.a.stride,
+                           g.a.stride,
                            g.c + first * g.c_stride + p * kt::kPanelRows,
                            g.c_stride * sizeof(float),
                            steps,
@@ -142,6 +142,10 @@ void gemm(const kt::GemmArgs& g) {
   _tile_release();
 }
 
+size_t no_scratch(int, int) { return 0; }
+
 }  // namespace
 
-constexpr kt::KernelSet kt::kBf16Amx = {"bf16.amx", gemm, &kt::kRowsAvx512Bf16};
+// One way for any number of tokens.
+constexpr kt::KernelSet kt::kBf16Amx = {"bf16.amx", kt::Activation::kBf16, 0, gemm, gemm, kt::kBlocking, no_scratch,
+                                        nullptr,    &kt::kRowsAvx512Bf16};

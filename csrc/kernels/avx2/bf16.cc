@@ -8,9 +8,11 @@ namespace {
 #include "kernels/avx2/ops-inl.h"
 using Ops = Avx2;
 
+#include "kernels/scales-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kBf16Avx2 = {"bf16.avx2", PanelGemm<Ops, CodesBf16>::run, &kt::kRowsAvx2};
+constexpr kt::KernelSet kt::kBf16Avx2 = kernel_set<Ops, CodesBf16>("bf16.avx2", &kt::kRowsAvx2);

@@ -8,9 +8,11 @@ namespace {
 #include "kernels/avx2/ops-inl.h"
 using Ops = Avx2;
 
+#include "kernels/scales-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kCode4Avx2 = {"code4.avx2", PanelGemm<Ops, Codes4>::run, &kt::kRowsAvx2};
+constexpr kt::KernelSet kt::kCode4Avx2 = kernel_set<Ops, Codes4>("code4.avx2", &kt::kRowsAvx2);

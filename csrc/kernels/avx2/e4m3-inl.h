@@ -14,10 +14,12 @@
 // Correcting subnormals without a branch takes 9 more operations than the look-up (24). Shifting straight to fp32 makes
 // subnormals of fp32, which Intel multiplies in microcode.
 
-struct CodesE4m3 {
+struct CodesE4m3 : OnePlane<2, 64> {
   static constexpr bool kScaled = true;
+  using ScaleTypes = ScaleList<ScalarScales, F32Scales, E8m0Scales>;
   static constexpr float kSumFactor = 256;
-  static constexpr int kChunkK = 2, kChunkBytes = 64, kPairs = 1, kOutputs = 2;
+  static constexpr int kDots = 1, kOutputs = 2;
+  static constexpr void (*kPrepareRow)(const kt::PrepareArgs&) = nullptr;
   struct Tables {
     explicit Tables(const kt::PanelLayout&) {}
   };
@@ -29,8 +31,9 @@ struct CodesE4m3 {
 
   // A slice is 16 rows x 2 columns: in each 128-bit lane eight rows of the first column, then of the second.
   using Decoded = Ops::Weights;
-  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice, Decoded (&out)[1][2]) {
-    const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(slice));
+  static inline __attribute__((always_inline)) void decode(const Tables&, Cursor chunk, int slice,
+                                                           Decoded (&out)[1][2]) {
+    const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(chunk + slice * kSliceBytes));
     const __m256i even = halves(_mm256_unpacklo_epi8(_mm256_setzero_si256(), codes));
     const __m256i odd = halves(_mm256_unpackhi_epi8(_mm256_setzero_si256(), codes));
     out[0][0] = {_mm256_cvtph_ps(_mm256_castsi256_si128(even)), _mm256_cvtph_ps(_mm256_castsi256_si128(odd))};

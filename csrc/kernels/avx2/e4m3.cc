@@ -8,9 +8,13 @@ namespace {
 #include "kernels/avx2/ops-inl.h"
 using Ops = Avx2;
 
+#include "kernels/scales-inl.h"
+
+#include "kernels/codes-inl.h"
+
 #include "kernels/avx2/e4m3-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kE4m3Avx2 = {"e4m3.avx2", PanelGemm<Ops, CodesE4m3>::run, &kt::kRowsAvx2};
+constexpr kt::KernelSet kt::kE4m3Avx2 = kernel_set<Ops, CodesE4m3>("e4m3.avx2", &kt::kRowsAvx2);

@@ -7,6 +7,10 @@ struct Avx2 {
   struct Weights {
     __m256 even, odd;
   };
+  using Sum = Vec;
+  static constexpr kt::Activation kActivation = kt::Activation::kF32;
+  static constexpr bool kInteger = false;
+  static constexpr int kDotK = 2;
   static constexpr int kLanes = 8;
   // 6 tokens x 16 rows = 12 accumulators of the 16 registers.
   static constexpr int kTileTokens = 6;
@@ -64,6 +68,14 @@ struct Avx2 {
   static inline Weights widen(Pairs pairs) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
             _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+  }
+  // Columns kFirst and kFirst + 1 of words of four signed bytes.
+  template <int kFirst>
+  static inline Weights from_int8(Pairs words) {
+    const auto column = [&](int shift) __attribute__((always_inline)) {
+      return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, shift), 24));
+    };
+    return {column(24 - 8 * kFirst), column(16 - 8 * kFirst)};
   }
   static constexpr bool kWidens = true;
   static inline Weights load_weights(const uint8_t* p) {

@@ -8,9 +8,11 @@ namespace {
 #include "kernels/avx512/ops-inl.h"
 using Ops = Avx512;
 
+#include "kernels/scales-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kBf16Avx512 = {"bf16.avx512", PanelGemm<Ops, CodesBf16>::run, &kt::kRowsAvx512};
+constexpr kt::KernelSet kt::kBf16Avx512 = kernel_set<Ops, CodesBf16>("bf16.avx512", &kt::kRowsAvx512);

@@ -10,10 +10,11 @@ namespace {
 #include "kernels/avx512/dot_bf16-inl.h"
 using Ops = Avx512DotBf16;
 
+#include "kernels/scales-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kBf16Avx512Bf16 = {"bf16.avx512_bf16", PanelGemm<Ops, CodesBf16>::run,
-                                               &kt::kRowsAvx512Bf16};
+constexpr kt::KernelSet kt::kBf16Avx512Bf16 = kernel_set<Ops, CodesBf16>("bf16.avx512_bf16", &kt::kRowsAvx512Bf16);

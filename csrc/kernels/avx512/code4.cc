@@ -8,9 +8,13 @@ namespace {
 #include "kernels/avx512/ops-inl.h"
 using Ops = Avx512;
 
+#include "kernels/scales-inl.h"
+
+#include "kernels/codes-inl.h"
+
 #include "kernels/avx512/code4_wide-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kCode4Avx512 = {"code4.avx512", PanelGemm<Ops, Codes4Wide>::run, &kt::kRowsAvx512};
+constexpr kt::KernelSet kt::kCode4Avx512 = kernel_set<Ops, Codes4Wide>("code4.avx512", &kt::kRowsAvx512);

@@ -10,9 +10,11 @@ namespace {
 #include "kernels/avx512/dot_bf16-inl.h"
 using Ops = Avx512DotBf16;
 
+#include "kernels/scales-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kCode4Avx512Bf16 = {"code4.avx512_bf16", PanelGemm<Ops, Codes4>::run, &kt::kRowsAvx512Bf16};
+constexpr kt::KernelSet kt::kCode4Avx512Bf16 = kernel_set<Ops, Codes4>("code4.avx512_bf16", &kt::kRowsAvx512Bf16);

@@ -11,6 +11,8 @@ namespace {
 
 using Ops = Avx512DotBf16;
 
+#include "kernels/scales-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/avx512/code4_wide-inl.h"
@@ -20,5 +22,4 @@ using Ops = Avx512DotBf16;
 #include "kernels/avx512/fma_for_dot-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kCode4Avx512Bf16Fma = {"code4.avx512_bf16_fma", FmaForDot<Codes4, Codes4Wide>::run,
-                                                   &kt::kRowsAvx512Bf16, true};
+constexpr kt::KernelSet kt::kCode4Avx512Bf16Fma = fma_for_dot<Codes4, Codes4Wide>("code4.avx512_bf16_fma");

@@ -2,10 +2,12 @@
 // smaller by 8, so the conversion from half gives 2^-8 of the value, subnormals included. (As a half, NaN is a number;
 // PanelHeader::nan_rows takes care of it.)
 
-struct CodesE4m3 {
+struct CodesE4m3 : OnePlane<2, 64> {
   static constexpr bool kScaled = true;
+  using ScaleTypes = ScaleList<ScalarScales, F32Scales, E8m0Scales>;
   static constexpr float kSumFactor = 256;
-  static constexpr int kChunkK = 2, kChunkBytes = 64, kPairs = 1, kOutputs = 2;
+  static constexpr int kDots = 1, kOutputs = 2;
+  static constexpr void (*kPrepareRow)(const kt::PrepareArgs&) = nullptr;
   struct Tables {
     explicit Tables(const kt::PanelLayout&) {}
   };
@@ -17,8 +19,9 @@ struct CodesE4m3 {
 
   // A slice is the chunk: in each 128-bit lane eight rows of the first column, then of the second.
   using Decoded = Ops::Weights;
-  static inline __attribute__((always_inline)) void decode(const Tables&, const uint8_t* slice, Decoded (&out)[1][2]) {
-    const __m512i codes = _mm512_load_si512(slice);
+  static inline __attribute__((always_inline)) void decode(const Tables&, Cursor chunk, int slice,
+                                                           Decoded (&out)[1][2]) {
+    const __m512i codes = _mm512_load_si512(chunk + slice * kSliceBytes);
     const __m512i even = halves(_mm512_unpacklo_epi8(_mm512_setzero_si512(), codes));
     const __m512i odd = halves(_mm512_unpackhi_epi8(_mm512_setzero_si512(), codes));
     out[0][0] = {_mm512_cvtph_ps(_mm512_castsi512_si256(even)), _mm512_cvtph_ps(_mm512_castsi512_si256(odd))};

@@ -8,9 +8,13 @@ namespace {
 #include "kernels/avx512/ops-inl.h"
 using Ops = Avx512;
 
+#include "kernels/scales-inl.h"
+
+#include "kernels/codes-inl.h"
+
 #include "kernels/avx512/e4m3-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kE4m3Avx512 = {"e4m3.avx512", PanelGemm<Ops, CodesE4m3>::run, &kt::kRowsAvx512};
+constexpr kt::KernelSet kt::kE4m3Avx512 = kernel_set<Ops, CodesE4m3>("e4m3.avx512", &kt::kRowsAvx512);

@@ -11,10 +11,13 @@ namespace {
 #include "kernels/avx512/dot_bf16-inl.h"
 using Ops = Avx512DotBf16;
 
+#include "kernels/scales-inl.h"
+
+#include "kernels/codes-inl.h"
+
 #include "kernels/avx512/e4m3_vbmi-inl.h"
 
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kE4m3Avx512Bf16 = {"e4m3.avx512_bf16", PanelGemm<Ops, CodesE4m3>::run,
-                                               &kt::kRowsAvx512Bf16};
+constexpr kt::KernelSet kt::kE4m3Avx512Bf16 = kernel_set<Ops, CodesE4m3>("e4m3.avx512_bf16", &kt::kRowsAvx512Bf16);

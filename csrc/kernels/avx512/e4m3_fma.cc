@@ -10,6 +10,10 @@ namespace {
 #include "kernels/avx512/dot_bf16-inl.h"
 using Ops = Avx512DotBf16;
 
+#include "kernels/scales-inl.h"
+
+#include "kernels/codes-inl.h"
+
 #include "kernels/avx512/e4m3_vbmi-inl.h"
 
 #include "kernels/gemm-inl.h"
@@ -17,5 +21,4 @@ using Ops = Avx512DotBf16;
 #include "kernels/avx512/fma_for_dot-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kE4m3Avx512Bf16Fma = {"e4m3.avx512_bf16_fma", FmaForDot<CodesE4m3, CodesE4m3>::run,
-                                                  &kt::kRowsAvx512Bf16, true};
+constexpr kt::KernelSet kt::kE4m3Avx512Bf16Fma = fma_for_dot<CodesE4m3, CodesE4m3>("e4m3.avx512_bf16_fma");

@@ -44,10 +44,12 @@ struct E4m3Order {
 };
 constexpr E4m3Order kE4m3Order;
 
-struct CodesE4m3 {
+struct CodesE4m3 : OnePlane<2, 64> {
   static constexpr bool kScaled = true;
+  using ScaleTypes = ScaleList<ScalarScales, F32Scales, E8m0Scales>;
   static constexpr float kSumFactor = 1;
-  static constexpr int kChunkK = 2, kChunkBytes = 64, kPairs = 1, kOutputs = 2;
+  static constexpr int kDots = 1, kOutputs = 2;
+  static constexpr void (*kPrepareRow)(const kt::PrepareArgs&) = nullptr;
   struct Tables {
     __m512i order, low[2], high[2];
     explicit Tables(const kt::PanelLayout&)
@@ -56,9 +58,9 @@ struct CodesE4m3 {
           high{_mm512_load_si512(kE4m3Tables.high), _mm512_load_si512(kE4m3Tables.high + 64)} {}
   };
   using Decoded = Ops::Pairs;
-  static inline __attribute__((always_inline)) void decode(const Tables& t, const uint8_t* slice,
+  static inline __attribute__((always_inline)) void decode(const Tables& t, Cursor chunk, int slice,
                                                            Decoded (&out)[1][2]) {
-    const __m512i codes = _mm512_permutexvar_epi8(t.order, _mm512_load_si512(slice));
+    const __m512i codes = _mm512_permutexvar_epi8(t.order, _mm512_load_si512(chunk + slice * kSliceBytes));
     const __m512i low = _mm512_permutex2var_epi8(t.low[0], codes, t.low[1]);  // by bits 0..6
     const __m512i magnitude = _mm512_permutex2var_epi8(t.high[0], codes, t.high[1]);
     const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(-128), 0xF8);  // a | (b & c)

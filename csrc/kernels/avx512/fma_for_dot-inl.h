@@ -21,14 +21,25 @@ struct FmaForDot {
   // the least normal number.
   static constexpr int kLeastExponent = 127 - 110;
 
-  // Rows in fp32 in g.wide; false when one has an activation too small.
-  static bool widen(const kt::GemmArgs& g, size_t stride) {
+  using Wide = PanelGemm<Avx512FmaDot, WideCodes>;
+
+  // Keeps widened rows, whose blocks are powers of two, from falling into the same sets of the L1.
+  static constexpr int kPadding = 32;
+  static size_t wide_stride(int k_count) { return (static_cast<size_t>(k_count) + kPadding) * sizeof(float); }
+
+  // The wide rows stand behind the scratch of the multiplication.
+  static size_t scratch_bytes(int tokens, int k_count) {
+    return Wide::scratch_bytes(tokens, k_count) + tokens * wide_stride(k_count);
+  }
+
+  // Rows in fp32; false when one has an activation too small.
+  static bool widen(const kt::GemmArgs& g, uint8_t* wide) {
     const __m512i one = _mm512_set1_epi16(1);
     const __m512i least = _mm512_set1_epi16((kLeastExponent << 7) - 1);
     __mmask32 too_small = 0;
     for (int t = 0; t < g.tokens; ++t) {
-      const uint16_t* from = static_cast<const uint16_t*>(g.a) + t * g.a_stride;
-      float* to = g.wide + t * stride;
+      const uint16_t* from = reinterpret_cast<const uint16_t*>(g.a.data + t * g.a.stride);
+      float* to = reinterpret_cast<float*>(wide + t * wide_stride(g.k_count));
       for (int k = 0; k < g.k_count; k += kt::kPanelK) {
         const __m512i row = _mm512_loadu_si512(from + k);
         const __m512i magnitude = _mm512_and_si512(row, _mm512_set1_epi16(0x7FFF));
@@ -40,13 +51,20 @@ struct FmaForDot {
     return too_small == 0;
   }
 
-  static void run(const kt::GemmArgs& g) {
+  static void many(const kt::GemmArgs& g) {
     static_assert(Codes::kScaled, "bf16 codes may be smaller than 2^-9");
-    const size_t stride = static_cast<size_t>(g.k_count) + kt::kWideRowPadding;
-    if (g.tokens == 1 || !widen(g, stride)) return PanelGemm<Ops, Codes>::run(g);
+    uint8_t* const rows = g.scratch + Wide::scratch_bytes(g.tokens, g.k_count);
+    if (!widen(g, rows)) return PanelGemm<Ops, Codes>::any(g);
     kt::GemmArgs wide = g;
-    wide.a = g.wide;
-    wide.a_stride = stride;
-    PanelGemm<Avx512FmaDot, WideCodes>::run(wide);
+    wide.a = {rows, nullptr, wide_stride(g.k_count)};
+    Wide::any(wide);
   }
 };
+
+// One token by VDPBF16PS, which reads rows as they are, more by FMA.
+template <class Codes, class WideCodes>
+constexpr kt::KernelSet fma_for_dot(const char* name) {
+  using Gemm = FmaForDot<Codes, WideCodes>;
+  return {name,          Ops::kActivation,    1,       PanelGemm<Ops, Codes>::few, Gemm::many,
+          kt::kBlocking, Gemm::scratch_bytes, nullptr, &kt::kRowsAvx512Bf16};
+}

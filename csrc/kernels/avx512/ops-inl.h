@@ -7,6 +7,10 @@ struct Avx512 {
   struct Weights {
     __m512 even, odd;
   };
+  using Sum = Vec;
+  static constexpr kt::Activation kActivation = kt::Activation::kF32;
+  static constexpr bool kInteger = false;
+  static constexpr int kDotK = 2;
   static constexpr int kLanes = 16;
   // 12 tokens x 32 rows = 24 accumulators, which leaves 8 registers for weights and activations; 14 tokens reached the
   // same share of peak in the prototype (Zen 5, 2026-11-21: 95-98 % of the VDPBF16PS peak for both).
@@ -66,6 +70,14 @@ struct Avx512 {
   static inline Weights widen(Pairs pairs) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
             _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+  }
+  // Columns kFirst and kFirst + 1 of words of four signed bytes.
+  template <int kFirst>
+  static inline Weights from_int8(Pairs words) {
+    const auto column = [&](int shift) __attribute__((always_inline)) {
+      return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, shift), 24));
+    };
+    return {column(24 - 8 * kFirst), column(16 - 8 * kFirst)};
   }
   static constexpr bool kWidens = true;
   static inline Weights load_weights(const uint8_t* p) {
