@@ -1,10 +1,13 @@
 #include "formats/panel.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
 #include "formats/codes/code_kind.h"
+#include "formats/numbers.h"
 #include "formats/panel_scales.h"
 
 namespace kt {
@@ -60,6 +63,28 @@ int step_columns(int group_k, int k_padded) {
   return step;
 }
 
+// 4-bit codes as integers, and the columns of a step of int8 activations.
+void set_integers(const Format& format, PanelLayout& layout) {
+  int largest = 0;
+  layout.integer_factor = 1;
+  if (format.table != nullptr) {
+    float values[16];
+    std::transform(format.table->bf16, format.table->bf16 + 16, values, from_bf16);
+    const bool whole = std::all_of(values, values + 16, [](float v) { return v == std::floor(v); });
+    layout.integer_factor = whole ? 1 : 0.5f;
+    const float least = *std::min_element(values, values + 16);
+    layout.integer_offset = static_cast<int>(-least / layout.integer_factor);
+    for (int code = 0; code < 16; ++code) {
+      const int integer = static_cast<int>(values[code] / layout.integer_factor);
+      layout.integers[code] = static_cast<uint8_t>(integer + layout.integer_offset);
+      largest = std::max(largest, std::abs(integer));
+    }
+  }
+  // AVX2 sums the products of every second pair of columns in 16 bits.
+  layout.int8_step_k = std::min(layout.step_k, kLargestInt8StepK);
+  while (largest * 127 * layout.int8_step_k / 2 > INT16_MAX) layout.int8_step_k /= 2;
+}
+
 void pack_codes(const Format& format, const PanelLayout& layout, const CodeSource& source, uint8_t* panel) {
   if (source.rows < kPanelRows || source.shape.k < layout.k_padded) {
     std::memset(panel, format.table != nullptr ? 0x11 * format.table->zero_code : 0, layout.header_offset);
@@ -101,6 +126,7 @@ PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOp
   }
   layout.panel_bytes = layout.header_offset + round_up(scales, 64);
   if (format.table != nullptr) std::copy_n(format.table->bf16, 16, layout.table);
+  set_integers(format, layout);
   return layout;
 }
 

@@ -12,6 +12,8 @@ using C = CodeType;
 constexpr Operation kForward = Operation::kForward;
 constexpr FeatureSet kAvx2 = {F::kAvx2, F::kFma, F::kF16c};
 constexpr FeatureSet kAvx512 = kAvx2 | FeatureSet{F::kAvx512f, F::kAvx512bw, F::kAvx512vl, F::kAvx512dq};
+constexpr FeatureSet kAvxVnni = kAvx2 | FeatureSet{F::kAvxVnni};
+constexpr FeatureSet kAvx512Vnni = kAvx512 | FeatureSet{F::kAvx512vnni};
 constexpr FeatureSet kAvx512Bf16 = kAvx512 | FeatureSet{F::kAvx512bf16};
 constexpr FeatureSet kAvx512Vbmi = kAvx512Bf16 | FeatureSet{F::kAvx512vbmi};
 constexpr FeatureSet kFmaBeatsDot = {F::kFmaBeatsDot};
@@ -21,6 +23,8 @@ constexpr const char* kZen4 = "AMD Zen 4 (2022-), Zen 5";
 constexpr const char* kZen4CooperLake = "AMD Zen 4 (2022-), Zen 5; Intel Cooper Lake";
 constexpr const char* kSapphireRapids = "Intel Sapphire Rapids (2023-), Granite Rapids";
 constexpr const char* kSkylakeSp = "Intel Skylake-SP (2017-), Cascade Lake, Ice Lake";
+constexpr const char* kCascadeLake = "AMD Zen 4 (2022-), Zen 5; Intel Cascade Lake (2019-) and later servers";
+constexpr const char* kAlderLake = "Intel clients from Alder Lake (2021-) on";
 constexpr const char* kHaswell = "Intel Haswell (2013-) and later clients, AMD Zen 1-3";
 
 }  // namespace
@@ -39,6 +43,17 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kCode4, kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
       {kForward, C::kCode4, kAvx512, &kCode4Avx512, kSkylakeSp},
       {kForward, C::kCode4, kAvx2, &kCode4Avx2, kHaswell},
+      {kForward, C::kCode4, kAvx512Vnni, &kCode4Int8Avx512Vnni, kCascadeLake},
+      {kForward, C::kCode4, kAvxVnni, &kCode4Int8AvxVnni, kAlderLake},
+      {kForward, C::kCode4, kAvx512, &kCode4Int8Avx512, kSkylakeSp},
+      {kForward, C::kCode4, kAvx2, &kCode4Int8Avx2, kHaswell},
+      {kForward, C::kInt8, kAvx512Vnni, &kInt8Int8Avx512Vnni, kCascadeLake},
+      {kForward, C::kInt8, kAvxVnni, &kInt8Int8AvxVnni, kAlderLake},
+      {kForward, C::kInt8, kAvx512, &kInt8Int8Avx512, kSkylakeSp},
+      {kForward, C::kInt8, kAvx2, &kInt8Int8Avx2, kHaswell},
+      {kForward, C::kInt8, kAvx512Bf16, &kInt8Avx512Bf16, kZen4CooperLake},
+      {kForward, C::kInt8, kAvx512, &kInt8Avx512, kSkylakeSp},
+      {kForward, C::kInt8, kAvx2, &kInt8Avx2, kHaswell},
   };
   return table;
 }

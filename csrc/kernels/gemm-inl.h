@@ -12,7 +12,7 @@
 //   kTileTokens, kTileVecs                      register tile for many tokens
 //   kShortStepTokens                            tokens of a tile that keeps totals in registers, 0 = too few of them
 //   kFewTokens, kFewVectors                     up to so many tokens without scratch; sums side by side then
-// Codes (codes-inl.h, e4m3*-inl.h, integer_codes-inl.h) turns one vector of stored codes, a slice, into Weights, and
+// Codes (codes-inl.h, e4m3*-inl.h, integer_codes*-inl.h) turns one vector of stored codes, a slice, into Weights, and
 // lists the Scales (scales-inl.h) that may stand beside them.
 //
 // Few and many tokens do the same arithmetic in the same order.

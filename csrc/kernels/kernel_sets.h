@@ -29,4 +29,24 @@ extern const KernelSet kCode4Avx512;
 extern const KernelSet kCode4Avx512Bf16;
 extern const KernelSet kCode4Avx512Bf16Fma;
 
+// Signed bytes with fp32 scales: kernels/<folder>/int8*.cc.
+extern const KernelSet kInt8Avx2;
+extern const KernelSet kInt8Avx512;
+extern const KernelSet kInt8Avx512Bf16;
+
+// Int8 activations: kernels/<folder>/<codes>_int8*.cc. All of them give the same bits.
+extern const KernelSet kCode4Int8Avx2;
+extern const KernelSet kCode4Int8AvxVnni;
+extern const KernelSet kCode4Int8Avx512;
+extern const KernelSet kCode4Int8Avx512Vnni;
+extern const KernelSet kInt8Int8Avx2;
+extern const KernelSet kInt8Int8AvxVnni;
+extern const KernelSet kInt8Int8Avx512;
+extern const KernelSet kInt8Int8Avx512Vnni;
+
+// KernelSet::prepare_row of all of those (kernels/avx2/integer_rows.cc): columns ascending, or as the nibbles of 4-bit
+// codes stand, 0 4 1 5 2 6 3 7.
+void prepare_column_order(const PrepareArgs&);
+void prepare_nibble_order(const PrepareArgs&);
+
 }  // namespace kt

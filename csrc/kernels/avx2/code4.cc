@@ -10,6 +10,8 @@ using Ops = Avx2;
 
 #include "kernels/scales-inl.h"
 
+#include "kernels/planes-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"

@@ -10,6 +10,8 @@ using Ops = Avx512;
 
 #include "kernels/scales-inl.h"
 
+#include "kernels/planes-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/avx512/code4_wide-inl.h"

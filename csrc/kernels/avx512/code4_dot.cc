@@ -12,6 +12,8 @@ using Ops = Avx512DotBf16;
 
 #include "kernels/scales-inl.h"
 
+#include "kernels/planes-inl.h"
+
 #include "kernels/codes-inl.h"
 
 #include "kernels/gemm-inl.h"

@@ -10,7 +10,7 @@ using Ops = Avx512;
 
 #include "kernels/scales-inl.h"
 
-#include "kernels/codes-inl.h"
+#include "kernels/planes-inl.h"
 
 #include "kernels/avx512/e4m3-inl.h"
 

@@ -13,7 +13,7 @@ using Ops = Avx512DotBf16;
 
 #include "kernels/scales-inl.h"
 
-#include "kernels/codes-inl.h"
+#include "kernels/planes-inl.h"
 
 #include "kernels/avx512/e4m3_vbmi-inl.h"
 

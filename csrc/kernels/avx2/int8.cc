@@ -1,0 +1,20 @@
+// Signed bytes on AVX2 + FMA: each pair is widened to two fp32 vectors; activations are fp32.
+#include <immintrin.h>
+
+#include "kernels/kernel_sets.h"
+
+namespace {
+// In this order: each builds on the ones before.
+#include "kernels/avx2/ops-inl.h"
+using Ops = Avx2;
+
+#include "kernels/scales-inl.h"
+
+#include "kernels/planes-inl.h"
+
+#include "kernels/codes-inl.h"
+
+#include "kernels/gemm-inl.h"
+}  // namespace
+
+constexpr kt::KernelSet kt::kInt8Avx2 = kernel_set<Ops, Codes8>("int8.avx2", &kt::kRowsAvx2);
