@@ -14,12 +14,11 @@ from kt_kernel import kt_kernel_ext
 from kt_kernel.convert.job import Conversion, Outcome, convert
 from kt_kernel.convert.progress import Progress
 from kt_kernel.convert.source import INPUT_TYPES
-from kt_kernel.convert.targets import GROUP_SIZES, WHOLE_ROW, target
+from kt_kernel.convert.targets import DEFAULT_GROUP_SIZES, GROUP_SIZES, target
 from kt_kernel.errors import KTError
 from kt_kernel.threads import usable_cores
 
 DEFAULT_METHOD = "int4"
-DEFAULT_GROUP_SIZE = WHOLE_ROW
 
 # attribute -> what the user should know if it was given.
 _NOTES = {
@@ -98,13 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group-size",
         type=int,
-        default=DEFAULT_GROUP_SIZE,
-        help=f"columns that share a scale: {', '.join(map(str, GROUP_SIZES))} (0 = a row; %(default)s)",
+        help=f"columns that share a scale: {', '.join(map(str, GROUP_SIZES))} (0 = a row; default: "
+        f"{', '.join(f'{size} for {method}' for method, size in DEFAULT_GROUP_SIZES.items())})",
     )
     parser.add_argument("--cpuinfer-threads", type=int, help="default: one per usable core")
     old = parser.add_argument_group("accepted for compatibility, without effect")
-    old.add_argument("--threadpool-count", type=int, help=argparse.SUPPRESS)
-    old.add_argument("--resume-layer", type=int, help=argparse.SUPPRESS)
+    old.add_argument("--threadpool-count", type=int)
+    old.add_argument("--resume-layer", type=int)
     for flag in ("--gpu", "--no-merge-safetensor", "--save-backward-weights", "--profile"):
-        old.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+        old.add_argument(flag, action="store_true")
     return parser

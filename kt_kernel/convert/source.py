@@ -20,6 +20,7 @@ from kt_kernel.checkpoint.families import (
 )
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.checkpoint.sizes import stored_bytes
+from kt_kernel.convert.awq import awq_expert, awq_shape, is_awq
 from kt_kernel.convert.coded import coded_experts, coded_shape
 from kt_kernel.convert.layout import LayerShape
 from kt_kernel.convert.matrix import SourceExpert, sample_hash
@@ -27,7 +28,11 @@ from kt_kernel.convert.plain import FLOATS, packed_expert, packed_shape, plain_e
 from kt_kernel.errors import CheckpointError, ConversionError, MissingTensorError
 
 _EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+_AWQ = "AWQ"
 _CONVERTED = ("AMXINT4", "AMXINT8", "MOE_INT4", "MOE_INT8")
+
+# Kinds whose experts are read one by one.
+_READ_BY_EXPERT = {**dict.fromkeys(FLOATS, plain_expert), _AWQ: awq_expert}
 
 # What --input-type may say -> how such experts are stored.
 INPUT_TYPES: dict[str, tuple[str, ...]] = {
@@ -35,7 +40,7 @@ INPUT_TYPES: dict[str, tuple[str, ...]] = {
     "fp16": ("F16",),
     "fp8": ("FP8", "FP8_PERCHANNEL", "MXFP8"),
     "fp4": ("MXFP4", "NVFP4"),
-    "awq": ("AWQ",),
+    "awq": (_AWQ,),
     "gptq": ("GPTQ_INT4",),
     "int4": ("RAWINT4",),
 }
@@ -54,24 +59,24 @@ class SourceLayer:
     @contextmanager
     def opened(self) -> Iterator[Callable[[int], SourceExpert]]:
         """Expert number -> its matrices, valid inside the `with` block. Raises CheckpointError."""
-        if self.kind not in FLOATS:
+        if self.kind not in _READ_BY_EXPERT:
             with coded_experts(self.checkpoint, self.kind, self.location.base, self.shape) as expert:
                 yield expert
             return
         self.checkpoint.will_need(self.tensors())
         try:
-            yield self._plain_expert
+            yield self._expert
         finally:
             self.checkpoint.drop_pages(self.tensors())
 
     def check(self) -> None:
         """Raise CheckpointError for what headers show to be wrong, before hours are spent on other layers.
 
-        Float types only; the formats with codes are checked when the layer is opened.
+        Not of the formats that coded.py reads: those are checked when the layer is opened.
         """
-        if self.kind in FLOATS:
+        if self.kind in _READ_BY_EXPERT:
             for expert in range(self.shape.experts):
-                self._plain_expert(expert)
+                self._expert(expert)
 
     def tensors(self) -> list[str]:
         """Full names of all its tensors, sorted."""
@@ -82,9 +87,9 @@ class SourceLayer:
         """Tells this layer from one with other weights, by a few of its pages."""
         return sample_hash(self.checkpoint, self.tensors())
 
-    def _plain_expert(self, expert: int) -> SourceExpert:
+    def _expert(self, expert: int) -> SourceExpert:
         names = self.location.names
-        read = packed_expert if isinstance(names, PackedNames) else plain_expert
+        read = packed_expert if isinstance(names, PackedNames) else _READ_BY_EXPERT[self.kind]
         return read(self.checkpoint, self.location.base, names, self.shape, expert)
 
 
@@ -142,7 +147,10 @@ def _layer(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> Sour
     else:
         kind = _kind(checkpoint, index, location)
         experts = stored_experts(checkpoint, base)[-1] + 1
-        shape = coded_shape(checkpoint, kind, base, names, index, experts)
+        if kind == _AWQ:
+            shape = awq_shape(checkpoint, base, names, index, experts)
+        else:
+            shape = coded_shape(checkpoint, kind, base, names, index, experts)
     _check_count(checkpoint, location, shape.experts)
     return SourceLayer(checkpoint, location, kind, shape, size)
 
@@ -151,6 +159,8 @@ def _kind(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> str:
     stem = f"{location.base}.{stored_experts(checkpoint, location.base)[0]}.{location.names.gate}"
     if f"{stem}.weight" in checkpoint and checkpoint.info(f"{stem}.weight").dtype in FLOATS:
         return checkpoint.info(f"{stem}.weight").dtype
+    if is_awq(checkpoint, stem):
+        return _AWQ
     method = draft_layer_method(checkpoint.path, index)
     if method in _CONVERTED:
         raise ConversionError(

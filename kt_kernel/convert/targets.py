@@ -13,6 +13,8 @@ from kt_kernel.errors import ConversionError
 WHOLE_ROW = 0
 GROUP_SIZES = (WHOLE_ROW, 32, 64, 128)
 
+DEFAULT_GROUP_SIZES = {"AMXINT4": WHOLE_ROW, "AMXINT8": WHOLE_ROW}
+
 # Names of the command line, and those that mean the same -> method and bits.
 _METHODS = {
     "int4": ("AMXINT4", 4),
@@ -61,8 +63,8 @@ class Target:
             )
 
 
-def target(name: str, group_size: int) -> Target:
-    """The target of a method's name, in any case.
+def target(name: str, group_size: int | None = None) -> Target:
+    """The target of a method's name, in any case; None = the method's own group size.
 
     Raises ConversionError for an unknown name or group size.
     """
@@ -72,6 +74,8 @@ def target(name: str, group_size: int) -> Target:
             f"the method is {name!r}, expected int4 or int8 (or moe_int4, moe_int8, AMXINT4, AMXINT8, which "
             "mean the same)."
         )
+    if group_size is None:
+        group_size = DEFAULT_GROUP_SIZES[known[0]]
     if group_size not in GROUP_SIZES:
         raise ConversionError(
             f"--group-size is {group_size}, expected one of {', '.join(map(str, GROUP_SIZES))} (0 = one "

@@ -75,6 +75,89 @@ def stored_mxfp8(random: np.random.Generator, n: int, k: int) -> Stored:
     return Stored(tensors, e4m3(codes) * np.repeat(scales, 32, axis=1))
 
 
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def _pairs(random: np.random.Generator, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes [N, K/2], and their codes [N, K]."""
+    octets = random.integers(0, 256, (n, k // 2), dtype=np.uint8)
+    return octets, np.stack((octets & 15, octets >> 4), axis=-1).reshape(n, k)
+
+
+def stored_mxfp4(random: np.random.Generator, n: int, k: int) -> Stored:
+    octets, codes = _pairs(random, n, k)
+    powers = random.integers(112, 120, (n, k // 32), dtype=np.uint8)
+    scales = np.exp2(powers.astype(np.float32) - 127)
+    tensors = {"weight": torch.from_numpy(octets), "scale": torch.from_numpy(powers)}
+    return Stored(tensors, _E2M1[codes] * np.repeat(scales, 32, axis=1))
+
+
+def stored_nvfp4(random: np.random.Generator, n: int, k: int) -> Stored:
+    octets, codes = _pairs(random, n, k)
+    scales = random.integers(0x20, 0x70, (n, k // 16), dtype=np.uint8)
+    tensors = {
+        "weight": torch.from_numpy(octets),
+        "weight_scale": torch.from_numpy(scales).view(torch.float8_e4m3fn),
+        "weight_scale_2": torch.tensor(0.01),
+    }
+    return Stored(tensors, _E2M1[codes] * np.repeat(e4m3(scales), 16, axis=1) * np.float32(0.01))
+
+
+def _halves(random: np.random.Generator, *shape: int) -> np.ndarray:
+    return random.uniform(1e-3, 1e-2, shape).astype(np.float16)
+
+
+def stored_compressed_tensors(random: np.random.Generator, n: int, k: int) -> Stored:
+    """Eight columns to a word, codes stored plus 8."""
+    octets, codes = _pairs(random, n, k)
+    scales = _halves(random, n, k // 32)
+    tensors = {
+        "weight_packed": torch.from_numpy(octets.view(np.int32)),
+        "weight_scale": torch.from_numpy(scales),
+    }
+    return Stored(tensors, (codes.astype(np.float32) - 8) * np.repeat(scales.astype(np.float32), 32, axis=1))
+
+
+def _words(codes: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Codes [rows, 8 n] -> int32 [rows, n]; nibble p of a word is column order[p]."""
+    eights = codes.reshape(codes.shape[0], -1, 8).astype(np.uint32)
+    words = sum(eights[..., column] << np.uint32(4 * place) for place, column in enumerate(order))
+    return np.ascontiguousarray(words.astype(np.uint32).view(np.int32))
+
+
+def stored_gptq(random: np.random.Generator, n: int, k: int) -> Stored:
+    """Eight inputs to a word."""
+    codes = random.integers(0, 16, (n, k), dtype=np.uint8)
+    scales = _halves(random, n, k // 128)
+    tensors = {
+        "qweight": torch.from_numpy(_words(codes, tuple(range(8))).T.copy()),
+        "scales": torch.from_numpy(scales.T.copy()),
+        "qzeros": torch.full((k // 128, n // 8), 0x77777777, dtype=torch.int32),
+    }
+    return Stored(tensors, (codes.astype(np.float32) - 8) * np.repeat(scales.astype(np.float32), 128, axis=1))
+
+
+def stored_awq(random: np.random.Generator, n: int, k: int) -> Stored:
+    """Eight outputs to a word, in AWQ's order, and zero points."""
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    codes = random.integers(0, 16, (k, n), dtype=np.uint8)
+    zeros = random.integers(0, 16, (k // 128, n), dtype=np.uint8)
+    scales = _halves(random, k // 128, n)
+    numbers = codes.astype(np.float32) - np.repeat(zeros, 128, axis=0).astype(np.float32)
+    tensors = {
+        "qweight": torch.from_numpy(_words(codes, order)),
+        "qzeros": torch.from_numpy(_words(zeros, order)),
+        "scales": torch.from_numpy(scales),
+    }
+    return Stored(tensors, (numbers * np.repeat(scales.astype(np.float32), 128, axis=0)).T)
+
+
+QUANTISED_CONFIG = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+}
+
+
 # (prefix of a layer's experts, names of gate, up and down)
 FAMILIES = {
     "deepseek": ("model.layers.{layer}.mlp.experts", PROJECTIONS),

@@ -52,14 +52,19 @@ FORMATS = {
     "fp8-blocks": checkpoints.stored_fp8_blocks,
     "fp8-rows": checkpoints.stored_fp8_rows,
     "mxfp8": checkpoints.stored_mxfp8,
+    "mxfp4": checkpoints.stored_mxfp4,
+    "nvfp4": checkpoints.stored_nvfp4,
+    "compressed-tensors": checkpoints.stored_compressed_tensors,
+    "gptq": checkpoints.stored_gptq,
+    "awq": checkpoints.stored_awq,
 }
 
 
-@pytest.mark.parametrize(("method", "bits"), [("int8", 8), ("int4", 4)])
-@pytest.mark.parametrize("group", [0, 32, 128])
+@pytest.mark.parametrize(("method", "bits", "group"), [("int8", 8, 0), ("int8", 8, 128), ("int4", 4, 32)])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_codes_are_the_nearest_of_the_stored_numbers(tmp_path, kind, method, bits, group):
-    numbers = write_checkpoint(tmp_path / "in", FORMATS[kind])
+    config = {"quantization_config": checkpoints.QUANTISED_CONFIG[kind]} if kind in ("gptq", "awq") else {}
+    numbers = write_checkpoint(tmp_path / "in", FORMATS[kind], config=config)
     assert_quantised(converted(tmp_path / "in", tmp_path / "out", method, group), numbers, bits, group)
 
 
