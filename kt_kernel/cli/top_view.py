@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from kt_kernel.cli.top import Reading, Report
+from kt_kernel.cli.reading import Reading, Report
 
 _BAR_CELLS = 10
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")

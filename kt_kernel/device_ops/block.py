@@ -76,3 +76,12 @@ class BlockLayout:
     def _narrow(self, block: torch.Tensor, offset: int, dtype: torch.dtype) -> torch.Tensor:
         part = block[offset : offset + 4 * self.tokens * self.top_k]
         return part.view(dtype).view(self.tokens, self.top_k)
+
+
+def outputs_of_route(
+    ids: torch.Tensor, hidden: torch.Tensor | None, slot_of: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(slots, block) of a call, not yet written; empty where not asked for."""
+    slots = ids.new_empty(0) if slot_of is None else torch.empty_like(ids)
+    packed = 0 if hidden is None else BlockLayout(*ids.shape, hidden.shape[1], hidden.dtype).packed_bytes
+    return slots, ids.new_empty(packed, dtype=torch.uint8)

@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 
 from kt_kernel.calls import deferral
-from kt_kernel.device_ops.block import BlockLayout
+from kt_kernel.device_ops.block import BlockLayout, outputs_of_route
 
 logger = logging.getLogger(__name__)
 
@@ -143,15 +143,6 @@ def route_reference(
         if layout.packs_hidden:
             layout.hidden(block).copy_(hidden)
     return slots, block
-
-
-def outputs_of_route(
-    ids: torch.Tensor, hidden: torch.Tensor | None, slot_of: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(slots, block), not yet written; empty where not asked for."""
-    slots = ids.new_empty(0) if slot_of is None else torch.empty_like(ids)
-    packed = 0 if hidden is None else BlockLayout(*ids.shape, hidden.shape[1], hidden.dtype).packed_bytes
-    return slots, ids.new_empty(packed, dtype=torch.uint8)
 
 
 # ---- the operators ---------------------------------------------------------------------------------

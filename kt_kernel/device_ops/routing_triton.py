@@ -12,8 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kt_kernel.device_ops.block import BlockLayout
-from kt_kernel.device_ops.routing import outputs_of_route
+from kt_kernel.device_ops.block import BlockLayout, outputs_of_route
 
 # Hidden values per program: 8 of 2 bytes for each of 128 threads, one 16-byte access. Not tuned: no CUDA
 # device has been measured yet.

@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from kt_kernel.cli.main import app
-from kt_kernel.cli.top import Reading, TopSettings, watch
+from kt_kernel.cli.reading import Reading
+from kt_kernel.cli.top import TopSettings, watch
 from kt_kernel.cli.top_view import bar, percent, ranges, recent_hit_rate, size, view
 
 REPORT = {

@@ -27,21 +27,21 @@ def test_a_hook_without_effect_is_found_and_named():
     program = """
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from kt_kernel.integrations.sglang import hooks
-hooks.verify()
-print(len(hooks._registered))
-for hook in hooks._registered:
+from kt_kernel.integrations.sglang import hooking
+hooking.verify()
+print(len(hooking._registered))
+for hook in hooking._registered:
     owner, _, name = hook.target.rpartition(".")
-    owner = hooks.pkgutil.resolve_name(owner)
+    owner = hooking.pkgutil.resolve_name(owner)
     hooked = owner.__dict__[name]
     setattr(owner, name, object())
     try:
-        hooks.verify.__wrapped__()
+        hooking.verify.__wrapped__()
         print("NOT FOUND", hook.target)
-    except hooks.HookError as error:
+    except hooking.HookError as error:
         print(hook.target in str(error) and "0.5.23" in str(error))
     setattr(owner, name, hooked)
-hooks.verify.__wrapped__()
+hooking.verify.__wrapped__()
 """
     count, *found = run("-c", program)
     assert len(found) == int(count) >= 4
@@ -53,13 +53,13 @@ def test_a_target_that_is_gone_is_found():
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from kt_kernel.integrations.sglang import hooks
+from kt_kernel.integrations.sglang import hooking
 gone = "sglang.srt.server_args.NoSuchClass.method"
-hooks.register((hooks.Hook(gone, HookType.AFTER, print, "of this test"),))
+hooking.register((hooking.Hook(gone, HookType.AFTER, print, "of this test"),))
 HookRegistry.apply_hooks()
 try:
-    hooks.verify()
-except hooks.HookError as error:
+    hooking.verify()
+except hooking.HookError as error:
     print(error)
 """
     (sentence,) = run("-c", program)

@@ -13,7 +13,7 @@ import torch
 from patched import NEW_TOKENS, PROMPT, agreement, generated, load, prompt_answer
 from rich.console import Console
 
-from kt_kernel.cli.top import Reading
+from kt_kernel.cli.reading import Reading
 from kt_kernel.cli.top_view import view
 from kt_kernel.integrations.transformers.experts import HybridExperts
 

@@ -4,7 +4,8 @@ SGLang finds it through the entry-point group `sglang.srt.plugins`; nothing in S
 passes through these files in this order:
 
     plugin.py            register(): SGLang calls it in every process it starts
-    hooks.py             what is hooked into SGLang and why; checks that every hook took effect
+    hooks.py             what is hooked into SGLang and why
+    hooking.py           checks that every hook took effect
     flags.py             the --kt-* flags: one table; what they mean is in kt_kernel/integrations/options.py
     cli.py               the flags on SGLang's command line; errors found before anything is started
     engine_arguments.py  the same flags as arguments of `sglang.Engine`

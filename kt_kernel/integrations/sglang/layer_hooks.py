@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.integrations.sglang import hooking
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
 
@@ -23,8 +24,6 @@ def layer_settings(original: Callable, server_args: Any, layer_idx: int) -> Laye
     """Around `create_kt_config_from_server_args`: None means that the layer is SGLang's own business."""
     from sglang.srt.runtime_context import get_flags
 
-    from kt_kernel.integrations.sglang import hooks
-
     with reported():
         settings = getattr(server_args, SETTINGS_ATTRIBUTE, None)
         if settings is None:
@@ -40,7 +39,7 @@ def layer_settings(original: Callable, server_args: Any, layer_idx: int) -> Laye
                 return None  # draft.py has said what that means
             settings = settings.draft
             layer_idx += settings.layout.moe_layers[0]  # the draft model counts its layers from 0
-        hooks.verify()
+        hooking.verify()
         return LayerSettings(settings, layer_idx)
 
 

@@ -17,7 +17,6 @@ from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import is_cuda
 
-from kt_kernel import KTMoEWrapper
 from kt_kernel.errors import CallOrderError, CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
@@ -31,6 +30,7 @@ from kt_kernel.integrations.sglang.device_experts import (
 from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
+from kt_kernel.moe import KTMoEWrapper
 
 # Attributes of this class itself; all others are the wrapped method's.
 _OWN_ATTRIBUTES = ("gpu_method", "wrapper", "placement", "served", "hybrid")

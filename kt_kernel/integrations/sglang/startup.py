@@ -16,7 +16,7 @@ from kt_kernel.integrations.sglang import (
     cpu_defaults,
     dense_weights,
     device_backends,
-    hooks,
+    hooking,
     numa_binding,
 )
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
@@ -62,7 +62,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
         flags = KTFlags.read(values)
     if flags.weight_path is None:
         return
-    hooks.verify()
+    hooking.verify()
     check_flags(flags)
     flags = replace(flags, method=flags.options().weight_method())
     check_other_options(options)
