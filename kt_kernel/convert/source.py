@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from kt_kernel.checkpoint.detect import draft_layer_method
 from kt_kernel.checkpoint.families import (
@@ -20,19 +21,21 @@ from kt_kernel.checkpoint.families import (
 )
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.checkpoint.sizes import stored_bytes
-from kt_kernel.convert.awq import awq_expert, awq_shape, is_awq
 from kt_kernel.convert.coded import coded_experts, coded_shape
 from kt_kernel.convert.layout import LayerShape
 from kt_kernel.convert.matrix import SourceExpert, sample_hash
 from kt_kernel.convert.plain import FLOATS, packed_expert, packed_shape, plain_expert
+from kt_kernel.convert.words import AWQ, GPTQ, words_expert, words_kind, words_shape
 from kt_kernel.errors import CheckpointError, ConversionError, MissingTensorError
 
 _EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
-_AWQ = "AWQ"
 _CONVERTED = ("AMXINT4", "AMXINT8", "MOE_INT4", "MOE_INT8")
 
 # Kinds whose experts are read one by one.
-_READ_BY_EXPERT = {**dict.fromkeys(FLOATS, plain_expert), _AWQ: awq_expert}
+_READ_BY_EXPERT = {
+    **dict.fromkeys(FLOATS, plain_expert),
+    **{kind: partial(words_expert, kind) for kind in (AWQ, GPTQ)},
+}
 
 # What --input-type may say -> how such experts are stored.
 INPUT_TYPES: dict[str, tuple[str, ...]] = {
@@ -40,8 +43,8 @@ INPUT_TYPES: dict[str, tuple[str, ...]] = {
     "fp16": ("F16",),
     "fp8": ("FP8", "FP8_PERCHANNEL", "MXFP8"),
     "fp4": ("MXFP4", "NVFP4"),
-    "awq": (_AWQ,),
-    "gptq": ("GPTQ_INT4",),
+    "awq": (AWQ,),
+    "gptq": ("GPTQ_INT4", GPTQ),
     "int4": ("RAWINT4",),
 }
 
@@ -147,8 +150,8 @@ def _layer(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> Sour
     else:
         kind = _kind(checkpoint, index, location)
         experts = stored_experts(checkpoint, base)[-1] + 1
-        if kind == _AWQ:
-            shape = awq_shape(checkpoint, base, names, index, experts)
+        if kind in (AWQ, GPTQ):
+            shape = words_shape(checkpoint, base, names, index, experts)
         else:
             shape = coded_shape(checkpoint, kind, base, names, index, experts)
     _check_count(checkpoint, location, shape.experts)
@@ -159,8 +162,8 @@ def _kind(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> str:
     stem = f"{location.base}.{stored_experts(checkpoint, location.base)[0]}.{location.names.gate}"
     if f"{stem}.weight" in checkpoint and checkpoint.info(f"{stem}.weight").dtype in FLOATS:
         return checkpoint.info(f"{stem}.weight").dtype
-    if is_awq(checkpoint, stem):
-        return _AWQ
+    if (words := words_kind(checkpoint, stem)) is not None:
+        return words
     method = draft_layer_method(checkpoint.path, index)
     if method in _CONVERTED:
         raise ConversionError(

@@ -152,7 +152,36 @@ def stored_awq(random: np.random.Generator, n: int, k: int) -> Stored:
     return Stored(tensors, (numbers * np.repeat(scales.astype(np.float32), 128, axis=0)).T)
 
 
+def _stored_gptq_zeros(
+    random: np.random.Generator, n: int, k: int, less: int, group_of: np.ndarray
+) -> Stored:
+    """With zero points, stored less `less`, and the group of each input."""
+    codes = random.integers(0, 16, (n, k), dtype=np.uint8)
+    zeros = random.integers(1, 16, (n, k // 128), dtype=np.uint8)
+    scales = _halves(random, n, k // 128)
+    in_order = tuple(range(8))
+    tensors = {
+        "qweight": torch.from_numpy(_words(codes, in_order).T.copy()),
+        "scales": torch.from_numpy(scales.T.copy()),
+        "qzeros": torch.from_numpy(_words(zeros.T - less, in_order)),
+        "g_idx": torch.from_numpy(group_of.astype(np.int32)),
+    }
+    numbers = codes.astype(np.float32) - zeros[:, group_of].astype(np.float32)
+    return Stored(tensors, numbers * scales[:, group_of].astype(np.float32))
+
+
+def stored_gptq_zeros(random: np.random.Generator, n: int, k: int) -> Stored:
+    return _stored_gptq_zeros(random, n, k, 1, np.arange(k) // 128)
+
+
+def stored_gptq_order(random: np.random.Generator, n: int, k: int) -> Stored:
+    """Of the second file format, with inputs of a group anywhere."""
+    return _stored_gptq_zeros(random, n, k, 0, random.permutation(np.arange(k) // 128))
+
+
 QUANTISED_CONFIG = {
+    "gptq-zeros": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False},
+    "gptq-order": {"quant_method": "gptq", "bits": 4, "desc_act": True, "checkpoint_format": "gptq_v2"},
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
 }

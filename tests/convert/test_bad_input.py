@@ -115,6 +115,26 @@ def test_bias(source, tmp_path):
     assert name in sentence(source, tmp_path / "out")
 
 
+def test_group_numbers_that_do_not_exist(tmp_path):
+    config = {"quantization_config": checkpoints.QUANTISED_CONFIG["gptq-order"]}
+    write_checkpoint(tmp_path / "in", checkpoints.stored_gptq_order, config=config)
+    name = "model.layers.2.mlp.experts.1.up_proj.g_idx"
+
+    def spoil(tensors):
+        tensors[name][5] = 2
+
+    rewrite(tmp_path / "in" / LAYER_2, spoil)
+    text = sentence(tmp_path / "in", tmp_path / "out")
+    assert name in text and "0 to 1" in text
+
+
+@pytest.mark.parametrize(("key", "value"), [("bits", 8), ("version", "gemv")])
+def test_awq_of_another_kind(tmp_path, key, value):
+    said = {**checkpoints.QUANTISED_CONFIG["awq"], key: value}
+    write_checkpoint(tmp_path / "in", checkpoints.stored_awq, config={"quantization_config": said})
+    assert f"{key}={value!r}" in sentence(tmp_path / "in", tmp_path / "out")
+
+
 def test_no_experts_at_all(tmp_path):
     (tmp_path / "in").mkdir()
     save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(8, 8)}, tmp_path / "in/model.safetensors")

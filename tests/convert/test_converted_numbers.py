@@ -56,6 +56,8 @@ FORMATS = {
     "nvfp4": checkpoints.stored_nvfp4,
     "compressed-tensors": checkpoints.stored_compressed_tensors,
     "gptq": checkpoints.stored_gptq,
+    "gptq-zeros": checkpoints.stored_gptq_zeros,
+    "gptq-order": checkpoints.stored_gptq_order,
     "awq": checkpoints.stored_awq,
 }
 
@@ -63,7 +65,8 @@ FORMATS = {
 @pytest.mark.parametrize(("method", "bits", "group"), [("int8", 8, 0), ("int8", 8, 128), ("int4", 4, 32)])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_codes_are_the_nearest_of_the_stored_numbers(tmp_path, kind, method, bits, group):
-    config = {"quantization_config": checkpoints.QUANTISED_CONFIG[kind]} if kind in ("gptq", "awq") else {}
+    said = checkpoints.QUANTISED_CONFIG.get(kind)
+    config = {"quantization_config": said} if said else {}
     numbers = write_checkpoint(tmp_path / "in", FORMATS[kind], config=config)
     assert_quantised(converted(tmp_path / "in", tmp_path / "out", method, group), numbers, bits, group)
 
