@@ -23,6 +23,7 @@ from kt_kernel.checkpoint.formats import FORMATS, Format
 from kt_kernel.checkpoint.quantization_config import check_quantization_config
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.errors import CheckpointError, MissingTensorError
+from kt_kernel.formats.records import RECORDS
 
 _BF16 = next(row for row in FORMATS if row.method == "BF16")
 
@@ -69,7 +70,7 @@ def require_format(checkpoint: Checkpoint, layer_idx: int, method: str) -> Found
     else:
         shown = _common_format(checkpoint)
         found = _layer_formats(checkpoint)[layer_idx]
-    if shown.format.method != method:
+    if shown.format.method != RECORDS[method].file_method:
         raise CheckpointError(
             f"method {method} was asked for, but '{checkpoint.path}' holds {shown.format.method} "
             f"({shown.evidence}); use method {shown.format.method} or AUTO."

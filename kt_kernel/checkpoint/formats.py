@@ -24,6 +24,7 @@ def _in_order_of_search() -> tuple[Format, ...]:
     rows = [
         Format(method=record.name, **vars(storage))
         for record in RECORDS.values()
+        if not record.stored_as
         for storage in record.storage
     ]
     return tuple(sorted(rows, key=lambda row: row.told_by is any_shapes))

@@ -83,8 +83,9 @@ class MethodRecord:
 
     hidden_size and moe_intermediate_size must be multiples of `columns_multiple`. `usual_group_size`: the
     one of published checkpoints, where it is free. `largest_code`: the largest magnitude of a code, times
-    that of a scale below a global one. `config_rules`: what quantization_config.py makes sure of. A method
-    that this build cannot read has the first two fields only.
+    that of a scale below a global one. `config_rules`: what quantization_config.py makes sure of.
+    `stored_as`: the method whose other name this is. A method that this build cannot read has the first two
+    fields only.
     """
 
     name: str
@@ -97,3 +98,9 @@ class MethodRecord:
     usual_group_size: int = WHOLE_ROW
     largest_code: float = 1.0
     config_rules: str = ""
+    stored_as: str = ""
+
+    @property
+    def file_method(self) -> str:
+        """The method that files are recognised as."""
+        return self.stored_as or self.name
