@@ -5,13 +5,14 @@
 #include "formats/bf16.h"
 #include "formats/code4.h"
 #include "formats/e4m3.h"
+#include "formats/integers.h"
 
 namespace kt {
 
 const std::vector<const Format*>& all_formats() {
-  static const std::vector<const Format*> all = {&kFormatBf16,  &kFormatFp8,     &kFormatFp8PerChannel,
-                                                 &kFormatMxfp8, &kFormatRawInt4, &kFormatGptqInt4,
-                                                 &kFormatMxfp4, &kFormatNvfp4};
+  static const std::vector<const Format*> all = {
+      &kFormatBf16,  &kFormatFp8,   &kFormatFp8PerChannel, &kFormatMxfp8,   &kFormatRawInt4, &kFormatGptqInt4,
+      &kFormatMxfp4, &kFormatNvfp4, &kFormatAmxInt4,       &kFormatAmxInt8, &kFormatMoeInt4, &kFormatMoeInt8};
   return all;
 }
 

@@ -61,6 +61,12 @@ def packed_int4(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return values.mul_(stretched(scales, *values.shape, (1, columns_per_scale)))
 
 
+def int8(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """int8 [N, K] and scales [N, groups] or [N]."""
+    scales = scales.reshape(scales.shape[0], -1)
+    return codes.float() * stretched(scales, *codes.shape, (1, -(-codes.shape[1] // scales.shape[1])))
+
+
 def gptq_int4(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """int32 [K/8, N], scales [groups, N]: a word holds eight inputs of one output."""
     return packed_int4(codes.t(), scales.t())
