@@ -17,6 +17,7 @@ from kt_kernel.calls.device_path import CudaRuntime, DevicePath
 from kt_kernel.calls.masks import resolve_gpu_experts_mask
 from kt_kernel.checkpoint.experts import layer_experts
 from kt_kernel.checkpoint.reader import open_checkpoint, release_checkpoints
+from kt_kernel.checkpoint.save import save_layer
 from kt_kernel.device_ops.routing import Split
 from kt_kernel.engine import get_engine
 from kt_kernel.errors import (
@@ -30,7 +31,13 @@ from kt_kernel.errors import (
 )
 from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.formats.matrices import LayerExperts
-from kt_kernel.formats.methods import announce_kernels, check_sizes, resolve_method
+from kt_kernel.formats.methods import (
+    METHODS,
+    announce_kernels,
+    check_activations,
+    check_sizes,
+    resolve_method,
+)
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.formats.weight_order import check_expert_tensors, logical_order
 from kt_kernel.layer_config import LayerConfig
@@ -89,10 +96,12 @@ class KTMoEWrapper:
         _require_inference(mode, training_options)
         method_row = resolve_method(method, weight_path)
         self.method = method_row.name
-        if cpu_save:
+        if cpu_save and (method_row.quantise is None or not weight_path):
             raise FeatureUnavailableError(
-                f"cpu_save is not available for method {self.method}: it has nothing to convert."
+                f"cpu_save is not available for method {self.method} with weight_path {weight_path!r}: it "
+                "saves experts that are quantised here into that directory; leave it out."
             )
+        self._cpu_save = cpu_save
         for name, value in (
             ("cpuinfer_threads", cpuinfer_threads),
             ("threadpool_count", threadpool_count),
@@ -112,8 +121,7 @@ class KTMoEWrapper:
             swiglu_alpha=swiglu_alpha,
             activations=activations,
         )
-        if activations == "int8":  # until the kernels take them
-            raise FeatureUnavailableError("activations='int8' is not available yet; leave it out.")
+        check_activations(method_row, activations)
         check_sizes(
             method_row, hidden_size=self.hidden_size, moe_intermediate_size=self.moe_intermediate_size
         )
@@ -214,13 +222,18 @@ class KTMoEWrapper:
         down_proj: torch.Tensor,
         physical_to_logical_map_cpu: torch.Tensor | None = None,
     ) -> None:
-        """Load from bf16 CPU tensors by logical id: gate, up [E, I, H] and down [E, H, I]; none is kept.
+        """Load from CPU tensors by logical id: gate, up [E, I, H] and down [E, H, I]; none is kept.
 
-        They are quantised to what a checkpoint for the method would hold (`kt_kernel.formats.quantize`).
+        They are bf16, f16 or f32 (method BF16: bf16 only), and quantised, in one rounding, to what a
+        checkpoint for the method would hold (`kt_kernel.formats.quantize`). With `cpu_save` that is also
+        written to `weight_path`, one file for each layer, for `load_weights` of a later run.
         """
         order = logical_order(physical_to_logical_map_cpu, self.num_experts)
-        matrices = check_expert_tensors(self._config, gate_proj, up_proj, down_proj)
-        self._load(quantize_experts(self.method, *matrices), order, InputError)
+        matrices = check_expert_tensors(self._config, METHODS[self.method], gate_proj, up_proj, down_proj)
+        experts = quantize_experts(self.method, *matrices)
+        if self._cpu_save:
+            save_layer(self.weight_path, self.layer_idx, METHODS[self.method], experts)
+        self._load(experts, order, InputError)
 
     def _load(self, experts: LayerExperts, order: list[int], error_type: type[KTError]) -> None:
         config = self._config
@@ -235,6 +248,7 @@ class KTMoEWrapper:
             layer_idx=config.layer_idx,
             swiglu_limit=config.swiglu_limit,
             swiglu_alpha=config.swiglu_alpha,
+            activations=config.activations,
         )
         native.set_expert_mask(self._gpu_experts_mask.data_ptr())
         try:
@@ -245,7 +259,7 @@ class KTMoEWrapper:
             damaged = experts.with_undefined_scale()
             where = f" (scales of '{damaged[0]}')" if damaged else ""
             raise error_type(f"layer {self.layer_idx}: {error}{where}") from None
-        announce_kernels(self.method)
+        announce_kernels(self.method, self._config.activations)
         self.moe = native
         self._stored = _Stored.of(experts, order)
         shared = (config, self.cpu_infer, self._chain, native, self._gpu_experts_mask)

@@ -23,7 +23,9 @@ AUTO = "AUTO"  # in place of a name: the method that reads the checkpoint
 
 METHODS = RECORDS
 
-_announced: set[str] = set()
+_AUTO_ACTIVATIONS = "auto"
+
+_announced: set[tuple[str, str]] = set()
 
 
 def available_methods() -> tuple[str, ...]:
@@ -74,14 +76,31 @@ def check_sizes(method: MethodRecord, **sizes: int) -> None:
             )
 
 
-def announce_kernels(name: str) -> None:
-    """Log, once per process and method, which kernels run it here and why."""
-    if name in _announced:
+def check_activations(method: MethodRecord, activations: str) -> None:
+    """Raise ConfigurationError unless the method has kernels for these activations, "bf16" or "int8"."""
+    rows = kt_kernel_ext.dispatch_table()
+    able = dict.fromkeys(row["method"] for row in rows if row["activations"] == activations)
+    if activations != _AUTO_ACTIVATIONS and method.name not in able:
+        raise ConfigurationError(
+            f"activations is {activations}, but method {method.name} has no kernels for them, only "
+            f"{', '.join(able)} have; use {_AUTO_ACTIVATIONS}."
+        )
+
+
+def announce_kernels(name: str, activations: str) -> None:
+    """Log, once per process, method and kind of activations, which kernels run it here and why."""
+    if (name, activations) in _announced:
         return
-    _announced.add(name)
-    chosen = [
-        f"{row['operation']}: {row['kernel']} ({row['reason']})"
-        for row in kt_kernel_ext.dispatch_table()
-        if row["method"] == name and row["state"] == "chosen"
-    ]
-    logger.info("kernels for %s: %s", name, "; ".join(chosen))
+    _announced.add((name, activations))
+    for row in kt_kernel_ext.dispatch_table():
+        if row["method"] == name and _is_taken(row, activations):
+            kernel = f"{row['kernel']}, {row['activations']} activations ({row['reason']})"
+            logger.info("kernels for %s: %s: %s", name, row["operation"], kernel)
+            return
+
+
+def _is_taken(row: dict, activations: str) -> bool:
+    """Of a method's rows in the order of the table, the first that this is true of is the one in use."""
+    if activations == _AUTO_ACTIVATIONS:
+        return row["state"] == "chosen"
+    return row["state"] != "unavailable" and row["activations"] == activations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kt_kernel.errors import ConfigurationError, InputError
+from kt_kernel.formats.record import MethodRecord
 from kt_kernel.layer_config import LayerConfig
 
 
@@ -37,9 +38,13 @@ def logical_order(physical_to_logical: torch.Tensor | None, num_experts: int) ->
 
 
 def check_expert_tensors(
-    config: LayerConfig, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    config: LayerConfig, method: MethodRecord, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Each expert's row-major matrix, copied only if strided otherwise. Raises InputError."""
+    """Each expert's row-major matrix, copied only if strided otherwise. Raises InputError.
+
+    They are bfloat16, or, where the method rounds them anyway, float16 or float32.
+    """
+    dtypes = (torch.bfloat16,) if method.quantise is None else (torch.bfloat16, torch.float16, torch.float32)
     wide = (config.num_experts, config.moe_intermediate_size, config.hidden_size)
     tall = (config.num_experts, config.hidden_size, config.moe_intermediate_size)
     checked = []
@@ -48,11 +53,11 @@ def check_expert_tensors(
             raise InputError(
                 f"layer {config.layer_idx}: {name} has shape {list(tensor.shape)}, expected {list(shape)}."
             )
-        if tensor.dtype is not torch.bfloat16 or not tensor.is_cpu:
+        if tensor.dtype not in dtypes or not tensor.is_cpu:
             raise InputError(
                 f"layer {config.layer_idx}: {name} is {tensor.dtype} on {tensor.device}, expected "
-                "torch.bfloat16 on cpu; convert it with .to('cpu', torch.bfloat16) if the rounding is "
-                "acceptable."
+                f"{' or '.join(map(str, dtypes))} on cpu; convert it with .to('cpu', torch.bfloat16) if the "
+                "rounding is acceptable."
             )
         checked.append([matrix.contiguous() for matrix in tensor.detach().unbind()])
     gate_matrices, up_matrices, down_matrices = checked

@@ -18,7 +18,17 @@ from kt_kernel.checkpoint.safetensors_file import TORCH_DTYPES
 from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
 from kt_kernel.formats.quantize.experts import quantize_experts
 
-QUANTISED = ("FP8", "FP8_PERCHANNEL", "RAWINT4", "MXFP4", "MXFP8", "NVFP4", "GPTQ_INT4")
+QUANTISED = (
+    "FP8",
+    "FP8_PERCHANNEL",
+    "RAWINT4",
+    "MXFP4",
+    "MXFP8",
+    "NVFP4",
+    "GPTQ_INT4",
+    "AMXINT4",
+    "AMXINT8",
+)
 METHODS = ("BF16", *QUANTISED)
 
 # Multiples of 32, as the formats need, and of nothing larger: blocks of 128 are ragged.
@@ -38,6 +48,8 @@ SUFFIXES = {
     "MXFP8": ("weight", "weight_scale_inv"),
     "NVFP4": ("weight", "weight_scale", "weight_scale_2"),
     "GPTQ_INT4": ("qweight", "scales"),
+    "AMXINT4": ("weight", "weight_scale"),
+    "AMXINT8": ("weight", "weight_scale"),
 }
 
 GPTQ_CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
@@ -96,6 +108,7 @@ def layer_arguments(method: str, **changes) -> dict:
         "weight_path": None,
         "chunked_prefill_size": MAX_TOKENS,
         "method": method,
+        "activations": "bf16",
     }
     return {**arguments, **changes}
 
@@ -203,4 +216,6 @@ _DECODERS = {
     "NVFP4": _decode_nvfp4,
     "RAWINT4": _decode_packed_int4,
     "GPTQ_INT4": _decode_gptq,
+    "AMXINT4": _decode_packed_int4,
+    "AMXINT8": lambda matrix: matrix.weight.double() * _spread(matrix.scale, matrix.weight.shape[1]),
 }

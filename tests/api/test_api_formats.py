@@ -1,6 +1,7 @@
 """Every format from files and from tensors gives the numbers of the slow decoders, however it is written."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from api_support import assert_close, random_call, random_experts, reference
 from format_support import (
     DEEPSEEK,
     EXPERTS,
+    GPTQ_CONFIG,
     HIDDEN,
     INTERMEDIATE,
     METHODS,
@@ -114,6 +116,26 @@ def test_auto_is_the_method_of_the_checkpoint(tmp_path, method):
     loaded = load("AUTO", path)
     assert loaded.method == method
     _check(loaded, decoded(method, layer))
+
+
+@pytest.mark.parametrize(("method", "other_name"), [("AMXINT4", "MOE_INT4"), ("AMXINT8", "MOE_INT8")])
+def test_two_names_of_a_method_read_the_same_files(tmp_path, method, other_name):
+    path = save(tmp_path / "model", method, checkpoint_tensors(method, quantised(method)))
+    call = _call()
+    found, loaded = load(method, path), load(other_name, path)
+    assert loaded.method == other_name and torch.equal(found.forward(*call), loaded.forward(*call))
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_saved_experts_load_as_they_were_quantised(tmp_path, method):
+    experts = random_experts(1, EXPERTS, HIDDEN, INTERMEDIATE)
+    made = make_layer(method, weight_path=tmp_path / "new" / "model", cpu_save=True, layer_idx=3)
+    made.load_weights_from_tensors(*experts)
+    config = {"quantization_config": GPTQ_CONFIG}  # what only GPTQ needs, and has no place in the tensors
+    (tmp_path / "new" / "model" / "config.json").write_text(json.dumps(config))
+    read = load("AUTO", tmp_path / "new" / "model", layer_idx=3)
+    call = _call()
+    assert read.method == method and torch.equal(made.forward(*call), read.forward(*call))
 
 
 def test_auto_reads_packed_bfloat16_and_ignores_draft_layers_in_another_format(tmp_path):

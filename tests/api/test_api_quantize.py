@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from api_support import nmse
-from format_support import E2M1, QUANTISED, decode, powers_of_two
+from api_support import assert_close, nmse, reference
+from format_support import E2M1, QUANTISED, decode, decoded, make_layer, powers_of_two
 
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.formats.quantize.fp4 import to_mxfp4, to_nvfp4
 from kt_kernel.formats.quantize.fp8 import to_fp8_rows, to_mxfp8
+from kt_kernel.formats.quantize.integers import to_int4, to_int8
 
 # Of normally distributed weights: what rounding to the codes costs, with a little room.
 _NMSE = {
@@ -18,6 +19,8 @@ _NMSE = {
     "NVFP4": 1.0e-2,
     "RAWINT4": 1.1e-2,
     "GPTQ_INT4": 1.6e-2,
+    "AMXINT4": 1.6e-2,
+    "AMXINT8": 8e-5,
 }
 
 
@@ -58,6 +61,9 @@ def _numbers_of(method: str) -> torch.Tensor:
     """Every number of the format, at the scale that its largest one calls for."""
     if method in ("RAWINT4", "GPTQ_INT4"):
         return torch.arange(-7, 9).clamp(max=7).double()
+    if method in ("AMXINT4", "AMXINT8"):
+        largest = 7 if method == "AMXINT4" else 127
+        return torch.arange(-largest, largest + 1).double()
     if method in ("MXFP4", "NVFP4"):
         return E2M1 * (448 if method == "NVFP4" else 1)
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
@@ -116,6 +122,8 @@ def test_float8_codes_are_the_nearest():
         ("GPTQ_INT4", 256, 192, 64),
         ("GPTQ_INT4", 72, 40, 0),
         ("FP8", 256, 128, 0),
+        ("AMXINT4", 256, 192, 64),
+        ("AMXINT8", 256, 128, 0),
     ],
 )
 def test_groups_are_the_usual_ones_or_the_largest_that_fit(method, hidden, intermediate, group_size):
@@ -123,3 +131,46 @@ def test_groups_are_the_usual_ones_or_the_largest_that_fit(method, hidden, inter
         torch.randn(*shape).bfloat16() for shape in ((intermediate, hidden), (hidden, intermediate))
     )
     assert quantize_experts(method, [wide], [wide], [tall]).group_size == group_size
+
+
+@pytest.mark.parametrize(("quantise", "largest"), [(to_int8, 127), (to_int4, 7)])
+def test_integer_codes_are_the_nearest_and_ties_go_to_the_even_one(quantise, largest):
+    row = torch.tensor([largest, -largest, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5])
+    matrix = torch.stack([row, row.flip(0) * 2])
+    result = quantise(matrix, 8)
+    octets = result.weight
+    if largest == 7:
+        octets = torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1).to(torch.int8) - 8
+    codes = [largest, -largest, 0, 2, 2, 0, -2, -2]
+    assert octets.tolist() == [codes, codes[::-1]]
+    assert result.scale.tolist() == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize("quantise", [to_int8, to_int4])
+def test_an_error_of_integer_codes_is_half_a_step_at_most(quantise):
+    torch.manual_seed(5)
+    matrix = torch.randn(16, 256) * torch.logspace(-20, 20, 16)[:, None]
+    result = quantise(matrix, 32)
+    octets = result.weight
+    if octets.dtype is torch.uint8:
+        octets = torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1).double() - 8
+    steps = result.scale.double().repeat_interleave(32, 1)
+    assert ((octets.double() * steps - matrix.double()).abs() <= steps * (0.5 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("method", ["AMXINT4", "AMXINT8", "FP8"])
+def test_float32_weights_are_rounded_once(method):
+    """Not to bfloat16 first: other codes, and the result of the same numbers quantised outside."""
+    torch.manual_seed(6)
+    gate, up = torch.randn(2, 2, 64, 96).unbind()
+    down = torch.randn(2, 96, 64)
+    sizes = {"num_experts": 2, "num_experts_per_tok": 1, "hidden_size": 96, "moe_intermediate_size": 64}
+    hidden, ids, weights = torch.randn(3, 96), torch.tensor([[0], [1], [0]]), torch.ones(3, 1)
+    layer = make_layer(method, **sizes)
+    layer.load_weights_from_tensors(gate, up, down)
+    exact = decoded(method, quantize_experts(method, list(gate), list(up), list(down)))
+    assert_close(
+        layer.forward(hidden.bfloat16(), ids, weights), reference(exact, hidden.bfloat16(), ids, weights)
+    )
+    rounded = quantize_experts(method, *([m.bfloat16() for m in part] for part in (gate, up, down)))
+    assert not torch.equal(exact[0], decoded(method, rounded)[0])

@@ -194,6 +194,7 @@ def wrappers(max_deferred: int, method: str = "BF16") -> dict[int, KTMoEWrapper]
             chunked_prefill_size=64,
             max_deferred_experts_per_token=max_deferred,
             method=method,
+            activations="bf16",
         )
         made[layer].load_weights_from_tensors(*expert_weights(layer))
     return made

@@ -133,8 +133,8 @@ def test_the_encoding_and_the_extension_agree_on_what_can_be_cut(method, ranks):
 
 
 def test_methods_without_an_image_are_refused():
-    with pytest.raises(ConfigurationError, match="AMXINT8 cannot be copied to a device; use one of BF16"):
-        ExpertEncoding("AMXINT8", 1, 64, 64)
+    with pytest.raises(ConfigurationError, match="LLAMAFILE cannot be copied to a device; use one of BF16"):
+        ExpertEncoding("LLAMAFILE", 1, 64, 64)
 
 
 def test_an_expert_that_does_not_exist():

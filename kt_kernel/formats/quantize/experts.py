@@ -1,4 +1,4 @@
-"""One layer's bfloat16 experts in the layout of a checkpoint for a method, matrix by matrix."""
+"""One layer's unquantised experts in the layout of a checkpoint for a method, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def quantize_experts(
     down: list[torch.Tensor],
     group_size: int | None = None,
 ) -> LayerExperts:
-    """bfloat16 gate, up [I, H] and down [H, I] of each expert -> what a checkpoint would hold.
+    """gate, up [I, H] and down [H, I] of each expert, of 16 or 32 bits -> what a checkpoint would hold.
 
     `group_size`: columns that share a scale where the method leaves it free, a divisor of H and I, or
     WHOLE_ROW; None = the usual size of the method.
