@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from kt_kernel.checkpoint import numa_parts
 from kt_kernel.checkpoint.families import (
     ExpertLocation,
+    NumaPartNames,
     PackedNames,
     expert_layers,
     known_groups,
@@ -118,6 +120,9 @@ def _is_draft(checkpoint: Checkpoint, layer_idx: int) -> bool:
 def _look_at(checkpoint: Checkpoint, layer_idx: int, location: ExpertLocation) -> Found:
     if isinstance(location.names, PackedNames):
         return _look_at_packed(checkpoint, layer_idx, location)
+    if isinstance(location.names, NumaPartNames):
+        method, evidence = numa_parts.stored_method(checkpoint, location.base)
+        return Found(layer_idx, location, next(row for row in FORMATS if row.method == method), "", evidence)
     first_seen = None
     for stem in _stems(checkpoint, location):
         present = _suffixes(checkpoint, stem)

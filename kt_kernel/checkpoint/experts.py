@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,9 +16,10 @@ from kt_kernel.checkpoint.checks import (
     require_tensor,
 )
 from kt_kernel.checkpoint.detect import Found, require_format
-from kt_kernel.checkpoint.families import PackedNames, check_expert_count, wrong_expert_count
+from kt_kernel.checkpoint.families import NumaPartNames, PackedNames, check_expert_count, wrong_expert_count
 from kt_kernel.checkpoint.formats import Format
 from kt_kernel.checkpoint.group_size import find_group_size
+from kt_kernel.checkpoint.numa_parts import read_experts
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
 from kt_kernel.formats.record import GlobalScale
@@ -35,14 +36,20 @@ def layer_experts(
     reads it or anything is absent or of another dtype or shape.
     """
     found = require_format(checkpoint, layer_idx, method)
-    packed = isinstance(found.location.names, PackedNames)
     names = _tensor_names(checkpoint, found)
     checkpoint.will_need(names)
     try:
-        read = _read_packed if packed else _read_one_by_one
-        yield read(checkpoint, found, num_experts, hidden, intermediate)
+        yield _reader_of(found)(checkpoint, found, num_experts, hidden, intermediate)
     finally:
         checkpoint.drop_pages(names)
+
+
+def _reader_of(found: Found) -> Callable[..., LayerExperts]:
+    if isinstance(found.location.names, PackedNames):
+        return _read_packed
+    if isinstance(found.location.names, NumaPartNames):
+        return _read_numa_parts
+    return _read_one_by_one
 
 
 def _tensor_names(checkpoint: Checkpoint, found: Found) -> list[str]:
@@ -125,3 +132,10 @@ def _read_packed(
         up=[ExpertMatrix(gate_up_name, matrix) for matrix in gate_up[:, intermediate:].unbind()],
         down=[ExpertMatrix(down_name, matrix) for matrix in down.unbind()],
     )
+
+
+def _read_numa_parts(
+    checkpoint: Checkpoint, found: Found, num_experts: int, hidden: int, intermediate: int
+) -> LayerExperts:
+    base = found.location.base
+    return read_experts(checkpoint, base, found.format.method, num_experts, hidden, intermediate)

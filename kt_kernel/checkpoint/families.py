@@ -46,8 +46,17 @@ class PackedNames:
     down: str
 
 
+@dataclass(frozen=True)
+class NumaPartNames:
+    """Each expert cut and packed for NUMA nodes when it was converted: numa_parts.py."""
+
+    family: str
+
+
+PUBLISHED = ExpertNames("DeepSeek/Kimi/GLM/Qwen", "mlp.experts", "gate_proj", "up_proj", "down_proj")
+
 FAMILIES: tuple[ExpertNames | PackedNames, ...] = (
-    ExpertNames("DeepSeek/Kimi/GLM/Qwen", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+    PUBLISHED,
     ExpertNames("Mixtral/MiniMax", "block_sparse_moe.experts", "w1", "w3", "w2"),
     ExpertNames("Mistral", "experts", "w1", "w3", "w2"),
     ExpertNames("DeepSeek-V4", "ffn.experts", "w1", "w3", "w2"),
@@ -55,12 +64,16 @@ FAMILIES: tuple[ExpertNames | PackedNames, ...] = (
 )
 
 
+NUMA_PARTS = NumaPartNames("converted for NUMA nodes")
+NUMA_PARTS_LAYER = re.compile(r"blk\.(\d+)")
+
+
 @dataclass(frozen=True)
 class ExpertLocation:
     """Where one layer's experts are: `base` + the names of a family."""
 
     base: str
-    names: ExpertNames | PackedNames
+    names: ExpertNames | PackedNames | NumaPartNames
 
 
 def locate_experts(checkpoint: Checkpoint, layer_idx: int) -> ExpertLocation:
@@ -90,6 +103,9 @@ def expert_layers(checkpoint: Checkpoint) -> dict[int, ExpertLocation]:
                 match = pattern.fullmatch(base)
                 if match and _belongs(names, tails):
                     found.setdefault(first + int(match[1]), ExpertLocation(base, names))
+    for base in groups:
+        if match := NUMA_PARTS_LAYER.fullmatch(base):
+            found.setdefault(int(match[1]), ExpertLocation(base, NUMA_PARTS))
     return dict(sorted(found.items()))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensor
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _EXPERTS = ".experts."
+_CUT_EXPERTS = re.compile(r"(blk\.\d+)\.(ffn_\w+_exps\..+)")  # of a converted directory: numa_parts.py
 _CONFIGS = ("config.json", "quantize_config.json")
 
 # A process serves one model, or one and its draft; more open readers would only hold file handles.
@@ -94,13 +96,15 @@ class Checkpoint:
 
     def expert_groups(self) -> dict[str, list[str]]:
         """Names of all expert tensors, cut at '.experts.': {'model.layers.0.mlp.experts':
-        ['0.up_proj.weight', ...]}."""
+        ['0.up_proj.weight', ...]}, or behind the layer: {'blk.0': ['ffn_up_exps.0.numa.0.weight', ...]}."""
         if self._experts is None:
             groups = defaultdict(list)
             for name in self._home_of:
                 head, found, tail = name.partition(_EXPERTS)
                 if found:
                     groups[head + ".experts"].append(tail)
+                elif cut := _CUT_EXPERTS.fullmatch(name):
+                    groups[cut[1]].append(cut[2])
             self._experts = dict(groups)
         return self._experts
 
