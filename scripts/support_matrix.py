@@ -22,14 +22,17 @@ def matrix(rows: list[dict]) -> str:
 
     Methods that share a kernel share a line.
     """
-    methods: dict[tuple[str, str, str], list[str]] = {}
+    methods: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        line = (row["operation"], row["kernel"], " ".join(row["needs"]))
+        line = (row["operation"], row["activations"], row["kernel"], " ".join(row["needs"]))
         methods.setdefault(line, []).append(row["method"])
-    lines = ["| methods | operation | kernel | CPU features it needs |", "|---|---|---|---|"]
+    lines = [
+        "| methods | operation | activations | kernel | CPU features it needs |",
+        "|---|---|---|---|---|",
+    ]
     lines += [
-        f"| {', '.join(names)} | {operation} | `{kernel}` | {needs} |"
-        for (operation, kernel, needs), names in methods.items()
+        f"| {', '.join(names)} | {operation} | {activations} | `{kernel}` | {needs} |"
+        for (operation, activations, kernel, needs), names in methods.items()
     ]
     return "\n".join(lines)
 

@@ -38,11 +38,12 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw and, unless all is well, what to do about it."""
+    """What one check saw and, unless all is well, what to do about it; `detail` is for `kt doctor -v`."""
 
     status: Status
     seen: str
     advice: str = ""
+    detail: str = ""
 
 
 def python_version() -> Finding:
@@ -57,19 +58,20 @@ def extension() -> Finding:
     """The native extension loads and has kernels for this CPU."""
     native = native_extension()
     return Finding(
-        Status.OK, f"kt-kernel {installed_version('kt-kernel')}, methods {', '.join(native.METHODS)}"
+        Status.OK,
+        f"kt-kernel {installed_version('kt-kernel')}, {len(native.METHODS)} methods",
+        detail=", ".join(native.METHODS),
     )
 
 
 def cpu_features() -> Finding:
     """The instruction sets in use; a cap through KT_KERNEL_CPU_VARIANT is worth a warning."""
     features = native_extension().cpu_features()
-    seen = f"{features['variant']} ({' '.join(features['active'])})"
+    seen, detail = features["variant"], " ".join(features["active"])
     if features["cap"]:
-        return Finding(
-            Status.WARN, seen, f"KT_KERNEL_CPU_VARIANT={features['cap']} hides faster kernels: unset it"
-        )
-    return Finding(Status.OK, seen)
+        advice = f"KT_KERNEL_CPU_VARIANT={features['cap']} hides faster kernels: unset it"
+        return Finding(Status.WARN, seen, advice, detail)
+    return Finding(Status.OK, seen, detail=detail)
 
 
 def topology() -> Finding:
@@ -179,21 +181,27 @@ def demo_source() -> Finding:
 
 
 def expert_layer() -> Finding:
-    """A real layer of each method, loaded and run, against exact arithmetic."""
+    """A real layer of each method and kind of activations, loaded and run, against exact arithmetic."""
     from kt_kernel.cli.forward_check import TOLERANCE_NMSE, check_layers
 
     results = check_layers(this_machine().threads)
     wrong = [result for result in results if not result.accepted]
     if wrong:
         seen = ", ".join(
-            f"{result.method} {result.tokens} tokens: error {result.nmse:.1e}" for result in wrong
+            f"{result.method} with {result.activations} activations, {result.tokens} tokens: error "
+            f"{result.nmse:.1e}"
+            for result in wrong
         )
-        advice = (
-            f"the promise is {TOLERANCE_NMSE:.0e}: report this with the output of kt doctor and kt version"
-        )
+        promises = ", ".join(f"{limit:.0e} ({kind})" for kind, limit in TOLERANCE_NMSE.items())
+        advice = f"the promise is {promises}: report this with the output of kt doctor -v and kt version"
         return Finding(Status.FAIL, seen, advice)
-    methods = ", ".join(dict.fromkeys(result.method for result in results))
-    return Finding(Status.OK, f"{methods}: largest error {max(result.nmse for result in results):.1e}")
+    errors = {
+        kind: max((result.nmse for result in results if result.activations == kind), default=None)
+        for kind in TOLERANCE_NMSE
+    }
+    methods = dict.fromkeys(result.method for result in results)
+    largest = ", ".join(f"{error:.1e} ({kind})" for kind, error in errors.items() if error is not None)
+    return Finding(Status.OK, f"{len(methods)} methods, largest errors {largest}", detail=", ".join(methods))
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {

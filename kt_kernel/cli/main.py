@@ -110,15 +110,18 @@ def doctor(
     device: Annotated[
         bool, typer.Option("--device", help="Try every path between CPU and CUDA device instead.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Details, and why each kernel was chosen or not.")
+    ] = False,
 ) -> None:
     """Check this installation, down to one real expert layer; exit status 1 if something is broken."""
     if device:
         from kt_kernel.cli.device_doctor import examine_device
 
         raise typer.Exit(examine_device())
-    from kt_kernel.cli.doctor import examine
+    from kt_kernel.cli.doctor import Detail, examine
 
-    raise typer.Exit(examine())
+    raise typer.Exit(examine(Detail.FULL if verbose else Detail.BRIEF))
 
 
 @app.command()

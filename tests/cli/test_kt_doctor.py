@@ -12,18 +12,57 @@ import torch
 from typer.testing import CliRunner
 
 from kt_kernel import KTMoEWrapper
-from kt_kernel.cli import checks, doctor, forward_check
+from kt_kernel.cli import checks, doctor, forward_check, kernel_lines
 from kt_kernel.cli.checks import Finding, Status, run_check
 from kt_kernel.cli.main import app
 
 
-def test_this_installation_is_sound():
-    # Wide enough for the reason of a CPU that lacks all that a kernel needs: cells must not wrap.
+def test_this_installation_is_sound_and_said_so_in_80_columns():
     result = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "400"})
     assert result.exit_code == 0, result.output
-    assert "All checks passed." in result.output
-    for row in checks.native_extension().dispatch_table():
-        assert row["kernel"] in result.output and row["reason"] in result.output
+    lines = result.output.splitlines()
+    assert lines[-1] == "All checks passed."
+    assert [line for line in lines if len(line) > kernel_lines.COLUMNS] == []
+    for method in checks.native_extension().METHODS:
+        assert len([line for line in lines if line.startswith(f"{method} ")]) == 1, method
+
+
+def test_verbose_kernels_say_all_of_the_table_in_80_columns():
+    rows = checks.native_extension().dispatch_table()
+    lines = list(kernel_lines.detail_lines(rows))
+    assert [line for line in lines if len(line) > kernel_lines.COLUMNS] == []
+    words = " ".join(" ".join(lines).split())
+    for row in rows:
+        for fact in (row["method"], row["kernel"], row["reason"], " ".join(row["needs"]), row["machines"]):
+            assert fact in words
+
+
+def _row(**changes) -> dict:
+    row = {"method": "M", "operation": "experts", "kernel": "k", "activations": "bf16", "machines": "any"}
+    return {**row, "needs": ["avx2"], "state": "available", "reason": "because", **changes}
+
+
+def test_the_chosen_kernel_stands_beside_the_best_of_the_other_activations():
+    rows = [
+        _row(kernel="new", activations="int8", state="unavailable"),
+        _row(kernel="best", activations="int8", state="chosen"),
+        _row(kernel="other"),
+        _row(kernel="last"),
+        _row(method="N", kernel="none", state="unavailable"),
+    ]
+    _, line, without = kernel_lines.summary_lines(rows)
+    assert line.split() == ["M", "int8", "best", "bf16:", "other"]
+    assert without.split()[:3] == ["N", "-", "no"]
+
+
+@pytest.mark.parametrize("detail", doctor.Detail)
+def test_details_are_shown_when_asked_for(monkeypatch, capsys, detail):
+    finding = Finding(Status.OK, "word " * 40, detail="all of it")
+    monkeypatch.setattr(doctor, "CHECKS", {"thing": lambda: finding})
+    doctor.examine(detail)
+    out = capsys.readouterr().out
+    assert ("all of it" in out) == (detail is doctor.Detail.FULL)
+    assert out.count("word") == 40 and max(map(len, out.splitlines())) <= kernel_lines.COLUMNS
 
 
 @pytest.mark.parametrize(("status", "expected"), [(Status.WARN, 0), (Status.FAIL, 1)])
@@ -51,7 +90,7 @@ def test_layer_that_drops_an_expert_is_caught(monkeypatch):
 
 
 def test_nan_is_not_accepted():
-    assert not forward_check.ForwardResult("BF16", 1, float("nan")).accepted
+    assert not forward_check.ForwardResult("BF16", "bf16", 1, float("nan")).accepted
 
 
 def test_missing_plugin_is_a_failure(monkeypatch):
