@@ -69,38 +69,40 @@ FORMATS = (
 class Experts(nn.Module):
     """An MLP of the model on the product's kernels; `bytes_per_weight` counts codes and scales."""
 
-    def __init__(self, layer: int, mlp: nn.Module, form: Format, activations: str, threads: int) -> None:
+    def __init__(self, layer: int, mlp: nn.Module, form: Format, threads: int) -> None:
         super().__init__()
         gate, up = (_padded(each.weight, 1) for each in (mlp.gate_proj, mlp.up_proj))
         down = _padded(mlp.down_proj.weight, 0)
-        self.width = gate.shape[1]
-        parts = (
+        self.experts = quantize_experts(
+            form.method,
             [part.contiguous() for part in gate.chunk(EXPERTS)],
             [part.contiguous() for part in up.chunk(EXPERTS)],
+            [part.contiguous() for part in down.chunk(EXPERTS, 1)],
+            form.group_size,
         )
-        experts = quantize_experts(
-            form.method, *parts, [part.contiguous() for part in down.chunk(EXPERTS, 1)], form.group_size
-        )
-        stored = sum(m.weight.nbytes + (0 if m.scale is None else m.scale.nbytes) for m in experts.all())
-        self.bytes_per_weight = stored / (3 * gate.numel())
-        self.wrapper = KTMoEWrapper(
-            layer_idx=layer,
-            num_experts=EXPERTS,
-            num_experts_per_tok=EXPERTS,
-            hidden_size=self.width,
-            moe_intermediate_size=gate.shape[0] // EXPERTS,
-            cpuinfer_threads=threads,
-            threadpool_count=1,
-            weight_path="",
-            chunked_prefill_size=WINDOW,
-            method=form.method,
-            activations=activations,
-        )
-        self.wrapper._load(experts, list(range(EXPERTS)), InputError)
+        tensors = [tensor for m in self.experts.all() for tensor in (m.weight, m.scale) if tensor is not None]
+        self.bytes_per_weight = sum(tensor.nbytes for tensor in tensors) / (3 * gate.numel())
+        self.options = {
+            "layer_idx": layer,
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": EXPERTS,
+            "hidden_size": gate.shape[1],
+            "moe_intermediate_size": gate.shape[0] // EXPERTS,
+            "cpuinfer_threads": threads,
+            "threadpool_count": 1,
+            "weight_path": "",
+            "chunked_prefill_size": WINDOW,
+            "method": form.method,
+        }
+
+    def use(self, activations: str) -> None:
+        """From now on rounds the experts' inputs to "bf16" or "int8"."""
+        self.wrapper = KTMoEWrapper(**self.options, activations=activations)
+        self.wrapper._load(self.experts, list(range(EXPERTS)), InputError)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [1, T, H] -> the same."""
-        rows = pad(hidden[0], (0, self.width - hidden.shape[-1]))
+        rows = pad(hidden[0], (0, self.options["hidden_size"] - hidden.shape[-1]))
         ids = torch.arange(EXPERTS).expand(len(rows), EXPERTS).contiguous()
         outputs = self.wrapper.forward(rows, ids, torch.ones(ids.shape))
         return outputs[None, :, : hidden.shape[-1]]
@@ -164,19 +166,26 @@ class Measured:
         self.threads = threads
         self.reference = losses(self.model, self.text)
 
-    def losses_of(self, form: Format, activations: str) -> tuple[torch.Tensor, float]:
-        """Losses of the model with these experts, and bytes per weight."""
+    def bytes_per_weight(self, form: Format) -> float:
+        """Puts experts of this format in the place of the MLPs."""
         for index, (layer, mlp) in enumerate(zip(self.model.model.layers, self.mlps, strict=True)):
-            layer.mlp = Experts(index, mlp, form, activations, self.threads)
-        return losses(self.model, self.text), self.model.model.layers[0].mlp.bytes_per_weight
+            layer.mlp = Experts(index, mlp, form, self.threads)
+        return self.model.model.layers[0].mlp.bytes_per_weight
+
+    def losses_with(self, activations: str) -> torch.Tensor:
+        """Losses of the model with the experts that are in place."""
+        for layer in self.model.model.layers:
+            layer.mlp.use(activations)
+        return losses(self.model, self.text)
 
     def line(self, form: Format) -> str:
         """The table's line of a format."""
-        bf16, size = self.losses_of(form, "bf16")
+        size = self.bytes_per_weight(form)
+        bf16 = self.losses_with("bf16")
         above, _ = per_cent_above(bf16, self.reference)
         cells = [form.name, f"{size:.3f}", f"{perplexity(bf16):.3f}", f"{above:+.2f} %"]
         if "int8" in kernels(form.method):
-            int8, _ = self.losses_of(form, "int8")
+            int8 = self.losses_with("int8")
             cost, error = per_cent_above(int8, bf16)
             cells += [f"{perplexity(int8):.3f}", f"{cost:+.2f} ± {error:.2f} %"]
         else:

@@ -36,7 +36,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> accuracy.Measured:
 
 
 def test_experts_compute_what_the_mlps_did(measured):
-    losses, size = measured.losses_of(accuracy.Format("BF16"), "bf16")
+    size, losses = measured.bytes_per_weight(accuracy.Format("BF16")), measured.losses_with("bf16")
     above, error = accuracy.per_cent_above(losses, measured.reference)
     assert size == 2 and len(losses) == 2 * 23
     assert abs(above) < 0.5 and 0 < error < 0.5
