@@ -17,6 +17,7 @@ constexpr FeatureSet kAvx512Vnni = kAvx512 | FeatureSet{F::kAvx512vnni};
 constexpr FeatureSet kAvx512Bf16 = kAvx512 | FeatureSet{F::kAvx512bf16};
 constexpr FeatureSet kAvx512Vbmi = kAvx512Bf16 | FeatureSet{F::kAvx512vbmi};
 constexpr FeatureSet kFmaBeatsDot = {F::kFmaBeatsDot};
+constexpr FeatureSet kAmxInt8 = kAvx512Vnni | FeatureSet{F::kAmxTile, F::kAmxInt8};
 constexpr FeatureSet kAmxBf16 = kAvx512Bf16 | FeatureSet{F::kAmxTile, F::kAmxBf16};
 
 constexpr const char* kZen4 = "AMD Zen 4 (2022-), Zen 5";
@@ -43,10 +44,12 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kCode4, kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
       {kForward, C::kCode4, kAvx512, &kCode4Avx512, kSkylakeSp},
       {kForward, C::kCode4, kAvx2, &kCode4Avx2, kHaswell},
+      {kForward, C::kCode4, kAmxInt8, &kCode4Int8Amx, kSapphireRapids},
       {kForward, C::kCode4, kAvx512Vnni, &kCode4Int8Avx512Vnni, kCascadeLake},
       {kForward, C::kCode4, kAvxVnni, &kCode4Int8AvxVnni, kAlderLake},
       {kForward, C::kCode4, kAvx512, &kCode4Int8Avx512, kSkylakeSp},
       {kForward, C::kCode4, kAvx2, &kCode4Int8Avx2, kHaswell},
+      {kForward, C::kInt8, kAmxInt8, &kInt8Int8Amx, kSapphireRapids},
       {kForward, C::kInt8, kAvx512Vnni, &kInt8Int8Avx512Vnni, kCascadeLake},
       {kForward, C::kInt8, kAvxVnni, &kInt8Int8AvxVnni, kAlderLake},
       {kForward, C::kInt8, kAvx512, &kInt8Int8Avx512, kSkylakeSp},

@@ -39,10 +39,12 @@ extern const KernelSet kCode4Int8Avx2;
 extern const KernelSet kCode4Int8AvxVnni;
 extern const KernelSet kCode4Int8Avx512;
 extern const KernelSet kCode4Int8Avx512Vnni;
+extern const KernelSet kCode4Int8Amx;
 extern const KernelSet kInt8Int8Avx2;
 extern const KernelSet kInt8Int8AvxVnni;
 extern const KernelSet kInt8Int8Avx512;
 extern const KernelSet kInt8Int8Avx512Vnni;
+extern const KernelSet kInt8Int8Amx;
 
 // KernelSet::prepare_row of all of those (kernels/avx2/integer_rows.cc): columns ascending, or as the nibbles of 4-bit
 // codes stand, 0 4 1 5 2 6 3 7.

@@ -11,9 +11,8 @@
 
 namespace {
 
-constexpr int kTileRows = 16;
-constexpr int kBlockTokens = 2 * kTileRows;
-constexpr int kLineBytes = 64;
+#include "kernels/amx/tile_config-inl.h"
+
 constexpr int kPairBytes = 2 * kLineBytes;                  // a pair of k across a panel
 constexpr int kStepBytes = kPairBytes * (kt::kPanelK / 2);  // one tile step: 32 columns of k
 constexpr int kStepLines = kStepBytes / kLineBytes;
@@ -24,24 +23,6 @@ constexpr int kAheadBytes = 2 * kStepBytes;
 // with 64 tokens per expert (2 blocks) takes 66 ms when the first block streams, 81 ms when the fetching is shared;
 // shape L with 512 tokens per expert (8 blocks a call) 345 ms and 308 ms.
 constexpr int kSharedFetchBlocks = 4;
-
-// Tiles 0..3 = C (token half * 2 + row half), 4..5 = A by token half, 6..7 = B by row half.
-struct TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes_per_row[16] = {};
-  uint8_t rows[16] = {};
-
-  explicit TileConfig(int tokens) {
-    const int low = tokens < kTileRows ? tokens : kTileRows;
-    const int high = tokens - low > 0 ? tokens - low : 1;  // unused tiles still need a valid shape
-    for (int t = 0; t < 8; ++t) bytes_per_row[t] = kLineBytes;
-    rows[0] = rows[1] = rows[4] = static_cast<uint8_t>(low);
-    rows[2] = rows[3] = rows[5] = static_cast<uint8_t>(high);
-    rows[6] = rows[7] = kTileRows;
-  }
-};
 
 struct Block {
   const uint8_t* weights;
@@ -113,7 +94,7 @@ void gemm(const kt::GemmArgs& g) {
       const int first = i * kBlockTokens;
       const int tokens = g.tokens - first < kBlockTokens ? g.tokens - first : kBlockTokens;
       if (tokens != configured) {
-        const TileConfig config(tokens);
+        const TileConfig config(tokens, kLineBytes);
         _tile_loadconfig(&config);
         configured = tokens;
       }

@@ -1,0 +1,36 @@
+// Int8 weights and int8 activations: few tokens by VPDPBUSD, many by AMX, TDPBSSD.
+#include <immintrin.h>
+
+#include "kernels/kernel_sets.h"
+
+namespace {
+// In this order: each builds on the ones before.
+#include "kernels/avx512/ops-inl.h"
+
+#include "kernels/avx512/integer-inl.h"
+
+#include "kernels/avx512/vnni-inl.h"
+using Ops = Avx512Vnni;
+
+#include "kernels/scales-inl.h"
+
+#include "kernels/planes-inl.h"
+
+#include "kernels/integer_codes8-inl.h"
+
+#include "kernels/gemm-inl.h"
+
+#include "kernels/amx/tile_config-inl.h"
+
+#include "kernels/amx/integer-inl.h"
+
+// A panel is [columns / 4][32 rows][4], which is two B tiles wide.
+struct SignedBytes {
+  static constexpr bool kInPlace = true;
+  static const uint8_t* weights(const kt::GemmArgs& g, const uint8_t* panel, int begin, int) {
+    return IntegerCodes8::at(*g.layout, panel, begin);
+  }
+};
+}  // namespace
+
+constexpr kt::KernelSet kt::kInt8Int8Amx = integer_tile_set<IntegerCodes8, SignedBytes>("int8_int8.amx");
