@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from kt_kernel import KTMoEWrapper, kt_kernel_ext
 from kt_kernel.bench.shapes import SHAPES, Shape
-from kt_kernel.checkpoint.formats import FORMATS, Format
 from kt_kernel.checkpoint.safetensors_file import TORCH_DTYPES
+from kt_kernel.formats.record import Storage
+from kt_kernel.formats.records import RECORDS
 
 SHAPE = SHAPES["S"]
 REPEATS = 4
@@ -31,7 +32,7 @@ _CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": GROUP_SIZE, "sym": T
 
 def write_checkpoint(directory: Path, method: str, shape: Shape) -> int:
     """A checkpoint with one layer of random bits; returns its bytes."""
-    row = next(row for row in FORMATS if row.method == method)
+    storage = RECORDS[method].storage[0]
     tensors = {}
     for expert in range(shape.experts):
         for name, n, k in (
@@ -39,7 +40,7 @@ def write_checkpoint(directory: Path, method: str, shape: Shape) -> int:
             ("up_proj", shape.intermediate, shape.hidden),
             ("down_proj", shape.hidden, shape.intermediate),
         ):
-            for suffix, tensor in _random_matrix(row, n, k).items():
+            for suffix, tensor in _random_matrix(storage, n, k).items():
                 tensors[f"model.layers.0.mlp.experts.{expert}.{name}.{suffix}"] = tensor
     save_file(tensors, directory / "model.safetensors")
     config = {"quantization_config": _CONFIG} if method == "GPTQ_INT4" else {}
@@ -47,7 +48,7 @@ def write_checkpoint(directory: Path, method: str, shape: Shape) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
 
 
-def _random_matrix(row: Format, n: int, k: int) -> dict[str, torch.Tensor]:
+def _random_matrix(row: Storage, n: int, k: int) -> dict[str, torch.Tensor]:
     (dtype, shape), *_ = row.weight_shapes.items()
     parts = {row.weight: _random(dtype, shape(n, k, GROUP_SIZE)[0])}
     if row.scales:
