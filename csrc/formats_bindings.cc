@@ -1,7 +1,9 @@
-// FORMATS: the rows of formats/format.cc in words, for who compares them with the records of methods in Python.
+// FORMATS: the rows of formats/format.cc in words, for who compares them with the records of methods in Python; and
+// files of the original converter.
 #include "formats_bindings.h"
 
 #include "formats/codes/code_kind.h"
+#include "formats/numa_parts.h"
 #include "formats/numbers.h"
 
 namespace py = pybind11;
@@ -46,10 +48,25 @@ py::dict row(const kt::Format& format) {
   return d;
 }
 
+using UnpackPart = void (*)(const kt::NumaPart&, uint8_t*, size_t);
+
+template <UnpackPart unpack>
+void unpack_part(uintptr_t packed, int rows, int columns, uintptr_t out, size_t row_bytes) {
+  unpack({reinterpret_cast<const uint8_t*>(packed), rows, columns}, reinterpret_cast<uint8_t*>(out), row_bytes);
+}
+
+void bind_unpack_part(py::module_& m, const char* name, void (*unpack)(uintptr_t, int, int, uintptr_t, size_t)) {
+  m.def(name, unpack, py::arg("packed"), py::arg("rows"), py::arg("columns"), py::arg("out"), py::arg("row_bytes"),
+        py::call_guard<py::gil_scoped_release>(),
+        "One part of an original converter's matrix into rows (formats/numa_parts.h); sizes are the caller's.");
+}
+
 }  // namespace
 
 void bind_formats(py::module_& m) {
   py::list rows;
   for (const kt::Format* format : kt::all_formats()) rows.append(row(*format));
   m.attr("FORMATS") = py::tuple(rows);
+  bind_unpack_part(m, "unpack_numa_part_int8", &unpack_part<&kt::unpack_numa_part_int8>);
+  bind_unpack_part(m, "unpack_numa_part_int4", &unpack_part<&kt::unpack_numa_part_int4>);
 }

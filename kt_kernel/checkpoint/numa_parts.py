@@ -5,46 +5,47 @@ A matrix is cut into T parts, gate and up by rows, down by columns, and each par
     blk.{layer}.ffn_{gate,up,down}_exps.{expert}.numa.{part}.weight    int8, bytes in the order of AMX tiles
     blk.{layer}.ffn_{gate,up,down}_exps.{expert}.numa.{part}.scale     float32, one per row of the part
 
-N and K are multiples of 64 (int8) or 128 (int4). The bytes of a part [N, K] are blocks of so many rows; in
-them blocks of 3584 columns; in them steps of 32 rows; in them steps of 64 or 128 columns, each a tile:
-
-    tile:   16 rows | 16 rows                 each half: 16 x 16 words, [word of the row][row]
-    word:   int8: 4 columns; int4: columns j to j + 3 in the low nibbles, 64 + j to 64 + j + 3 in the high
-
-int4 nibbles are two's complement, and the scale belongs to 16 times their value. They become AMXINT4 and
-AMXINT8 as the records say, exactly: the scales of down's parts make its groups, gate's and up's are repeated.
+csrc/formats/numa_parts.h has the picture of the bytes. The scale of an int4 part belongs to 16 times its
+codes. They become AMXINT4 and AMXINT8 as the records say, exactly: the scales of down's parts make its
+groups, gate's and up's are repeated.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
+from kt_kernel import kt_kernel_ext
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
 from kt_kernel.formats.record import WHOLE_ROW
 
 _NAME = re.compile(r"ffn_(gate|up|down)_exps\.(\d+)\.numa\.(\d+)\.(weight|scale)")
-_COLUMN_BLOCK = 3584
-_TILE_ROWS, _TILE_WORDS = 32, 16  # words: of each row
-_INT4_FACTOR = 16
 
 
 @dataclass(frozen=True)
 class _Packing:
-    """How many rows a block and columns a tile has, and columns to a byte."""
+    """`block`: what both sizes of a part are multiples of. `factor`: of the stored scales."""
 
     method: str
     block: int
     columns_per_byte: int
+    codes: torch.dtype
+    factor: int
+    unpack: Callable[[int, int, int, int, int], None]
 
 
-_PACKINGS = (_Packing("AMXINT8", 64, 1), _Packing("AMXINT4", 128, 2))
+_PACKINGS = (
+    _Packing("AMXINT8", 64, 1, torch.int8, 1, kt_kernel_ext.unpack_numa_part_int8),
+    _Packing("AMXINT4", 128, 2, torch.uint8, 16, kt_kernel_ext.unpack_numa_part_int4),
+)
 
 
 def stored_method(checkpoint: Checkpoint, base: str) -> tuple[str, str]:
@@ -84,12 +85,12 @@ def read_experts(
             f"moe_intermediate_size, {intermediate}; take weights and config.json from the same model."
         )
     layer = _Layer(checkpoint, base, packing, parts, hidden, intermediate)
-    return LayerExperts(
-        gate=[layer.cut_by_rows("gate", expert) for expert in range(experts)],
-        up=[layer.cut_by_rows("up", expert) for expert in range(experts)],
-        down=[layer.cut_by_columns("down", expert) for expert in range(experts)],
-        group_size=layer.group_size,
-    )
+    layer.check_sizes()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        gate = pool.map(lambda expert: layer.cut_by_rows("gate", expert), range(experts))
+        up = pool.map(lambda expert: layer.cut_by_rows("up", expert), range(experts))
+        down = pool.map(lambda expert: layer.cut_by_columns("down", expert), range(experts))
+        return LayerExperts(list(gate), list(up), list(down), layer.group_size)
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,30 @@ class _Layer:
         """Columns that share a scale in every matrix of the layer."""
         return WHOLE_ROW if self.parts == 1 else math.gcd(self.share, self.hidden)
 
+    def check_sizes(self) -> None:
+        """Raise CheckpointError unless the parts are whole blocks."""
+        for size in (self.share, self.hidden):
+            if size % self.packing.block:
+                raise CheckpointError(
+                    f"parts in '{self.checkpoint.path}' would be {self.share} x {self.hidden}, expected "
+                    f"multiples of {self.packing.block} for {self.packing.method}; take the weights and the "
+                    "config.json from one model."
+                )
+
     def cut_by_rows(self, projection: str, expert: int) -> ExpertMatrix:
-        codes, scales = zip(*self._read(projection, expert, self.share, self.hidden), strict=True)
-        return self._matrix(projection, expert, torch.cat(codes), torch.cat(scales), self.hidden)
+        codes = self._empty(self.intermediate, self.hidden)
+        places = codes.chunk(self.parts)
+        scales = torch.cat(self._read(projection, expert, self.hidden, places))
+        return self._matrix(projection, expert, codes, scales, self.hidden)
 
     def cut_by_columns(self, projection: str, expert: int) -> ExpertMatrix:
-        codes, scales = zip(*self._read(projection, expert, self.hidden, self.share), strict=True)
-        return self._matrix(projection, expert, torch.cat(codes, 1), torch.cat(scales, 1), self.share)
+        codes = self._empty(self.hidden, self.intermediate)
+        places = codes.chunk(self.parts, dim=1)
+        scales = torch.cat(self._read(projection, expert, self.share, places), dim=1)
+        return self._matrix(projection, expert, codes, scales, self.share)
+
+    def _empty(self, rows: int, columns: int) -> torch.Tensor:
+        return torch.empty(rows, columns // self.packing.columns_per_byte, dtype=self.packing.codes)
 
     def _matrix(
         self, projection: str, expert: int, codes: torch.Tensor, scales: torch.Tensor, columns: int
@@ -128,24 +146,17 @@ class _Layer:
         return ExpertMatrix(f"{self.base}.ffn_{projection}_exps.{expert}", codes, scales.contiguous())
 
     def _read(
-        self, projection: str, expert: int, rows: int, columns: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Codes and scales [rows, 1] of each part, a matrix of so many rows and columns."""
-        packing = self.packing
-        if rows % packing.block or columns % packing.block:
-            raise CheckpointError(
-                f"parts in '{self.checkpoint.path}' would be {rows} x {columns}, expected multiples of "
-                f"{packing.block} for {packing.method}; take the weights and the config.json from one model."
-            )
-        for part in range(self.parts):
+        self, projection: str, expert: int, columns: int, places: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Writes each part, of so many columns, to its place; returns their scales [rows, 1]."""
+        packing, scales = self.packing, []
+        for part, place in enumerate(places):
             stem = f"{self.base}.ffn_{projection}_exps.{expert}.numa.{part}"
-            size = rows * columns // packing.columns_per_byte
-            packed = self._tensor(f"{stem}.weight", torch.int8, size).view(torch.uint8)
-            scales = self._tensor(f"{stem}.scale", torch.float32, rows).view(rows, 1)
-            if packing.columns_per_byte == 2:
-                yield _int4_rows(packed, rows, columns, packing), scales * _INT4_FACTOR
-            else:
-                yield _rows_of_tiles(packed, rows, columns, packing).view(torch.int8), scales
+            rows = place.shape[0]
+            packed = self._tensor(f"{stem}.weight", torch.int8, place.numel())
+            packing.unpack(packed.data_ptr(), rows, columns, place.data_ptr(), place.stride(0))
+            scales.append(self._tensor(f"{stem}.scale", torch.float32, rows).view(rows, 1) * packing.factor)
+        return scales
 
     def _tensor(self, name: str, dtype: torch.dtype, size: int) -> torch.Tensor:
         if name not in self.checkpoint:
@@ -161,29 +172,6 @@ class _Layer:
                 "config.json from the same model."
             )
         return tensor.reshape(-1)
-
-
-def _int4_rows(packed: torch.Tensor, rows: int, columns: int, packing: _Packing) -> torch.Tensor:
-    """uint8 [rows, columns / 2]: code + 8, the even column in the low half."""
-    tiles = _rows_of_tiles(packed, rows, columns, packing).view(rows, -1, packing.block // 2) ^ 0x88
-    halves = torch.stack((tiles & 15, tiles >> 4), dim=2)  # [rows, tiles, first or second 64 columns, 64]
-    return (halves[..., 0::2] | halves[..., 1::2] << 4).reshape(rows, -1)
-
-
-def _rows_of_tiles(packed: torch.Tensor, rows: int, columns: int, packing: _Packing) -> torch.Tensor:
-    """The bytes of a part with each row's together, tile after tile: uint8 [rows, bytes of a row]."""
-    words = packed.view(torch.int32)
-    words_per_row = columns // packing.columns_per_byte // 4
-    result = torch.empty(rows, words_per_row, dtype=torch.int32)
-    words_per_block = _COLUMN_BLOCK // packing.columns_per_byte // 4
-    blocks = words.view(-1, packing.block * words_per_row)
-    for begin in range(0, words_per_row, words_per_block):
-        width = min(words_per_block, words_per_row - begin)
-        tiles = blocks[:, packing.block * begin : packing.block * (begin + width)]
-        # [block, step of rows, step of columns, half, word of the row, row]
-        tiles = tiles.view(len(blocks), packing.block // _TILE_ROWS, width // _TILE_WORDS, 2, 16, 16)
-        result[:, begin : begin + width] = tiles.permute(0, 1, 3, 5, 2, 4).reshape(rows, width)
-    return result.view(torch.uint8)
 
 
 def _counts(checkpoint: Checkpoint, base: str) -> tuple[int, int]:
