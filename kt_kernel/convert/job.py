@@ -23,6 +23,9 @@ from kt_kernel.convert.source import SourceLayer, check_input_type, fingerprint,
 from kt_kernel.convert.targets import Target
 from kt_kernel.errors import ConversionError
 
+# Where its tensors lie, and the hash of its source.
+Shard = tuple[ShardLayout, str]
+
 _SPARE_BYTES = 64 << 20  # copies, index, and what a file system takes for itself
 
 
@@ -71,51 +74,59 @@ def _convert(
     layers: list[SourceLayer],
     progress: Callable[[int], Progress],
 ) -> Outcome:
-    layouts = {
-        layer.shape.index: shard_layout(layer.shape, conversion.target, layer.sample()) for layer in layers
-    }
-    hashes = {}
-    for index, layout in layouts.items():
-        found = finished_hash(conversion.output / shard_name(index), layout)
-        if found is not None:
-            hashes[index] = found
-    rest = [layer for layer in layers if layer.shape.index not in hashes]
-    _check_space(conversion.output, sum(layouts[layer.shape.index].file_bytes for layer in rest))
+    shards: dict[int, Shard] = {}
+    for layer in layers:
+        if (shard := _finished(conversion, layer)) is not None:
+            shards[layer.shape.index] = shard
+    rest = [layer for layer in layers if layer.shape.index not in shards]
+    _check_space(
+        conversion.output, sum(shard_layout(layer.shape, conversion.target).file_bytes for layer in rest)
+    )
     if rest:
         shown = progress(sum(layer.stored_bytes for layer in rest))
         try:
-            hashes |= _convert_layers(conversion, rest, layouts, shown)
+            shards |= _convert_layers(conversion, rest, shown)
         finally:
             shown.end()
             remove_unfinished(conversion.output)
-    shards = {index: (layout, hashes[index]) for index, layout in layouts.items()}
+    shards = dict(sorted(shards.items()))
     complete(conversion.output, conversion.source, identity, shards)
-    output_bytes = sum(layout.file_bytes for layout in layouts.values())
+    output_bytes = sum(layout.file_bytes for layout, _ in shards.values())
     return Outcome(len(rest), len(layers) - len(rest), output_bytes)
 
 
+def _finished(conversion: Conversion, layer: SourceLayer) -> Shard | None:
+    path = conversion.output / shard_name(layer.shape.index)
+    if not path.exists():
+        return None
+    layout = shard_layout(layer.shape, conversion.target, layer.sample())
+    return layout, finished_hash(path, layout)
+
+
 def _convert_layers(
-    conversion: Conversion, layers: list[SourceLayer], layouts: dict[int, ShardLayout], progress: Progress
-) -> dict[int, str]:
-    """Layer -> hash of its source. While a shard is made durable the next one is computed."""
-    hashes: dict[int, str] = {}
+    conversion: Conversion, layers: list[SourceLayer], progress: Progress
+) -> dict[int, Shard]:
+    """The shard of each layer. While one is made durable the next is computed."""
+    shards: dict[int, Shard] = {}
     durable: Future[None] | None = None
     with ThreadPoolExecutor(conversion.threads) as workers, ThreadPoolExecutor(1) as finisher:
         for number, layer in enumerate(layers):
             index = layer.shape.index
             progress.layer(f"layer {index} ({number + 1} of {len(layers)})")
-            writer = ShardWriter(conversion.output / shard_name(index), layouts[index])
+            layout = shard_layout(layer.shape, conversion.target, layer.sample())
+            writer = ShardWriter(conversion.output / shard_name(index), layout)
             try:
-                hashes[index] = _write_layer(layer, conversion.target, writer, workers, progress)
+                source_hash = _write_layer(layer, conversion.target, writer, workers, progress)
                 if durable is not None:
                     durable.result()
             except BaseException:
                 writer.close()
                 raise
-            durable = finisher.submit(writer.finish, hashes[index])
+            durable = finisher.submit(writer.finish, source_hash)
+            shards[index] = (layout, source_hash)
         if durable is not None:
             durable.result()
-    return hashes
+    return shards
 
 
 def _write_layer(
@@ -141,7 +152,7 @@ def _write_layer(
             for name, tensor in zip(names, quantise_matrix(matrix, target), strict=True):
                 writer.write(name, tensor)
             layer.checkpoint.drop_pages(matrix.tensors)
-            progress.add(layer.stored_bytes // matrices)
+            progress.add(-(-layer.stored_bytes // matrices))
             return digest
 
         tasks = [workers.submit(work, number) for number in range(matrices)]

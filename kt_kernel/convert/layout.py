@@ -20,6 +20,7 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 _ALIGNMENT = 64
 _NO_HASH = "0" * 64
+_HASH_KEY = b'"kt_source_hash":"'
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def tensor_names(layer: int, expert: int, projection: str) -> tuple[str, str]:
     return f"{stem}.weight", f"{stem}.weight_scale"
 
 
-def shard_layout(shape: LayerShape, target: Target, source_sample: str) -> ShardLayout:
-    """The file of one layer; `source_sample` says from which weights it is made."""
+def shard_layout(shape: LayerShape, target: Target, source_sample: str = _NO_HASH) -> ShardLayout:
+    """The file of one layer; `source_sample`, 64 digits, says from which weights it is made."""
     metadata = {
         "format": "pt",
         "kt_version": VERSION,
@@ -93,4 +94,4 @@ def shard_layout(shape: LayerShape, target: Target, source_sample: str) -> Shard
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     header = struct.pack("<Q", len(text)) + text
     places = {name: len(header) + entry["data_offsets"][0] for name, entry in entries.items()}
-    return ShardLayout(header, header.index(_NO_HASH.encode()), places, len(header) + offset)
+    return ShardLayout(header, header.index(_HASH_KEY) + len(_HASH_KEY), places, len(header) + offset)

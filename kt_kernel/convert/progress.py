@@ -48,7 +48,7 @@ class Progress:
         text = describe(self._done, self._total, self._shown - self._begin)
         share = self._done / self._total if self._total else 1.0
         if self._drawn_over:
-            bar = ("#" * int(_BAR * share)).ljust(_BAR, "-")
+            bar = ("#" * int(_BAR * min(share, 1.0))).ljust(_BAR, "-")
             self._stream.write(f"\r\x1b[K[{bar}] {text}, {self._label}")
         else:
             self._stream.write(f"{text}, {self._label}\n")
@@ -57,6 +57,7 @@ class Progress:
 
 def describe(done: int, total: int, seconds: float) -> str:
     """ "37 %, 1.24 GB/s, 2:05 left"."""
+    done = min(done, total)
     share = f"{100 * done // total if total else 100:3d} %"
     if not done or seconds <= 0:
         return share

@@ -66,8 +66,8 @@ class ShardWriter:
             raise write_error(self._path, error) from error
 
 
-def finished_hash(path: Path, layout: ShardLayout) -> str | None:
-    """The source hash of a finished shard with this layout; None if there is no such file.
+def finished_hash(path: Path, layout: ShardLayout) -> str:
+    """The source hash of a finished shard that should have this layout.
 
     Raises ConversionError for a file that was made from other weights, or has been damaged since.
     """
@@ -75,8 +75,6 @@ def finished_hash(path: Path, layout: ShardLayout) -> str | None:
         with path.open("rb") as file:
             header = file.read(len(layout.header))
             size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        return None
     except OSError as error:
         raise ConversionError(f"'{path}' cannot be read: {error.strerror}.") from error
     if not layout.is_header_of(header):
