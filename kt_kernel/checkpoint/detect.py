@@ -23,7 +23,7 @@ from kt_kernel.checkpoint.families import (
 )
 from kt_kernel.checkpoint.formats import FORMATS, Format
 from kt_kernel.checkpoint.quantization_config import check_quantization_config
-from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
+from kt_kernel.checkpoint.reader import MANIFEST, Checkpoint, open_checkpoint
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.records import RECORDS
 
@@ -103,6 +103,11 @@ _known: WeakKeyDictionary[Checkpoint, dict[int, Found]] = WeakKeyDictionary()
 def _layer_formats(checkpoint: Checkpoint) -> dict[int, Found]:
     """Of the model's own layers."""
     if checkpoint not in _known:
+        if checkpoint.config(MANIFEST).get("complete") is False:
+            raise CheckpointError(
+                f"'{checkpoint.path}' is a conversion that was not finished; run the command that made it "
+                "again."
+            )
         _known[checkpoint] = {
             layer: _look_at(checkpoint, layer, location)
             for layer, location in expert_layers(checkpoint).items()

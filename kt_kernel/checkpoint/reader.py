@@ -20,7 +20,8 @@ from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensor
 _INDEX_SUFFIX = ".safetensors.index.json"
 _EXPERTS = ".experts."
 _CUT_EXPERTS = re.compile(r"(blk\.\d+)\.(ffn_\w+_exps\..+)")  # of a converted directory: numa_parts.py
-_CONFIGS = ("config.json", "quantize_config.json")
+MANIFEST = "kt_manifest.json"  # of a directory that kt_kernel.convert writes
+_CONFIGS = ("config.json", "quantize_config.json", MANIFEST)
 
 # A process serves one model, or one and its draft; more open readers would only hold file handles.
 _READERS_KEPT = 2

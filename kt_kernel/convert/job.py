@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,15 +57,21 @@ def convert(conversion: Conversion, progress: Callable[[int], Progress] = Progre
     layers = source_layers(conversion.source)
     check_apart(conversion.source, conversion.output)
     check_input_type(layers, conversion.input_type)
-    for layer in layers:
-        conversion.target.check_columns("the hidden size", layer.shape.hidden)
-        conversion.target.check_columns("the intermediate size", layer.shape.intermediate)
+    conversion = replace(conversion, target=_fitted(conversion.target, layers))
     identity = Identity(
         conversion.target, Path(os.path.realpath(conversion.source)).name, fingerprint(layers)
     )
     with locked(conversion.output), _single_torch_thread():
         claim(conversion.output, identity)
         return _convert(conversion, identity, layers, progress)
+
+
+def _fitted(target: Target, layers: list[SourceLayer]) -> Target:
+    widths = {}
+    for layer in layers:
+        widths[f"the hidden size of layer {layer.shape.index}"] = layer.shape.hidden
+        widths[f"the intermediate size of layer {layer.shape.index}"] = layer.shape.intermediate
+    return target.fitted(widths)
 
 
 def _convert(

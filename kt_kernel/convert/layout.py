@@ -13,10 +13,11 @@ import json
 import struct
 from dataclasses import dataclass
 
+from kt_kernel.checkpoint.families import LAYER_PREFIXES, PUBLISHED
 from kt_kernel.convert.targets import Target
 
 VERSION = "1"  # of the files written; another one cannot be continued
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+PROJECTIONS = (PUBLISHED.gate, PUBLISHED.up, PUBLISHED.down)
 
 _ALIGNMENT = 64
 _NO_HASH = "0" * 64
@@ -35,7 +36,7 @@ class LayerShape:
     def matrix(self, projection: str) -> tuple[int, int]:
         """Rows and columns."""
         wide = (self.intermediate, self.hidden)
-        return wide if projection != "down_proj" else wide[::-1]
+        return wide if projection != PUBLISHED.down else wide[::-1]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def shard_name(layer: int) -> str:
 
 def tensor_names(layer: int, expert: int, projection: str) -> tuple[str, str]:
     """(codes, scales)"""
-    stem = f"model.layers.{layer}.mlp.experts.{expert}.{projection}"
+    stem = f"{LAYER_PREFIXES[0].format(layer=layer)}.{PUBLISHED.path}.{expert}.{projection}"
     return f"{stem}.weight", f"{stem}.weight_scale"
 
 

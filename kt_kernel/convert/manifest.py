@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kt_kernel.checkpoint.reader import MANIFEST
 from kt_kernel.convert.layout import VERSION, ShardLayout, shard_name
 from kt_kernel.convert.shard import remove_unfinished, write_small
 from kt_kernel.convert.targets import Target
 from kt_kernel.errors import ConversionError
 
-MANIFEST = "kt_manifest.json"
 INDEX = "model.safetensors.index.json"
 
 # Small files of a model that whoever reads the folder may want: configuration and tokenizer.

@@ -14,7 +14,7 @@ from kt_kernel import kt_kernel_ext
 from kt_kernel.convert.job import Conversion, Outcome, convert
 from kt_kernel.convert.progress import Progress
 from kt_kernel.convert.source import INPUT_TYPES
-from kt_kernel.convert.targets import DEFAULT_GROUP_SIZES, GROUP_SIZES, target
+from kt_kernel.convert.targets import GROUP_SIZES, target
 from kt_kernel.errors import KTError
 from kt_kernel.threads import usable_cores
 
@@ -97,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group-size",
         type=int,
-        help=f"columns that share a scale: {', '.join(map(str, GROUP_SIZES))} (0 = a row; default: "
-        f"{', '.join(f'{size} for {method}' for method, size in DEFAULT_GROUP_SIZES.items())})",
+        help=f"columns that share a scale: {', '.join(map(str, GROUP_SIZES))} (0 = a row; default: what is "
+        "usual for the method and divides the matrices)",
     )
     parser.add_argument("--cpuinfer-threads", type=int, help="default: one per usable core")
     old = parser.add_argument_group("accepted for compatibility, without effect")

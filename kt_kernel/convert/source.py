@@ -13,6 +13,7 @@ from functools import partial
 from kt_kernel.checkpoint.detect import draft_layer_method
 from kt_kernel.checkpoint.families import (
     ExpertLocation,
+    NumaPartNames,
     PackedNames,
     check_expert_count,
     expert_layers,
@@ -138,6 +139,8 @@ def fingerprint(layers: list[SourceLayer]) -> str:
 
 def _layer(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> SourceLayer:
     base, names = location.base, location.names
+    if isinstance(names, NumaPartNames):
+        raise _converted_already(checkpoint, "integers for NUMA nodes")
     size = stored_bytes(checkpoint, (f"{base}.{tail}" for tail in checkpoint.expert_groups()[base]))
     if isinstance(names, PackedNames):
         shape = packed_shape(checkpoint, base, names, index)
@@ -166,11 +169,15 @@ def _kind(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> str:
         return words
     method = draft_layer_method(checkpoint.path, index)
     if method in _CONVERTED:
-        raise ConversionError(
-            f"'{checkpoint.path}' holds {method} already; convert the original model, because rounding twice "
-            "loses accuracy."
-        )
+        raise _converted_already(checkpoint, method)
     return method
+
+
+def _converted_already(checkpoint: Checkpoint, what: str) -> ConversionError:
+    return ConversionError(
+        f"'{checkpoint.path}' holds {what} already; convert the original model, because rounding twice loses "
+        "accuracy."
+    )
 
 
 def _check_count(checkpoint: Checkpoint, location: ExpertLocation, in_file: int) -> None:

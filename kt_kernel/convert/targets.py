@@ -6,14 +6,14 @@ weight_scale   float32 [N, K / group size], or [N, 1] for whole rows: absmax / 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from kt_kernel.errors import ConversionError
+from kt_kernel.formats.record import WHOLE_ROW
+from kt_kernel.formats.records import RECORDS
 
-WHOLE_ROW = 0
 GROUP_SIZES = (WHOLE_ROW, 32, 64, 128)
-
-DEFAULT_GROUP_SIZES = {"AMXINT4": WHOLE_ROW, "AMXINT8": WHOLE_ROW}
 
 # Names of the command line, and those that mean the same -> method and bits.
 _METHODS = {
@@ -28,11 +28,14 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class Target:
-    """Codes of `bits` bits and a scale per `group_size` columns (WHOLE_ROW: per row)."""
+    """Codes of `bits` bits and a scale per `group_size` columns (WHOLE_ROW: per row).
+
+    None = what is usual for the method, or the largest smaller size that divides the matrices: `fitted`.
+    """
 
     method: str
     bits: int
-    group_size: int
+    group_size: int | None
 
     @property
     def code_dtype(self) -> str:
@@ -49,8 +52,28 @@ class Target:
     def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
         return (rows, columns // self.group_columns(columns))
 
-    def check_columns(self, what: str, columns: int) -> None:
-        """Raise ConversionError unless rows of so many columns can be stored."""
+    def fitted(self, widths: Mapping[str, int]) -> Target:
+        """With a group size for matrices of these widths, by what to call them.
+
+        Raises ConversionError unless rows of so many columns can be stored.
+        """
+        chosen = (
+            self if self.group_size is not None else replace(self, group_size=self._usual(widths.values()))
+        )
+        for what, columns in widths.items():
+            chosen._check_columns(what, columns)
+        return chosen
+
+    def _usual(self, widths: Iterable[int]) -> int:
+        usual = RECORDS[self.method].usual_group_size
+        fitting = (
+            size
+            for size in GROUP_SIZES
+            if size <= usual and not any(width % size for width in widths if size)
+        )
+        return max(fitting)
+
+    def _check_columns(self, what: str, columns: int) -> None:
         if self.group_size and columns % self.group_size:
             fitting = [size for size in GROUP_SIZES if not size or columns % size == 0]
             raise ConversionError(
@@ -64,7 +87,7 @@ class Target:
 
 
 def target(name: str, group_size: int | None = None) -> Target:
-    """The target of a method's name, in any case; None = the method's own group size.
+    """The target of a method's name, in any case; `group_size` as in `Target`.
 
     Raises ConversionError for an unknown name or group size.
     """
@@ -74,9 +97,7 @@ def target(name: str, group_size: int | None = None) -> Target:
             f"the method is {name!r}, expected int4 or int8 (or moe_int4, moe_int8, AMXINT4, AMXINT8, which "
             "mean the same)."
         )
-    if group_size is None:
-        group_size = DEFAULT_GROUP_SIZES[known[0]]
-    if group_size not in GROUP_SIZES:
+    if group_size is not None and group_size not in GROUP_SIZES:
         raise ConversionError(
             f"--group-size is {group_size}, expected one of {', '.join(map(str, GROUP_SIZES))} (0 = one "
             "scale per row)."

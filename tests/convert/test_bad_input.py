@@ -155,7 +155,7 @@ def test_groups_that_do_not_divide(tmp_path):
 
     rewrite(file, narrow)
     text = sentence(tmp_path / "in", tmp_path / "out", group_size=64)
-    assert "the intermediate size is 96" in text and "0, 32" in text
+    assert "the intermediate size of layer 2 is 96" in text and "0, 32" in text
 
 
 def test_input_type_is_checked(source, tmp_path):
@@ -177,6 +177,16 @@ def test_output_holds_something_else(source, tmp_path):
     (output / "thesis.txt").write_text("mine")
     assert "thesis.txt" in sentence(source, output)
     assert (output / "thesis.txt").read_text() == "mine"
+
+
+def test_what_was_converted_already(source, tmp_path):
+    convert(Conversion(source, tmp_path / "once", target("int8"), 1))
+    assert "holds AMXINT8 already" in sentence(tmp_path / "once", tmp_path / "twice")
+    name = "blk.1.ffn_up_exps.0.numa.0"
+    old = {f"{name}.weight": torch.zeros(8192, dtype=torch.int8), f"{name}.scale": torch.zeros(32)}
+    (tmp_path / "old").mkdir()
+    save_file(old, tmp_path / "old/model.safetensors")
+    assert "integers for NUMA nodes already" in sentence(tmp_path / "old", tmp_path / "twice")
 
 
 @pytest.mark.parametrize(("method", "group_size"), [("int4", 0), ("int8", 32)])

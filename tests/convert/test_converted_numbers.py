@@ -18,6 +18,7 @@ from yardstick import quantised, read_shard
 
 from kt_kernel.convert.job import Conversion, convert
 from kt_kernel.convert.targets import target
+from kt_kernel.formats.quantize.integers import to_int4, to_int8
 
 
 def converted(source: Path, output: Path, method: str, group_size: int) -> dict[str, np.ndarray]:
@@ -103,6 +104,23 @@ def _quantise(values: torch.Tensor, bits: int, group: int) -> tuple[int, np.ndar
         scales.ctypes.data,
     )
     return wrong, codes, scales
+
+
+@pytest.mark.parametrize(
+    ("narrow", "method", "group"), [(384, "int4", 128), (192, "int4", 64), (96, "int4", 32), (48, "int4", 0)]
+)
+def test_the_usual_group_size_gives_way_to_narrow_matrices(narrow, method, group):
+    assert target(method).fitted({"hidden": 256, "intermediate": narrow}).group_size == group
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 0), (4, 32), (8, 0), (8, 64)])
+def test_a_converted_file_holds_what_loading_the_original_makes(bits, group):
+    """The quantiser for models in memory, in torch, and the converter's kernel: the same bits."""
+    values = torch.randn(70, 320, generator=torch.Generator().manual_seed(bits)).bfloat16()
+    ours = (to_int8 if bits == 8 else to_int4)(values.float(), group)
+    _, codes, scales = _quantise(values, bits, group)
+    np.testing.assert_array_equal(codes, ours.weight.numpy())
+    np.testing.assert_array_equal(scales, ours.scale.numpy())
 
 
 @pytest.mark.parametrize("bits", [4, 8])

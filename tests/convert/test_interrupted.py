@@ -14,8 +14,10 @@ import pytest
 from checkpoints import write_checkpoint
 from test_converted_numbers import converted
 
+from kt_kernel import detect_method
 from kt_kernel.convert.job import Conversion, convert
 from kt_kernel.convert.targets import target
+from kt_kernel.errors import CheckpointError, ConversionError
 
 SCRIPT = Path(__file__).with_name("killed_conversion.py")
 LAYERS = (0, 1, 2)
@@ -52,6 +54,18 @@ def test_killed_conversions_continue_to_the_same_files(tmp_path, method, seed):
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()} == before
 
 
+def test_a_reader_of_an_unfinished_folder_is_told(tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write_checkpoint(source, checkpoints.stored_bf16, layers=LAYERS)
+    (report, finished) = killed(source, output, "int8", [60])
+    assert "model-layer-00000.safetensors" in report["left"] and finished["status"] == 0
+    assert detect_method(output) == "AMXINT8"
+    manifest = json.loads((output / "kt_manifest.json").read_text())
+    (output / "kt_manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    with pytest.raises(CheckpointError, match="was not finished"):
+        detect_method(output)
+
+
 def test_finished_layers_are_not_computed_again(tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     write_checkpoint(source, checkpoints.stored_bf16, layers=LAYERS)
@@ -75,8 +89,6 @@ def test_the_number_of_threads_does_not_show(tmp_path):
 
 def test_other_weights_under_the_same_names_are_seen(tmp_path):
     """The same shapes, one layer finished: a fine-tuned model must not be mixed with its original."""
-    from kt_kernel.errors import ConversionError
-
     source, output = tmp_path / "in", tmp_path / "out"
     write_checkpoint(source, checkpoints.stored_bf16)
     converted(source, output, "int8", 0)
