@@ -37,6 +37,10 @@ BITS_PER_WEIGHT = {
     "MXFP8": 8 + 8 / 32,
     "RAWINT4": 4 + 16 / 32,
     "GPTQ_INT4": 4 + 16 / 128,
+    "AMXINT4": 4 + 32 / 128,
+    "MOE_INT4": 4 + 32 / 128,
+    "AMXINT8": 8 + 32 * (2 / 256 + 1 / 128) / 3,
+    "MOE_INT8": 8 + 32 * (2 / 256 + 1 / 128) / 3,
     "MXFP4": 4 + 8 / 32,
     "NVFP4": 4 + 8 / 16 + 3 * 32 / TINY.expert_elements,
 }
