@@ -54,6 +54,8 @@ def convert(conversion: Conversion, progress: Callable[[int], Progress] = Progre
 
     Raises ConversionError or CheckpointError; finished layers stay, and the same call continues.
     """
+    if conversion.threads < 1:
+        raise ConversionError(f"{conversion.threads} threads were asked for, expected at least 1.")
     layers = source_layers(conversion.source)
     check_apart(conversion.source, conversion.output)
     check_input_type(layers, conversion.input_type)

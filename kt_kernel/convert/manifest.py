@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from kt_kernel.convert.targets import Target
 from kt_kernel.errors import ConversionError
 
 INDEX = "model.safetensors.index.json"
+
+logger = logging.getLogger(__name__)
 
 # Small files of a model that whoever reads the folder may want: configuration and tokenizer.
 _COPIED = (
@@ -36,6 +39,7 @@ _COPIED = (
     "chat_template*",
     "preprocessor_config.json",
 )
+_LARGEST_COPY = 64 << 20  # above the largest vocabularies; weights of another format are larger
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ def _lock(handle: int, directory: Path) -> None:
         raise ConversionError(
             f"another conversion is writing to '{directory}'; wait for it, or choose another output folder."
         ) from None
+    except OSError as error:
+        # Network file systems that cannot lock a folder: the user must not start two by himself.
+        logger.info("'%s' cannot be locked (%s): start no second conversion there", directory, error.strerror)
 
 
 def check_apart(source: Path, output: Path) -> None:
@@ -149,7 +156,7 @@ def _manifest(identity: Identity, shards: dict | None) -> dict:
 def _small_files(source: Path) -> Iterator[tuple[str, bytes]]:
     folder = source if source.is_dir() else source.parent
     for path in sorted({path for pattern in _COPIED for path in folder.glob(pattern)}):
-        if path.is_file():
+        if path.is_file() and path.stat().st_size <= _LARGEST_COPY:
             yield path.name, path.read_bytes()
 
 

@@ -5,6 +5,7 @@ So a file with the final name is whole.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -106,10 +107,13 @@ def write_small(path: Path, content: bytes) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable, where its file system knows how."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(directory)
 

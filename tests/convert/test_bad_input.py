@@ -163,6 +163,11 @@ def test_input_type_is_checked(source, tmp_path):
     assert "--input-type is fp8" in text and "BF16" in text
 
 
+def test_no_threads(source, tmp_path):
+    with pytest.raises(KTError, match="expected at least 1"):
+        convert(Conversion(source, tmp_path / "out", target("int8"), threads=-2))
+
+
 def test_output_is_the_input(source, tmp_path):
     before = sorted(source.iterdir())
     (tmp_path / "link").symlink_to(source)
