@@ -112,8 +112,9 @@ class _Engine:
     def __init__(self, bytes_per_second: float, threads: int) -> None:
         self.device = _Device(bytes_per_second)
         self.model = HybridModel(HybridOptions(prefill_threshold=ROWS, miss_policy="auto"))
-        self.model.copies.close()
-        self.model.backend, self.model.copies = self.device, CopyWorker(self.device)
+        context = self.model.context
+        context.copies.close()
+        context.backend, context.copies = self.device, CopyWorker(self.device)
         self.layers = [self._layer(index, threads) for index in range(LAYERS)]
         self.expert_seconds = self.layers[0].encoding.bytes / bytes_per_second
         self.compute_seconds = DEVICE_SHARE * SHAPE.experts * self.expert_seconds
@@ -146,7 +147,7 @@ class _Engine:
     def update(self) -> None:
         layer = self.layers[0]
         slots = {expert: expert for expert in range(SLOTS)}
-        self.model.copies.start(lambda: layer.fill_slots(slots)).result()
+        self.model.context.copies.start(lambda: layer.fill_slots(slots)).result()
         self.device.synchronize()
 
     def fetched_bytes(self) -> int:

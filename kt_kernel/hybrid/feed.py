@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,9 +29,7 @@ from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.hybrid.device import Backend
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.ranks import Ranks
-
-if TYPE_CHECKING:
-    from kt_kernel.moe import KTMoEWrapper
+from kt_kernel.moe import KTMoEWrapper
 
 # Users of channels: each is a thread.
 COPIES = "copies"  # the copying thread (copies.py)

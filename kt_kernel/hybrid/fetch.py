@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import torch
 
 from kt_kernel.errors import KTError
+from kt_kernel.hybrid.context import HybridContext
 from kt_kernel.hybrid.device import is_out_of_memory
 from kt_kernel.hybrid.experts import DeviceExperts, bytes_of_slots
 from kt_kernel.hybrid.feed import MISSES, ExpertFeed
 from kt_kernel.hybrid.misses import split_misses
+from kt_kernel.hybrid.options import AUTOMATIC
+from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.slots import Placement, Tables
 from kt_kernel.hybrid.speeds import (
     TOKENS_MEASURED,
@@ -35,10 +37,6 @@ from kt_kernel.hybrid.speeds import (
     seconds_per_expert,
     write_speeds,
 )
-
-if TYPE_CHECKING:
-    from kt_kernel.hybrid.layer import HybridLayer
-    from kt_kernel.hybrid.model import HybridModel
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +56,13 @@ class Fetch:
     """
 
     def __init__(
-        self, fetcher: MissFetcher, layer: HybridLayer, room: DeviceExperts, experts: tuple[int, ...]
+        self, fetcher: MissFetcher, layer: PlacedExperts, room: DeviceExperts, experts: tuple[int, ...]
     ) -> None:
         self._fetcher = fetcher
         self._layer = layer
         self._room = room
         self._slots = {expert: slot for slot, expert in enumerate(experts)}
-        self._tables = Tables(Placement(0, experts, layer.num_experts), layer.model.device)
-
+        self._tables = Tables(Placement(0, experts, layer.num_experts), layer.context.device)
         self._fetched = False
 
     def __enter__(self) -> Fetch:
@@ -80,7 +77,7 @@ class Fetch:
             self._fetcher.agree_on_memory(self._layer, None)
 
     def _feed(self) -> ExpertFeed:
-        return self._layer.model.feed(self._layer, MISSES)
+        return self._layer.feed_for(MISSES)
 
     def skipped_by_cpu(self, resident: Tables) -> torch.Tensor:
         """bool [E+1]: the experts that are on the device already or will be."""
@@ -108,11 +105,12 @@ class Fetch:
 class MissFetcher:
     """One per model; its methods belong to the thread that serves, in the same order on all ranks."""
 
-    def __init__(self, model: HybridModel) -> None:
+    def __init__(self, context: HybridContext, layers: Sequence[PlacedExperts]) -> None:
         self.experts_fetched = 0
         self.bytes_copied = 0
-        self._model = model
-        self._undecided = model.options.miss_policy == "auto"
+        self._context = context
+        self._layers = layers
+        self._undecided = context.options.miss_policy == AUTOMATIC
         self._room: DeviceExperts | None = None
         self._speeds: ExpertSpeeds | None = None  # None = the CPU computes all cold experts
 
@@ -123,41 +121,41 @@ class MissFetcher:
 
     def begin_step(self) -> None:
         """At the first step: make room on the device and find this machine's speeds."""
-        if not (self._undecided and self._model.layers):
+        if not (self._undecided and self._layers):
             return
         self._undecided = False
         # The last layer defers nothing, so it can be measured without a sum on its way from layer to layer.
-        layer = self._model.layers[-1]
+        layer = self._layers[-1]
         self._room = self._make_room(layer)
         if self._room is not None:
             self._speeds = self._find_speeds(layer, self._room)
 
-    def plan(self, layer: HybridLayer, ids: torch.Tensor) -> Fetch | None:
+    def plan(self, layer: PlacedExperts, ids: torch.Tensor) -> Fetch | None:
         """What to fetch for a call with the experts `ids` [T, k]; None = nothing. Collective."""
-        if self._speeds is None or self._model.backend.capturing():
+        if self._speeds is None or self._context.backend.capturing():
             return None
         experts: tuple[int, ...] = ()
-        if self._model.ranks.rank == 0:
+        if self._context.ranks.rank == 0:
             experts = split_misses(
                 _cold_tokens(ids, layer.placement.current),
                 self._speeds.cpu_seconds_of,
                 self._speeds.fetch_seconds,
                 self._room.capacity,
             )
-        experts = self._model.ranks.broadcast(experts)
+        experts = self._context.ranks.broadcast(experts)
         return Fetch(self, layer, self._room, experts) if experts else None
 
-    def agree_on_memory(self, layer: HybridLayer, failure: Exception | None) -> None:
+    def agree_on_memory(self, layer: PlacedExperts, failure: Exception | None) -> None:
         """After every planned fetch, with the error that ended it, if any; collective.
 
         Raises KTError if memory was short on any rank, for the CPU has skipped what was to be fetched. Then
         nothing is fetched any more: the next call would end like this one.
         """
         enough = failure is None or not is_out_of_memory(failure)
-        if self._model.ranks.minimum(int(enough)):
+        if self._context.ranks.minimum(int(enough)):
             return
         self._speeds = None
-        self._model.backend.synchronize()  # the slots may be in use
+        self._context.backend.synchronize()  # the slots may be in use
         self._room = None
         logger.warning(
             "the device ran out of memory while it fetched experts: from now on the CPU computes all that "
@@ -170,32 +168,32 @@ class MissFetcher:
 
     # ---- the first step ------------------------------------------------------------------------
 
-    def _make_room(self, layer: HybridLayer) -> DeviceExperts | None:
+    def _make_room(self, layer: PlacedExperts) -> DeviceExperts | None:
         try:
             room = layer.new_experts(min(_SLOTS, layer.num_experts))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             room = None
-        if self._model.ranks.minimum(int(room is not None)):
+        if self._context.ranks.minimum(int(room is not None)):
             return room
         del room
-        self._model.backend.release_memory()
+        self._context.backend.release_memory()
         logger.warning(
             "the device has not enough free memory to fetch experts into: the CPU computes all that are not "
             "resident; leave more memory free"
         )
         return None
 
-    def _find_speeds(self, layer: HybridLayer, room: DeviceExperts) -> ExpertSpeeds:
+    def _find_speeds(self, layer: PlacedExperts, room: DeviceExperts) -> ExpertSpeeds:
         """Rank 0's, from the cache or measured by all ranks together."""
         key = None if layer.wrapper is None else _key(layer)
-        speeds = self._model.ranks.broadcast(None if key is None else read_speeds(key))
+        speeds = self._context.ranks.broadcast(None if key is None else read_speeds(key))
         if speeds is None:
             measured = _Measurement(layer, room).run()
             if key is not None:
                 write_speeds(key, measured)
-            speeds = self._model.ranks.broadcast(measured)
+            speeds = self._context.ranks.broadcast(measured)
         logger.info(
             "an expert of one token takes the CPU %.3f ms, fetching one takes %.3f ms",
             speeds.cpu_seconds[0] * 1e3,
@@ -207,7 +205,7 @@ class MissFetcher:
 class _Measurement:
     """Each call takes other experts of the layer than the one before, so that no cache has them."""
 
-    def __init__(self, layer: HybridLayer, room: DeviceExperts) -> None:
+    def __init__(self, layer: PlacedExperts, room: DeviceExperts) -> None:
         self._layer = layer
         self._room = room
         self._next = 0
@@ -244,9 +242,9 @@ class _Measurement:
 
     def _fetch(self) -> int:
         experts = self._experts(self._room.capacity)
-        feed = self._layer.model.feed(self._layer, MISSES)
+        feed = self._layer.feed_for(MISSES)
         feed.fill(self._room, {expert: slot for slot, expert in enumerate(experts)})
-        self._layer.model.backend.record().synchronize()
+        self._layer.context.backend.record().synchronize()
         return len(experts)
 
 
@@ -272,14 +270,14 @@ class _Busy:
             self._work()
 
 
-def _key(layer: HybridLayer) -> Key:
+def _key(layer: PlacedExperts) -> Key:
     """All that the speeds depend on."""
-    device, wrapper = layer.model.device, layer.wrapper
+    device, wrapper = layer.context.device, layer.wrapper
     return {
         "kt_kernel": version("kt-kernel"),
         "cpu": cpu_name(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "ranks": layer.model.ranks.size,
+        "ranks": layer.context.ranks.size,
         "method": wrapper.method,
         "hidden": wrapper.hidden_size,
         "intermediate": wrapper.moe_intermediate_size,

@@ -5,14 +5,15 @@ What SGLang or transformers hold (other weights, KV cache, graphs) is theirs to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kt_kernel.calls.buffers import BUFFERS
+from kt_kernel.hybrid.context import HybridContext
 from kt_kernel.hybrid.experts import bytes_of_slots
-
-if TYPE_CHECKING:
-    from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.fetch import MissFetcher
+from kt_kernel.hybrid.placed import PlacedExperts
+from kt_kernel.hybrid.prefill import LayerwisePrefill
 
 DEVICE, PAGE_LOCKED, HOST = "device", "page-locked host", "host"
 
@@ -26,18 +27,24 @@ class MemoryRow:
     bytes: int
 
 
-def memory_plan(model: HybridModel) -> list[MemoryRow]:
+def memory_plan(
+    context: HybridContext,
+    layers: Sequence[PlacedExperts],
+    *,
+    prefill: LayerwisePrefill,
+    misses: MissFetcher,
+) -> list[MemoryRow]:
     """The memory that is taken now, by purpose; purposes that take none are left out."""
-    wrappers = [layer.wrapper for layer in model.layers if layer.wrapper is not None]
+    wrappers = [layer.wrapper for layer in layers if layer.wrapper is not None]
     # On a CPU in the place of a device nothing is page-locked.
-    exchanged = HOST if model.device.type == "cpu" else PAGE_LOCKED
+    exchanged = HOST if context.device.type == "cpu" else PAGE_LOCKED
     rows = (
         MemoryRow("CPU experts, packed", HOST, sum(wrapper.moe.weight_bytes for wrapper in wrappers)),
-        MemoryRow("resident experts", DEVICE, sum(bytes_of_slots(layer.resident) for layer in model.layers)),
-        MemoryRow("slots of layerwise prefill", DEVICE, model.prefill.device_bytes),
-        MemoryRow("slots of fetched experts", DEVICE, model.misses.device_bytes),
-        MemoryRow("staging of copied experts", DEVICE, sum(c.device_bytes for c in model.channels)),
-        MemoryRow("staging of copied experts", exchanged, sum(c.host_bytes for c in model.channels)),
+        MemoryRow("resident experts", DEVICE, sum(bytes_of_slots(layer.resident) for layer in layers)),
+        MemoryRow("slots of layerwise prefill", DEVICE, prefill.device_bytes),
+        MemoryRow("slots of fetched experts", DEVICE, misses.device_bytes),
+        MemoryRow("staging of copied experts", DEVICE, sum(c.device_bytes for c in context.channels)),
+        MemoryRow("staging of copied experts", exchanged, sum(c.host_bytes for c in context.channels)),
         MemoryRow("exchange with the CPU", exchanged, BUFFERS.bytes_of_calls),
         MemoryRow("exchange with the CPU in graphs", exchanged, BUFFERS.bytes_of_graphs),
     )

@@ -1,29 +1,25 @@
-"""What the hybrid layers of one model share: options, the ranks, the copying, and the figures."""
+"""The hybrid layers of one model, those who move their experts, and what happens between two passes."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from kt_kernel.calls.deferral import DeferralChain
 from kt_kernel.errors import InputError
-from kt_kernel.hybrid.copies import CopyWorker
-from kt_kernel.hybrid.device import backend_of, log_signals
+from kt_kernel.hybrid.context import HybridContext
+from kt_kernel.hybrid.device import Backend, log_signals
 from kt_kernel.hybrid.experts import DeviceExperts
-from kt_kernel.hybrid.feed import Channel, ExpertFeed
 from kt_kernel.hybrid.fetch import MissFetcher
-from kt_kernel.hybrid.memory_plan import memory_plan, table
+from kt_kernel.hybrid.memory_plan import MemoryRow, memory_plan, table
 from kt_kernel.hybrid.options import HybridOptions
+from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.prefill import LayerwisePrefill
 from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.recording import DistributionRecorder
 from kt_kernel.hybrid.report import report
 from kt_kernel.hybrid.update import BackgroundUpdater
-
-if TYPE_CHECKING:
-    from kt_kernel.hybrid.layer import HybridLayer
 
 logger = logging.getLogger(__name__)
 
@@ -37,50 +33,38 @@ class HybridModel:
     def __init__(
         self, options: HybridOptions, ranks: Ranks = ALONE, device: torch.device | str = "cpu"
     ) -> None:
-        self.options = options
-        self.ranks = ranks
-        self.device = torch.empty(0, device=device).device  # with its number, as the tensors will have it
-        self.backend = backend_of(self.device)
-        self.copies = CopyWorker(self.backend)
-        self.layers: list[HybridLayer] = []
-        self.prefill = LayerwisePrefill(self, options.prefill_threshold)
-        self.misses = MissFetcher(self)
+        self.context = context = HybridContext(options, ranks, device)
+        self.layers: list[PlacedExperts] = []  # in the order in which they run
+        self.updater = BackgroundUpdater(context, self.layers)
+        self.prefill = LayerwisePrefill(
+            context, self.layers, options.prefill_threshold, self._layer_prefilled
+        )
+        self.misses = MissFetcher(context, self.layers)
         # Set by the program that serves, to record which experts ran.
         self.recorder: DistributionRecorder | None = None
-        self._channels: dict[str, Channel] = {}
-        self._chains: dict[Any, DeferralChain] = {}  # by engine; normally one
-        self.updater = BackgroundUpdater(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.context.device
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.context.ranks
+
+    @property
+    def backend(self) -> Backend:
+        return self.context.backend
 
     # ---- for the layers ------------------------------------------------------------------------
 
-    def add(self, layer: HybridLayer) -> int:
+    def add(self, layer: PlacedExperts) -> int:
         """Called by each layer in the order in which they run; returns its position, from 0."""
         self.layers.append(layer)
         return len(self.layers) - 1
 
-    def feed(self, layer: HybridLayer, user: str) -> ExpertFeed:
-        """The way from `layer`'s CPU experts to the device, through memory that only `user` uses.
-
-        The first call for a user is collective. Raises CallOrderError if layers are stored differently.
-        """
-        if user not in self._channels:
-            self._channels[user] = Channel(layer.encoding, self.ranks, self.backend)
-        return ExpertFeed(layer.wrapper, layer.encoding, self._channels[user])
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        """Through which experts go to the device."""
-        return tuple(self._channels.values())
-
-    def chain(self, engine: Any) -> DeferralChain:
-        """What this model's layers on one CPU engine defer with."""
-        if engine not in self._chains:
-            self._chains[engine] = DeferralChain(engine)
-        return self._chains[engine]
-
-    def layer_prefilled(self, layer: HybridLayer, full: DeviceExperts) -> None:
+    def _layer_prefilled(self, layer: PlacedExperts, full: DeviceExperts) -> None:
         """All experts of `layer` are on the device at this point: expert e in slot e of `full`."""
-        if self.options.update_after_prefill:
+        if self.context.options.update_after_prefill:
             self.updater.update_from_full_layer(layer, full)
 
     # ---- for the program that serves -----------------------------------------------------------
@@ -95,7 +79,7 @@ class HybridModel:
             log_signals()
         self.prefill.prepare()
         self.misses.begin_step()
-        logger.info("memory of experts on rank %d:\n%s", self.ranks.rank, table(memory_plan(self)))
+        logger.info("memory of experts on rank %d:\n%s", self.ranks.rank, table(self.memory_plan()))
 
     def begin_step(self) -> None:
         """Before each forward pass of the model, also before a graph is replayed, on the pass's stream.
@@ -107,7 +91,7 @@ class HybridModel:
             return
         if self.recorder is not None:
             self.recorder.begin_step()  # before any placement changes
-        for chain in self._chains.values():
+        for chain in self.context.chains.values():
             chain.drop()  # what a pass that was given up had deferred
         self.prefill.begin_pass()
         self.updater.begin_step()
@@ -117,7 +101,7 @@ class HybridModel:
 
     def _raise_errors_of_callbacks(self) -> None:
         """Last of all: the other ranks have no such errors, and expect this one in their collective calls."""
-        for engine in self._chains:
+        for engine in self.context.chains:
             try:
                 engine.raise_pending_error()
             except ValueError as error:
@@ -135,8 +119,19 @@ class HybridModel:
         """The figures that servers expose (report.py); waits for the device, between two passes."""
         # The stream of whoever asks need not be that of the passes, which count and switch.
         self.backend.synchronize()
-        return report(self)
+        return report(
+            self.context,
+            self.layers,
+            prefill=self.prefill,
+            misses=self.misses,
+            updates=self.updater.figures,
+            memory=self.memory_plan(),
+        )
+
+    def memory_plan(self) -> list[MemoryRow]:
+        """The memory that is taken now, by purpose."""
+        return memory_plan(self.context, self.layers, prefill=self.prefill, misses=self.misses)
 
     def close(self) -> None:
         """Finish what is being copied, and end the copying thread."""
-        self.copies.close()
+        self.context.copies.close()

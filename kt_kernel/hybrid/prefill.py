@@ -13,20 +13,18 @@ and the rest from CPU memory.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import torch
 
 from kt_kernel.errors import KTError
+from kt_kernel.hybrid.context import HybridContext
 from kt_kernel.hybrid.device import Event, is_out_of_memory
 from kt_kernel.hybrid.experts import DeviceExperts, bytes_of_slots
+from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.prefill_plan import STREAMED_LAYERS
 from kt_kernel.hybrid.slots import Placement
-
-if TYPE_CHECKING:
-    from kt_kernel.hybrid.layer import HybridLayer
-    from kt_kernel.hybrid.model import HybridModel
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +34,36 @@ _SLOTS = STREAMED_LAYERS
 _FAILED, _SHORT_OF_MEMORY, _DONE = range(3)
 
 
+# Told of a layer that has run, and of the slots with all its experts: expert e in slot e.
+Prefilled = Callable[[PlacedExperts, DeviceExperts], None]
+
+
 class _FullLayer:
     """Room for all experts of a layer, expert e in slot e."""
 
     def __init__(self, experts: DeviceExperts) -> None:
         self.experts = experts
-        self.layer: HybridLayer | None = None
+        self.layer: PlacedExperts | None = None
         self.filled: Future[tuple[None, Event]] | None = None
 
 
 class LayerwisePrefill:
     """The calls of at least `threshold` rows, 0 = none; all methods belong to the thread that serves."""
 
-    def __init__(self, model: HybridModel, threshold: int) -> None:
+    def __init__(
+        self,
+        context: HybridContext,
+        layers: Sequence[PlacedExperts],
+        threshold: int,
+        prefilled: Prefilled,
+    ) -> None:
         self.threshold = threshold
         self.chunks = 0
         self.fallbacks = 0
         self.bytes_copied = 0
-        self._model = model
+        self._context = context
+        self._layers = layers
+        self._prefilled = prefilled
         self._slots: list[_FullLayer] = []
         self._last_position = -1  # of the layer that ran last in this pass
         self._given_up = False  # for the rest of this pass
@@ -66,7 +76,7 @@ class LayerwisePrefill:
 
     def prepare(self) -> None:
         """Make the slots now, when all layers are there, instead of at the first long prompt."""
-        layer = next(filter(_has_cold_experts, self._model.layers), None)
+        layer = next((layer for layer in self._layers if layer.has_cold_experts), None)
         if self.threshold and layer is not None and not self._have_slots(layer):
             self._say_that_memory_is_short()
 
@@ -75,16 +85,16 @@ class LayerwisePrefill:
         self._last_position = -1
         self._given_up = False
 
-    def takes(self, layer: HybridLayer, hidden: torch.Tensor) -> bool:
+    def takes(self, layer: PlacedExperts, hidden: torch.Tensor) -> bool:
         """Is this a call for `run`?"""
         return (
             0 < self.threshold <= hidden.shape[0]
-            and _has_cold_experts(layer)
-            and not self._model.backend.capturing()
+            and layer.has_cold_experts
+            and not self._context.backend.capturing()
         )
 
     def run(
-        self, layer: HybridLayer, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+        self, layer: PlacedExperts, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor | None:
         """The layer's output from the device alone; None if the call is not for it, or memory is short.
 
@@ -110,13 +120,13 @@ class LayerwisePrefill:
             outcome, failure = (_SHORT_OF_MEMORY, None) if is_out_of_memory(error) else (_FAILED, error)
         if not self._agreed(layer, outcome, failure):
             return None
-        self._model.layer_prefilled(layer, self._slot_with(layer).experts)
+        self._prefilled(layer, self._slot_with(layer).experts)
         return layer.with_deferred(output, hidden)
 
     # ---- one layer -----------------------------------------------------------------------------
 
     def _compute(
-        self, layer: HybridLayer, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+        self, layer: PlacedExperts, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         slot = self._slot_with(layer)
         if slot is None:
@@ -128,9 +138,9 @@ class LayerwisePrefill:
         self._wait_for(slot)
         return slot.experts.compute(hidden, ids, weights)
 
-    def _agreed(self, layer: HybridLayer, outcome: int, failure: Exception | None) -> bool:
+    def _agreed(self, layer: PlacedExperts, outcome: int, failure: Exception | None) -> bool:
         """All ranks go the way of the one that fared worst: is the output good, or is there none?"""
-        worst = self._model.ranks.minimum(outcome)
+        worst = self._context.ranks.minimum(outcome)
         if worst == _DONE:
             return True
         self._release()
@@ -146,24 +156,25 @@ class LayerwisePrefill:
 
     # ---- the slots -----------------------------------------------------------------------------
 
-    def _slot_with(self, layer: HybridLayer) -> _FullLayer | None:
+    def _slot_with(self, layer: PlacedExperts) -> _FullLayer | None:
         return next((slot for slot in self._slots if slot.layer is layer), None)
 
-    def _idle_slot(self, needed: HybridLayer) -> _FullLayer:
+    def _idle_slot(self, needed: PlacedExperts) -> _FullLayer:
         """A slot that does not hold `needed`."""
         return next(slot for slot in self._slots if slot.layer is not needed)
 
-    def _following(self, layer: HybridLayer) -> HybridLayer | None:
+    def _following(self, layer: PlacedExperts) -> PlacedExperts | None:
         """The next layer of the pass that will want a slot."""
-        return next(filter(_has_cold_experts, self._model.layers[layer.position + 1 :]), None)
+        later = self._layers[layer.position + 1 :]
+        return next((other for other in later if other.has_cold_experts), None)
 
-    def _fill(self, slot: _FullLayer, layer: HybridLayer) -> None:
+    def _fill(self, slot: _FullLayer, layer: PlacedExperts) -> None:
         """Start to copy all experts of `layer` into `slot`, behind the computation that may still read it."""
         placement = layer.placement.current
         slot.layer = layer
-        slot.filled = self._model.copies.start(lambda: self._copy_all(slot.experts, layer, placement))
+        slot.filled = self._context.copies.start(lambda: self._copy_all(slot.experts, layer, placement))
 
-    def _copy_all(self, target: DeviceExperts, layer: HybridLayer, placement: Placement) -> None:
+    def _copy_all(self, target: DeviceExperts, layer: PlacedExperts, placement: Placement) -> None:
         """On the copying thread. `placement` was current when the copy was started: an update's copy that
         may write to its slots comes behind this one.
         """
@@ -183,19 +194,19 @@ class LayerwisePrefill:
         _, event = filled.result()
         event.wait()
 
-    def _have_slots(self, layer: HybridLayer) -> bool:
+    def _have_slots(self, layer: PlacedExperts) -> bool:
         """Make the slots at the first use. If one rank has no memory for them, none makes them now."""
         if self._slots:
             return True
         experts = self._new_experts(layer)
-        if self._model.ranks.minimum(len(experts)) == _SLOTS:
+        if self._context.ranks.minimum(len(experts)) == _SLOTS:
             self._slots = [_FullLayer(room) for room in experts]
             return True
         del experts
-        self._model.backend.release_memory()
+        self._context.backend.release_memory()
         return False
 
-    def _new_experts(self, layer: HybridLayer) -> list[DeviceExperts]:
+    def _new_experts(self, layer: PlacedExperts) -> list[DeviceExperts]:
         try:
             return [layer.new_experts(layer.num_experts) for _ in range(_SLOTS)]
         except Exception as error:
@@ -205,12 +216,12 @@ class LayerwisePrefill:
 
     def _release(self) -> None:
         """Free the slots once nobody works with them, also no job that broke off."""
-        self._model.copies.start(lambda: None).result()
+        self._context.copies.start(lambda: None).result()
         # Freed memory is given away again in the order of the stream that it was taken on; those that copy
         # and compute may be others.
-        self._model.backend.synchronize()
+        self._context.backend.synchronize()
         self._slots = []
-        self._model.backend.release_memory()
+        self._context.backend.release_memory()
 
     def _fall_back(self) -> None:
         """Leave the rest of the pass to CPU and device together."""
@@ -228,7 +239,3 @@ class LayerwisePrefill:
                 _SLOTS,
                 self.threshold,
             )
-
-
-def _has_cold_experts(layer: HybridLayer) -> bool:
-    return layer.placement.current.count < layer.num_experts

@@ -12,18 +12,18 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from kt_kernel.errors import CallOrderError
 from kt_kernel.hybrid.activation import COUNTS_KEY
+from kt_kernel.hybrid.device import Backend
+from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.slots import Placement
 from kt_kernel.hybrid.statistics import totals_of
-
-if TYPE_CHECKING:
-    from kt_kernel.hybrid.model import HybridModel
 
 MASKS_KEY = "gpu_expert_masks"
 STEPS_KEPT = 1000
@@ -37,14 +37,21 @@ class _Step(NamedTuple):
 
 
 class DistributionRecorder:
-    """Records the layers of `model`, a model of `num_layers` decoder layers.
+    """Records `layers`, the layers with experts of a model of `num_layers` decoder layers.
 
     For the thread that serves; all but `begin_step` may be called while another stream is current than the
     one of the passes.
     """
 
-    def __init__(self, model: HybridModel, num_layers: int, steps: int = STEPS_KEPT) -> None:
-        self._model = model
+    def __init__(
+        self,
+        layers: Sequence[PlacedExperts],
+        backend: Backend,
+        num_layers: int,
+        steps: int = STEPS_KEPT,
+    ) -> None:
+        self._layers = layers
+        self._backend = backend
         self._num_layers = num_layers
         self._steps: deque[_Step] = deque(maxlen=steps)
         self._counted: torch.Tensor | None = None  # int64 [MoE layers, E] at the last step; None = off
@@ -52,12 +59,12 @@ class DistributionRecorder:
     def start(self) -> None:
         """Begin to record; what was recorded before is forgotten."""
         self._steps.clear()
-        self._model.backend.synchronize()
+        self._backend.synchronize()
         self._counted = self._totals()
 
     def stop(self) -> None:
         """Record no further steps; those recorded are kept."""
-        self._model.backend.synchronize()
+        self._backend.synchronize()
         self.begin_step()
         self._counted = None
 
@@ -69,18 +76,18 @@ class DistributionRecorder:
         uses = (totals - self._counted).to(torch.int32)
         self._counted = totals
         if bool(uses.any()):
-            self._steps.append(_Step(uses, tuple(layer.placement.current for layer in self._model.layers)))
+            self._steps.append(_Step(uses, tuple(layer.placement.current for layer in self._layers)))
 
     def recorded(self) -> dict[str, torch.Tensor]:
         """The two tensors of this file's head, by name. Raises CallOrderError if no step was recorded."""
-        self._model.backend.synchronize()
+        self._backend.synchronize()
         self.begin_step()
         if not self._steps:
             raise CallOrderError(
                 "no expert distribution was recorded, expected at least one step; start recording, let the "
                 "model answer, then ask again."
             )
-        rows = [layer.layer_idx for layer in self._model.layers]
+        rows = [layer.layer_idx for layer in self._layers]
         shape = (len(self._steps), self._num_layers, self._steps[0].uses.shape[1])
         counts = torch.zeros(shape, dtype=torch.int32)
         masks = torch.zeros(shape, dtype=torch.bool)
@@ -100,4 +107,4 @@ class DistributionRecorder:
         return path
 
     def _totals(self) -> torch.Tensor:
-        return totals_of([layer.statistics for layer in self._model.layers])
+        return totals_of([layer.statistics for layer in self._layers])

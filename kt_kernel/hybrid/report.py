@@ -2,53 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kt_kernel.hybrid.memory_plan import memory_plan
+from kt_kernel.hybrid.context import HybridContext
+from kt_kernel.hybrid.fetch import MissFetcher
+from kt_kernel.hybrid.memory_plan import MemoryRow
+from kt_kernel.hybrid.placed import PlacedExperts
+from kt_kernel.hybrid.prefill import LayerwisePrefill
+from kt_kernel.hybrid.update import UpdateFigures
 
-if TYPE_CHECKING:
-    from kt_kernel.hybrid.layer import HybridLayer
-    from kt_kernel.hybrid.model import HybridModel
 
-
-def report(model: HybridModel) -> dict[str, Any]:
+def report(
+    context: HybridContext,
+    layers: Sequence[PlacedExperts],
+    *,
+    prefill: LayerwisePrefill,
+    misses: MissFetcher,
+    updates: UpdateFigures,
+    memory: list[MemoryRow],
+) -> dict[str, Any]:
     """Where the experts are, how often they were found there, and what was copied and computed.
 
     Rates are None before there is anything to divide by; `cpu` is that of this process's engine.
     """
-    layers = [_layer(layer) for layer in model.layers]
-    hits = sum(layer.pop("hits") for layer in layers)
-    updates = model.updater.figures
+    rows = [_layer(layer) for layer in layers]
+    hits = sum(row.pop("hits") for row in rows)
     copied = {
         "update": updates.bytes_copied,
-        "prefill": model.prefill.bytes_copied,
-        "misses": model.misses.bytes_copied,
+        "prefill": prefill.bytes_copied,
+        "misses": misses.bytes_copied,
     }
     return {
-        "layers": layers,
-        "experts": sum(layer.num_experts for layer in model.layers),
-        "device_experts": sum(len(layer["device_experts"]) for layer in layers),
-        "hit_rate": _ratio(hits, sum(layer["uses"] for layer in layers)),
+        "layers": rows,
+        "experts": sum(layer.num_experts for layer in layers),
+        "device_experts": sum(len(row["device_experts"]) for row in rows),
+        "hit_rate": _ratio(hits, sum(row["uses"] for row in rows)),
         "updates": updates.updates,
         "experts_moved": updates.experts_moved,
         "bytes_copied": sum(copied.values()),
         "bytes": copied,
         "prefill": {
-            "threshold": model.prefill.threshold,
-            "chunks": model.prefill.chunks,
-            "fallbacks": model.prefill.fallbacks,
+            "threshold": prefill.threshold,
+            "chunks": prefill.chunks,
+            "fallbacks": prefill.fallbacks,
         },
-        "cpu": _cpu(model),
-        "memory": [asdict(row) for row in memory_plan(model)],
-        "deferred": max((_deferred(layer) for layer in model.layers), default=0),
-        "miss_policy": model.options.miss_policy,
+        "cpu": _cpu(layers),
+        "memory": [asdict(row) for row in memory],
+        "deferred": max((_deferred(layer) for layer in layers), default=0),
+        "miss_policy": context.options.miss_policy,
     }
 
 
-def _layer(layer: HybridLayer) -> dict[str, Any]:
+def _layer(layer: PlacedExperts) -> dict[str, Any]:
     current = layer.placement.current
-    hits, uses = layer.statistics.hits(layer.placement.tables(layer.model.device))
+    hits, uses = layer.statistics.hits(layer.placement.tables(layer.context.device))
     return {
         "layer": layer.layer_idx,
         "device_experts": list(current.experts),
@@ -60,13 +69,13 @@ def _layer(layer: HybridLayer) -> dict[str, Any]:
     }
 
 
-def _deferred(layer: HybridLayer) -> int:
+def _deferred(layer: PlacedExperts) -> int:
     return 0 if layer.wrapper is None else layer.wrapper.max_deferred_experts_per_token
 
 
-def _cpu(model: HybridModel) -> dict[str, Any]:
+def _cpu(layers: Sequence[PlacedExperts]) -> dict[str, Any]:
     """Summed over the engines of the layers, normally one."""
-    engines = {layer.wrapper.cpu_infer for layer in model.layers if layer.wrapper is not None}
+    engines = {layer.wrapper.cpu_infer for layer in layers if layer.wrapper is not None}
     stats = [engine.stats() for engine in engines]
     seconds, bytes_read = (sum(entry[name] for entry in stats) for name in ("seconds", "bytes"))
     return {

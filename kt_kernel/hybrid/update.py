@@ -15,20 +15,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from kt_kernel.hybrid.context import HybridContext
 from kt_kernel.hybrid.device import Event
 from kt_kernel.hybrid.experts import DeviceExperts
+from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.plan import Move, admitted, choose, retired
 from kt_kernel.hybrid.slots import Placement
-
-if TYPE_CHECKING:
-    from kt_kernel.hybrid.layer import HybridLayer
-    from kt_kernel.hybrid.model import HybridModel
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class UpdateFigures:
 class _Copy(NamedTuple):
     """`result`: the bytes that went to the device, and when they were there."""
 
-    layer: HybridLayer
+    layer: PlacedExperts
     moves: tuple[Move, ...]
     result: Future[tuple[int, Event]]
 
@@ -68,22 +67,24 @@ class _Copy(NamedTuple):
 
 
 class BackgroundUpdater:
-    """The updates of one model; its methods belong to the thread that serves, in the same order on all
-    ranks.
+    """The updates of the `layers` of one model.
+
+    Its methods belong to the thread that serves, in the same order on all ranks.
     """
 
-    def __init__(self, model: HybridModel) -> None:
+    def __init__(self, context: HybridContext, layers: Sequence[PlacedExperts]) -> None:
         self.figures = UpdateFigures()
-        self._model = model
+        self._context = context
+        self._layers = layers
         self._steps = 0
-        self._planned: deque[tuple[HybridLayer, torch.Tensor]] = deque()  # with the layer's counts
+        self._planned: deque[tuple[PlacedExperts, torch.Tensor]] = deque()  # with the layer's counts
         self._copy: _Copy | None = None
 
     def begin_step(self) -> None:
         """To be called before each forward pass, on the stream that it will use, and not while a graph is
         captured.
         """
-        interval = self._model.options.update_interval
+        interval = self._context.options.update_interval
         if not interval:
             return
         self._steps += 1
@@ -97,7 +98,7 @@ class BackgroundUpdater:
         while self._planned and self._copy is None:
             self._start(*self._planned.popleft())
 
-    def update_from_full_layer(self, layer: HybridLayer, full: DeviceExperts) -> None:
+    def update_from_full_layer(self, layer: PlacedExperts, full: DeviceExperts) -> None:
         """Give the slots of `layer` to its most used experts at once; slot e of `full` holds expert e.
 
         Waits for the counts, and enqueues the copies on the current stream. A layer that has no slots, or
@@ -106,7 +107,7 @@ class BackgroundUpdater:
         if layer.resident is None or (self._copy is not None and self._copy.layer is layer):
             return
         layer.statistics.advance()
-        moves = choose(self._model.ranks.broadcast(layer.statistics.decayed), layer.placement.current)
+        moves = choose(self._context.ranks.broadcast(layer.statistics.decayed), layer.placement.current)
         if not moves:
             return
         self._switch(layer, retired(layer.placement.current, moves))
@@ -117,25 +118,25 @@ class BackgroundUpdater:
     # ---- the steps of an update ----------------------------------------------------------------
 
     def _plan(self) -> None:
-        layers = [layer for layer in self._model.layers if layer.resident is not None]
+        layers = [layer for layer in self._layers if layer.resident is not None]
         for layer in layers:
             layer.statistics.advance()
         # Rank 0 decides: a router that rounds differently on another rank must not split them.
-        counts = self._model.ranks.broadcast([layer.statistics.decayed for layer in layers])
+        counts = self._context.ranks.broadcast([layer.statistics.decayed for layer in layers])
         self._planned.extend(zip(layers, counts, strict=True))
 
-    def _start(self, layer: HybridLayer, uses: torch.Tensor) -> None:
+    def _start(self, layer: PlacedExperts, uses: torch.Tensor) -> None:
         """Begin to copy what the layer's placement of this moment lacks, if anything."""
         moves = choose(uses, layer.placement.current, _MARGIN)
         if not moves:
             return
         self._switch(layer, retired(layer.placement.current, moves))
         slots = {move.entering: move.slot for move in moves}
-        self._copy = _Copy(layer, moves, self._model.copies.start(lambda: layer.fill_slots(slots)))
+        self._copy = _Copy(layer, moves, self._context.copies.start(lambda: layer.fill_slots(slots)))
 
     def _finished(self, copy: _Copy) -> bool:
         """Admit what all ranks have; False while one is still copying."""
-        state = self._model.ranks.minimum(copy.state())
+        state = self._context.ranks.minimum(copy.state())
         if state == _RUNNING:
             return False
         if state == _FAILED:
@@ -147,7 +148,7 @@ class BackgroundUpdater:
         self.figures.bytes_copied += written
         return True
 
-    def _admit(self, layer: HybridLayer, moves: tuple[Move, ...]) -> None:
+    def _admit(self, layer: PlacedExperts, moves: tuple[Move, ...]) -> None:
         self._switch(layer, admitted(layer.placement.current, moves))
         self.figures.updates += 1
         self.figures.experts_moved += len(moves)
@@ -162,6 +163,6 @@ class BackgroundUpdater:
             exc_info=copy.result.exception(),
         )
 
-    def _switch(self, layer: HybridLayer, new: Placement) -> None:
-        layer.statistics.settle(layer.placement.tables(self._model.device))
+    def _switch(self, layer: PlacedExperts, new: Placement) -> None:
+        layer.statistics.settle(layer.placement.tables(self._context.device))
         layer.placement.switch(new)

@@ -136,8 +136,9 @@ class _Served:
         options = HybridOptions(prefill_threshold=THRESHOLD, update_after_prefill=True, update_interval=1)
         self.device = device
         self.model = HybridModel(options)
-        self.model.copies.close()
-        self.model.backend, self.model.copies = device, CopyWorker(device)
+        context = self.model.context
+        context.copies.close()
+        context.backend, context.copies = device, CopyWorker(device)
         self.everything = [_all_experts(layer) for layer in MOE_LAYERS]
         self.layers = [
             self._layer(*layer_and_all) for layer_and_all in zip(MOE_LAYERS, self.everything, strict=True)

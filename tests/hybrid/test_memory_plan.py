@@ -9,7 +9,7 @@ import torch
 from hybrid_models import EXPERTS, HIDDEN, INTERMEDIATE, MOE_LAYERS, Engine, all_zero_masks
 
 from kt_kernel.calls.buffers import BufferCache, BufferKey
-from kt_kernel.hybrid.memory_plan import DEVICE, HOST, MemoryRow, memory_plan, table
+from kt_kernel.hybrid.memory_plan import DEVICE, HOST, MemoryRow, table
 from kt_kernel.hybrid.options import HybridOptions
 
 SLOT = 3 * HIDDEN * INTERMEDIATE * 4  # float32
@@ -17,7 +17,7 @@ SLOT = 3 * HIDDEN * INTERMEDIATE * 4  # float32
 
 def plan(engine: Engine) -> dict[str, MemoryRow]:
     """Of experts on their way, the row of the host."""
-    return {row.what: row for row in memory_plan(engine.model)}
+    return {row.what: row for row in engine.model.memory_plan()}
 
 
 def test_a_model_without_experts_on_the_device_takes_host_memory_only():
@@ -37,7 +37,7 @@ def test_every_purpose_has_its_bytes_once_it_is_prepared(monkeypatch, tmp_path):
         before = plan(engine)
         engine.model.prepare()
         rows = plan(engine)
-        staging = [row for row in memory_plan(engine.model) if row.what == "staging of copied experts"]
+        staging = [row for row in engine.model.memory_plan() if row.what == "staging of copied experts"]
         images = engine.layers[0].encoding.bytes
     assert rows["resident experts"] == MemoryRow("resident experts", DEVICE, 5 * SLOT)
     assert "slots of layerwise prefill" not in before
@@ -57,7 +57,7 @@ def test_the_table_is_logged_when_a_model_is_prepared_and_reported_later(caplog)
     ):
         engine.model.prepare()
         report = engine.model.report()["memory"]
-        assert table(memory_plan(engine.model)) in caplog.text
+        assert table(engine.model.memory_plan()) in caplog.text
     assert {"what": "slots of layerwise prefill", "where": DEVICE, "bytes": 2 * EXPERTS * SLOT} in report
 
 

@@ -39,7 +39,7 @@ def forward(model: SimpleNamespace, *ids: int) -> None:
 
 def test_each_step_has_its_own_uses_and_its_own_placement():
     model = model_of(1, 3)
-    recorder = DistributionRecorder(model, num_layers=4)
+    recorder = DistributionRecorder(model.layers, model.backend, num_layers=4)
     forward(model, 3, 3)  # before recording
     recorder.start()
     recorder.begin_step()
@@ -62,7 +62,7 @@ def test_each_step_has_its_own_uses_and_its_own_placement():
 
 def test_the_file_is_one_that_the_next_start_reads(tmp_path):
     model = model_of(0, 1)
-    recorder = DistributionRecorder(model, num_layers=2)
+    recorder = DistributionRecorder(model.layers, model.backend, num_layers=2)
     recorder.start()
     for _ in range(3):
         recorder.begin_step()
@@ -74,7 +74,7 @@ def test_the_file_is_one_that_the_next_start_reads(tmp_path):
 
 def test_memory_is_bounded_and_the_last_steps_are_kept():
     model = model_of(0)
-    recorder = DistributionRecorder(model, num_layers=1, steps=2)
+    recorder = DistributionRecorder(model.layers, model.backend, num_layers=1, steps=2)
     recorder.start()
     for expert in (0, 1, 2):
         recorder.begin_step()
@@ -84,7 +84,7 @@ def test_memory_is_bounded_and_the_last_steps_are_kept():
 
 def test_nothing_is_kept_of_an_earlier_recording():
     model = model_of(0)
-    recorder = DistributionRecorder(model, num_layers=1)
+    recorder = DistributionRecorder(model.layers, model.backend, num_layers=1)
     recorder.start()
     forward(model, 0)
     recorder.stop()
@@ -95,7 +95,7 @@ def test_nothing_is_kept_of_an_earlier_recording():
 
 def test_steps_without_tokens_are_not_recorded():
     model = model_of(0)
-    recorder = DistributionRecorder(model, num_layers=1)
+    recorder = DistributionRecorder(model.layers, model.backend, num_layers=1)
     recorder.start()
     for _ in range(3):
         recorder.begin_step()

@@ -30,7 +30,7 @@ def serve(engine: Engine, steps: int, seed: int) -> None:
             layer.forward(
                 rows, torch.multinomial(likelihood, TOP_K, generator=generator), torch.rand(2, TOP_K)
             )
-        engine.model.copies.start(lambda: None).result()  # a pass takes long enough for a copy
+        engine.model.context.copies.start(lambda: None).result()  # a pass takes long enough for a copy
 
 
 def uses(engine: Engine) -> torch.Tensor:
@@ -56,7 +56,9 @@ def test_updates_reach_the_best_static_placement_and_copy_what_enters_and_no_mor
 
 def test_frequency_placement_from_a_recorded_file_is_as_good_as_the_best(tmp_path):
     with Engine(masks("uniform"), HybridOptions()) as engine:
-        engine.model.recorder = DistributionRecorder(engine.model, DECODER_LAYERS)
+        engine.model.recorder = DistributionRecorder(
+            engine.model.layers, engine.model.backend, DECODER_LAYERS
+        )
         engine.model.recorder.start()
         serve(engine, 200, seed=3)
         path = engine.model.recorder.save(tmp_path)

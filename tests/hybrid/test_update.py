@@ -79,14 +79,13 @@ class Layer:
 
 
 def updater_of(*layers: Layer, interval: int = 1, ranks=ALONE) -> BackgroundUpdater:
-    model = SimpleNamespace(
-        layers=layers,
+    context = SimpleNamespace(
         options=HybridOptions(update_interval=interval),
         ranks=ranks,
         device=CPU,
         copies=CopyWorker(backend_of(CPU)),
     )
-    return BackgroundUpdater(model)
+    return BackgroundUpdater(context, layers)
 
 
 def skewed(layer: int, topic: int = 0) -> torch.Tensor:

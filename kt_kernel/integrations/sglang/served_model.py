@@ -34,7 +34,9 @@ class ServedModel:
         self.hybrid = HybridModel(settings.options.hybrid(), self.ranks, device)
         self.recorder: DistributionRecorder | None = None
         if settings.records and self.ranks.rank == 0:
-            self.recorder = DistributionRecorder(self.hybrid, settings.layout.num_layers)
+            self.recorder = DistributionRecorder(
+                self.hybrid.layers, self.hybrid.backend, settings.layout.num_layers
+            )
             self.hybrid.recorder = self.recorder
         self._failure: str | None = None
 
