@@ -19,13 +19,17 @@ in the form in which they are stored, [experts, ceil(rows / rows of a block), gr
     GPTQ_INT4       int4   `group` columns, 0 = the row   (code - 8) * scale
     MXFP4           e2m1   32 columns of a row            e2m1(code) * 2^(scale - 127)
     NVFP4           e2m1   16 columns of a row            e2m1(code) * e4m3(scale) * factor of the matrix
+    AMXINT4         int4   `group` columns, 0 = the row   (code - 8) * scale
+    AMXINT8         int8   `group` columns, 0 = the row   code * scale
+
+A Format also says what its layer multiplies the weights with: activations of bf16 or int8.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,7 +76,8 @@ E4M3 = np.array([e4m3(byte) for byte in range(256)])
 E4M3_NAN = (0x7F, 0xFF)
 INT4 = np.arange(16) - 8.0
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-TABLES = {"e4m3": E4M3, "int4": INT4, "e2m1": E2M1}
+INT8 = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float64)  # by the byte
+TABLES = {"e4m3": E4M3, "int4": INT4, "e2m1": E2M1, "int8": INT8}
 
 
 def finite_codes(kind: str) -> np.ndarray:
@@ -90,8 +95,11 @@ CODES = {
     "GPTQ_INT4": "int4",
     "MXFP4": "e2m1",
     "NVFP4": "e2m1",
+    "AMXINT4": "int4",
+    "AMXINT8": "int8",
 }
 METHODS = tuple(CODES)
+OTHER_NAMES = {"MOE_INT4": "AMXINT4", "MOE_INT8": "AMXINT8"}
 # What a scale is stored as; "float" is bf16, f16 or f32, as the caller says.
 SCALES = {
     "BF16": None,
@@ -102,18 +110,26 @@ SCALES = {
     "GPTQ_INT4": "float",
     "MXFP4": "ue8m0",
     "NVFP4": "e4m3",
+    "AMXINT4": "float",
+    "AMXINT8": "float",
 }
 FIXED_GROUPS = {"FP8": 128, "MXFP8": 32, "MXFP4": 32, "NVFP4": 16}
-CHOOSE_GROUP = ("RAWINT4", "GPTQ_INT4")
+CHOOSE_GROUP = ("RAWINT4", "GPTQ_INT4", "AMXINT4", "AMXINT8")
+# Codes that are small integers but for a factor: what int8 activations may be multiplied with.
+INTEGER_CODES = ("int4", "e2m1", "int8")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A method and what a checkpoint may choose within it. group: columns, 0 = one scale per row."""
+    """A method, what a checkpoint may choose within it, and what its layer multiplies ("bf16" or "int8").
+
+    group: columns, 0 = one scale per row.
+    """
 
     method: str
     group: int = 0
     scale_dtype: int = F32
+    activations: str = "bf16"
 
     def __str__(self) -> str:
         parts = [self.method]
@@ -121,6 +137,8 @@ class Format:
             parts.append(f"g{self.group}" if self.group else "row")
         if self.scale_kind == "float":
             parts.append(DTYPE_NAMES[self.scale_dtype])
+        if self.activations != "bf16":
+            parts.append(f"by-{self.activations}")
         return "-".join(parts)
 
     @property
@@ -143,7 +161,8 @@ class Format:
     def column_step(self) -> int:
         """The number of columns is a multiple of this."""
         if self.method in CHOOSE_GROUP:
-            return math.lcm(self.group or 1, 8 if self.method == "GPTQ_INT4" else 2)
+            word = {"GPTQ_INT4": 8, "AMXINT8": 1}.get(self.method, 2)
+            return math.lcm(self.group or 1, word)
         return {"MXFP8": 32, "MXFP4": 32, "NVFP4": 16}.get(self.method, 1)
 
     def fit(self, size: int) -> int:
@@ -189,6 +208,10 @@ class Format:
 # ---- layouts ------------------------------------------------------------------------------------
 
 
+WHOLE_CODES = ("bf16", "e4m3", "int8")  # a number of the tensor each
+NIBBLE_PAIRS = ("MXFP4", "NVFP4", "AMXINT4")  # bytes: even columns low, odd columns high
+
+
 def words_of_nibbles(nibbles: np.ndarray) -> np.ndarray:
     """[..., 8 n] nibbles -> [..., n] int32: nibble 8 j + i in bits 4 i .. 4 i + 3 of word j."""
     places = nibbles.reshape(*nibbles.shape[:-1], -1, 8).astype(np.uint32) << np.arange(
@@ -204,9 +227,9 @@ def nibbles_of_words(words: np.ndarray) -> np.ndarray:
 
 def pack(method: str, codes: np.ndarray) -> np.ndarray:
     """[..., rows, columns] codes -> the weight tensor of a checkpoint. Unused nibbles of RAWINT4 hold 15."""
-    if CODES[method] in ("bf16", "e4m3"):
+    if CODES[method] in WHOLE_CODES:
         return np.ascontiguousarray(codes)
-    if CODES[method] == "e2m1":
+    if method in NIBBLE_PAIRS:
         return codes[..., 0::2] | codes[..., 1::2] << 4
     if method == "GPTQ_INT4":
         return np.ascontiguousarray(words_of_nibbles(codes).swapaxes(-1, -2))
@@ -216,9 +239,9 @@ def pack(method: str, codes: np.ndarray) -> np.ndarray:
 
 def unpack(method: str, weight: np.ndarray, columns: int) -> np.ndarray:
     """The inverse of pack."""
-    if CODES[method] in ("bf16", "e4m3"):
+    if CODES[method] in WHOLE_CODES:
         return weight
-    if CODES[method] == "e2m1":
+    if method in NIBBLE_PAIRS:
         return np.stack([weight & 15, weight >> 4], axis=-1).reshape(*weight.shape[:-1], columns)
     if method == "GPTQ_INT4":
         return nibbles_of_words(np.ascontiguousarray(weight.swapaxes(-1, -2)))
@@ -306,7 +329,8 @@ def random_matrix(rng: np.random.Generator, format: Format, experts: int, rows: 
 
 # ---- what the tests walk through ----------------------------------------------------------------
 
-SMALL_SWEEP = os.environ.get("KT_TEST_SWEEP") == "small"
+SWEEP = os.environ.get("KT_TEST_SWEEP", "all")  # or "capped", "small"
+SMALL_SWEEP = SWEEP == "small"
 
 # One format per method, the one most checkpoints use: for wide sweeps.
 PLAIN = Format("BF16")
@@ -319,9 +343,12 @@ ONE_PER_METHOD = (
     Format("GPTQ_INT4", 128, F16),
     Format("MXFP4"),
     Format("NVFP4"),
+    Format("AMXINT4", 128),
+    Format("AMXINT8"),
 )
+ONE_OF_EACH_CODE = tuple(f for f in ONE_PER_METHOD if f.method in ("RAWINT4", "MXFP4", "AMXINT8"))
 # Other dtypes of scales; groups below, at and above the 128 columns of a kernel's longest step, some that do
-# not divide it; one scale per row.
+# not divide it; one scale per row. Methods of the same codes differ in how their checkpoints are read alone.
 FORMATS = (
     *ONE_PER_METHOD,
     Format("FP8", scale_dtype=BF16),
@@ -336,11 +363,9 @@ FORMATS = (
     Format("RAWINT4", 320, F32),
     *[Format("RAWINT4", 0, dtype) for dtype in (BF16, F16, F32)],
     Format("GPTQ_INT4", 16, BF16),
-    Format("GPTQ_INT4", 32, F16),
-    Format("GPTQ_INT4", 64, BF16),
-    Format("GPTQ_INT4", 128, F32),
     Format("GPTQ_INT4", 160, F32),
-    *[Format("GPTQ_INT4", 0, dtype) for dtype in (BF16, F16, F32)],
+    Format("GPTQ_INT4", 0, F16),
+    *[Format("AMXINT8", group) for group in (16, 48, 256)],
 )
 if SMALL_SWEEP:
     FORMATS = (
@@ -349,4 +374,23 @@ if SMALL_SWEEP:
         Format("RAWINT4", 48, BF16),
         Format("RAWINT4", 0, F32),
         Format("GPTQ_INT4", 16, BF16),
+        Format("AMXINT8", 32),
     )
+
+
+def by_int8(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """Those of the formats that int8 activations can be multiplied with, multiplied with them."""
+    return tuple(replace(f, activations="int8") for f in formats if f.codes in INTEGER_CODES)
+
+
+# Codes, steps and types of scales, which is all that kernels with int8 activations know of a method.
+INT8_PATHS = tuple(
+    dict.fromkeys(by_int8((*ONE_PER_METHOD, *[f for f in FORMATS if f.method in ("RAWINT4", "AMXINT8")])))
+)
+# What the tests walk through: weights with either kind of activations. Capped processes must give the bits of
+# one that walks through all (test_every_cpu_variant.py): with int8 they take each type of codes once.
+ONE_PER_PATH = (*ONE_PER_METHOD, *by_int8(ONE_PER_METHOD))
+PATHS = (*FORMATS, *INT8_PATHS)
+if SWEEP != "all":
+    ONE_PER_PATH = (*ONE_PER_METHOD, *[f for f in INT8_PATHS if f in by_int8(ONE_OF_EACH_CODE)])
+    PATHS = (*FORMATS, *ONE_PER_PATH[len(ONE_PER_METHOD) :])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from formats import BF16, F32
+from formats import BF16, CODES, F32, INTEGER_CODES, METHODS
 from harness import (
     arguments,
     build_layer,
@@ -76,6 +76,17 @@ def test_impossible_layer_size(name, value):
 def test_unknown_method_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'FP3'.*BF16"):
         make_layer(ENGINE, EXPERTS, method="FP3")
+
+
+def test_unknown_activations_name_the_known_ones():
+    with pytest.raises(ValueError, match=r"'fp4'.*auto, bf16 or int8"):
+        make_layer(ENGINE, EXPERTS, activations="fp4")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if CODES[method] not in INTEGER_CODES])
+def test_activations_that_a_method_does_not_have(method):
+    with pytest.raises(ValueError, match=rf"{method} .*int8 activations.*bf16"):
+        make_layer(ENGINE, EXPERTS, method=method, activations="int8")
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan")])

@@ -1,23 +1,22 @@
 """Risk: arithmetic right on whole numbers and wrong on real ones: lost bits, an inexact exp, double rounding.
 
-Bound: NMSE <= 1e-5 against exactly decoded weights and double sums. Expected on random data: about 2e-6 for
-kernels that round the SwiGLU output to bf16, 1e-13 for those that keep it in fp32, plus 1.4e-6 for a bf16
-output.
+Bound: NMSE <= 1e-5 against exactly decoded weights and double sums, 2e-4 with int8 activations. Expected on
+random data: 2e-6 for kernels that round the SwiGLU output to bf16, 1e-13 for those that keep it in fp32, 1e-4
+with int8 activations; plus 1.4e-6 for a bf16 output.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from formats import BF16, F16, F32, ONE_PER_METHOD, decode, encode
+from formats import BF16, F16, F32, ONE_PER_PATH, decode, encode
 from harness import (
-    NMSE_BOUND,
     Call,
     arguments,
+    assert_close,
     build_layer,
     every_format_and_shape,
     ext,
-    nmse,
     random_call,
     random_experts,
     reference,
@@ -27,11 +26,6 @@ from harness import (
 )
 
 ENGINE = ext.Engine(2)
-
-
-def assert_close(output: np.ndarray, expected: np.ndarray, dtype: int = F32) -> None:
-    error = nmse(decode(output, dtype), expected)
-    assert error <= NMSE_BOUND, f"NMSE {error:.2e} is above {NMSE_BOUND:.0e}"
 
 
 @pytest.mark.parametrize(("format", "hidden", "intermediate"), every_format_and_shape())
@@ -44,22 +38,22 @@ def test_error_against_double_sums_for_every_token_count(format, hidden, interme
     expected = reference(experts, call)
     layer = build_layer(ENGINE, experts)
     for tokens in token_counts(format):
-        assert_close(run(layer, call.rows(slice(tokens))), expected[:tokens])
+        assert_close(format, run(layer, call.rows(slice(tokens))), expected[:tokens])
 
 
 @pytest.mark.parametrize(("hidden_dtype", "output_dtype"), [(BF16, F32), (F16, BF16), (F32, F16)])
-@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+@pytest.mark.parametrize("format", ONE_PER_PATH, ids=str)
 def test_error_for_each_dtype_in_and_out(format, hidden_dtype, output_dtype):
     experts = random_experts(2, 4, 72, 200, format)
     layer = build_layer(ENGINE, experts)
     call = random_call(2, experts, 64, top_k=2)
     values = np.random.default_rng(2).standard_normal(call.hidden.shape, dtype=np.float32)
     call = call.with_hidden(values, hidden_dtype)
-    assert_close(run(layer, call, output_dtype), reference(experts, call), output_dtype)
+    assert_close(format, run(layer, call, output_dtype), reference(experts, call), output_dtype)
 
 
 @pytest.mark.parametrize("output_dtype", [BF16, F16, F32])
-@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+@pytest.mark.parametrize("format", ONE_PER_PATH, ids=str)
 def test_the_output_is_the_fp32_sum_rounded_once_to_nearest_even(format, output_dtype):
     experts = random_experts(3, 4, 72, 40, format)
     layer = build_layer(ENGINE, experts)

@@ -13,8 +13,8 @@ import re
 
 import pytest
 import trapped_amx
-from formats import CODES, METHODS
-from harness import chosen_kernels
+from formats import CODES, INT8_PATHS, OTHER_NAMES
+from harness import chosen_kernels, ext, make_layer, random_experts
 from isolation import python
 
 AVX2 = {"avx2", "fma", "f16c"}
@@ -27,24 +27,34 @@ AMX = AVX512_BF16 | {"amx_tile", "amx_bf16", "amx_int8"}
 DETECTED = trapped_amx.detected()
 WITH_TRAPS = trapped_amx.seen()
 # The look-ups of these kernels need VBMI, which all CPUs with AVX512-BF16 but Cooper Lake have.
-E4M3_BF16 = "e4m3.avx512_bf16" if "avx512_vbmi" in DETECTED else "e4m3.avx512"
+E4M3_BF16 = "avx512_bf16" if "avx512_vbmi" in DETECTED else "avx512"
+FMA = "_fma" if "fma_beats_dot" in WITH_TRAPS else ""
 
-# AMX has kernels for bf16 only.
-SUFFIX = "_fma" if "fma_beats_dot" in WITH_TRAPS else ""
-BESIDE_AMX = (E4M3_BF16 + SUFFIX, "code4.avx512_bf16" + SUFFIX)
 
-# variant -> (features it needs, the kernels it must choose for bf16, e4m3 and 4-bit codes)
+def kernels(bf16: str, e4m3: str, code4: str, int8: str, integers: str) -> dict[tuple[str, str], str]:
+    """(codes, activations) -> name: from the end of each with bf16 activations, and of those with int8."""
+    by_bf16 = {"bf16": bf16, "e4m3": e4m3, "code4": code4, "int8": int8}
+    return {
+        **{(codes, "bf16"): f"{codes}.{end}" for codes, end in by_bf16.items()},
+        **{(codes, "int8"): f"{codes}_int8.{integers}" for codes in ("code4", "int8")},
+    }
+
+
+# variant -> (features it needs, the kernels it must choose)
 VARIANTS = {
-    "avx2": (AVX2, ("bf16.avx2", "e4m3.avx2", "code4.avx2")),
-    "avx_vnni": (AVX2 | {"avx_vnni"}, ("bf16.avx2", "e4m3.avx2", "code4.avx2")),
-    "avx512": (AVX512, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
-    "avx512_vnni": (AVX512_VNNI, ("bf16.avx512", "e4m3.avx512", "code4.avx512")),
-    "avx512_bf16": (AVX512_BF16, ("bf16.avx512_bf16", E4M3_BF16, "code4.avx512_bf16")),
+    "avx2": (AVX2, kernels("avx2", "avx2", "avx2", "avx2", "avx2")),
+    "avx_vnni": (AVX2 | {"avx_vnni"}, kernels("avx2", "avx2", "avx2", "avx2", "avx_vnni")),
+    "avx512": (AVX512, kernels("avx512", "avx512", "avx512", "avx512", "avx512")),
+    "avx512_vnni": (AVX512_VNNI, kernels("avx512", "avx512", "avx512", "avx512", "avx512_vnni")),
+    "avx512_bf16": (
+        AVX512_BF16,
+        kernels("avx512_bf16", E4M3_BF16, "avx512_bf16", "avx512_bf16", "avx512_vnni"),
+    ),
     "avx512_bf16_fma": (
         AVX512_BF16_FMA,
-        ("bf16.avx512_bf16", "e4m3.avx512_bf16_fma", "code4.avx512_bf16_fma"),
+        kernels("avx512_bf16", "avx512_bf16_fma", "avx512_bf16_fma", "avx512_bf16", "avx512_vnni"),
     ),
-    "amx": (AMX, ("bf16.amx", *BESIDE_AMX)),
+    "amx": (AMX, kernels("amx", E4M3_BF16 + FMA, "avx512_bf16" + FMA, "avx512_bf16", "amx")),
 }
 # A variant may keep these although it does not need them.
 BESIDE_BF16 = {"avx512_vbmi", "avx_vnni"}
@@ -57,6 +67,7 @@ TOLERATED = {
 # The files whose outcome depends on the instruction set.
 ARITHMETIC = [
     "test_exact_on_integers.py",
+    "test_integer_sums.py",
     "test_every_code_and_scale.py",
     "test_error_is_small.py",
     "test_result_depends_on_the_token_alone.py",
@@ -96,23 +107,35 @@ def variants(names) -> list:
     ]
 
 
-def kernel_of_each_method(variant: str) -> dict[str, str]:
-    bf16, e4m3, code4 = VARIANTS[variant][1]
-    kernels = {"bf16": bf16, "e4m3": e4m3, "int4": code4, "e2m1": code4}
-    return {method: kernels[CODES[method]] for method in METHODS}
+def kernels_of_each_method(variant: str) -> dict[str, dict[str, str]]:
+    """As chosen_kernels() in a process capped to the variant."""
+    codes_of_kind = {"bf16": "bf16", "e4m3": "e4m3", "int4": "code4", "e2m1": "code4", "int8": "int8"}
+    return {
+        method: {
+            activations: kernel
+            for (codes, activations), kernel in VARIANTS[variant][1].items()
+            if codes == codes_of_kind[kind]
+        }
+        for method, kind in (CODES | {name: CODES[other] for name, other in OTHER_NAMES.items()}).items()
+    }
+
+
+def named(chosen: dict[str, dict[str, str]]) -> set[str]:
+    return {kernel for kernels in chosen.values() for kernel in kernels.values()}
 
 
 def representatives() -> list[str]:
-    """The lowest variant of each choice of kernels, without the one that this process itself makes.
+    """The variants that bring kernels which neither this process nor a variant before has.
 
     Where traps stand in for features, one variant will do: that with AMX has the other kernels as well.
     """
-    own = chosen_kernels()
-    lowest: dict[tuple, str] = {}
-    for name, (needs, kernels) in VARIANTS.items():
-        if name == "amx" or needs <= DETECTED or lacking(name):
-            lowest.setdefault(kernels, name)
-    return [name for name in lowest.values() if kernel_of_each_method(name) != own]
+    found, tested = [], named(chosen_kernels())
+    for name, (needs, _) in VARIANTS.items():
+        new = named(kernels_of_each_method(name)) - tested
+        if new and (name == "amx" or needs <= DETECTED or lacking(name)):
+            found.append(name)
+            tested |= new
+    return found
 
 
 SHOW = """
@@ -131,15 +154,14 @@ def test_cap_is_obeyed_and_chooses_its_kernels(variant, process_of):
     assert features["variant"] == features["cap"] == variant
     assert set(features["detected"]) == (DETECTED if needs <= DETECTED else WITH_TRAPS)
     assert needs <= set(features["active"]) <= needs | TOLERATED.get(variant, set())
-    assert features["chosen"] == kernel_of_each_method(variant)
+    assert features["chosen"] == kernels_of_each_method(variant)
 
 
 @pytest.mark.parametrize("variant", variants(representatives()))
 def test_arithmetic_of(variant, process_of):
     """All of ARITHMETIC, in a process capped to the variant; where instructions trap, the smaller sweep."""
     variables = process_of(variant)
-    if "LD_PRELOAD" in variables:
-        variables["KT_TEST_SWEEP"] = "small"
+    variables["KT_TEST_SWEEP"] = "small" if "LD_PRELOAD" in variables else "capped"
     done = run_arithmetic(**variables)
     assert done.returncode == 0, f"with KT_KERNEL_CPU_VARIANT={variant}:\n{done.stdout}"
     assert passed(done.stdout) > (300 if "LD_PRELOAD" in variables else 1500)
@@ -150,20 +172,43 @@ def test_tiles_that_linux_refuses_are_not_used(trapped):
     assert done.returncode == 0, done.stdout
     features = json.loads(done.stdout)
     assert set(features["detected"]) == WITH_TRAPS - trapped_amx.FEATURES
-    assert not [kernel for kernel in features["chosen"].values() if "amx" in kernel]
+    assert not [kernel for kernel in named(features["chosen"]) if "amx" in kernel]
+
+
+@pytest.mark.parametrize("method", [*CODES, *OTHER_NAMES])
+def test_a_layer_has_the_kernels_of_its_activations(method):
+    engine, experts = ext.Engine(1), random_experts(1, 1, 32, 32)
+    chosen = chosen_kernels()[method]
+    automatic = [row for row in ext.dispatch_table() if row["method"] == method and row["state"] == "chosen"]
+    assert len(automatic) == 1
+    for activations, kernel in {**chosen, "auto": automatic[0]["kernel"]}.items():
+        layer = make_layer(engine, experts, method=method, activations=activations)
+        assert layer.kernels == {"experts": kernel}
 
 
 DIGESTS = """
-import hashlib
-from formats import FORMATS
+import hashlib, sys
+import formats
 from harness import build_layer, ext, random_call, random_experts, run
-for format in FORMATS:
-    experts = random_experts(1, 3, 300, 170, format)
+hidden, intermediate, *counts = map(int, sys.argv[2:])
+for format in getattr(formats, sys.argv[1]):
+    experts = random_experts(1, 3, hidden, intermediate, format)
     layer = build_layer(ext.Engine(2), experts)
-    call = random_call(1, experts, 40, top_k=2)
-    for tokens in (1, 40):
-        print(format, tokens, hashlib.sha256(run(layer, call.rows(slice(tokens))).tobytes()).hexdigest())
+    call = random_call(1, experts, max(counts), top_k=2)
+    for tokens in counts:
+        output = run(layer, call.rows(slice(tokens)))
+        print(format, tokens, hashlib.sha256(output.tobytes()).hexdigest())
 """
+
+
+def digests(formats: str, *sizes: int, **environment: str) -> list[str]:
+    """A line of the results' bits for each of these formats and each number of tokens.
+
+    sizes: hidden, intermediate, numbers of tokens.
+    """
+    done = python("-c", DIGESTS, formats, *map(str, sizes), **environment)
+    assert done.returncode == 0, done.stdout
+    return [line for line in done.stdout.splitlines() if not line.startswith("qemu")]
 
 
 def two_variants(one: str, other: str):
@@ -176,10 +221,34 @@ def two_variants(one: str, other: str):
 )
 def test_same_bits(one, other, process_of):
     """doc/kernels.md: AVX2 and AVX512 on fp32 activations; VDPBF16PS and the FMA in its place on Intel."""
-    done, wider = (python("-c", DIGESTS, **process_of(v)) for v in (one, other))
-    assert done.returncode == wider.returncode == 0, done.stdout + wider.stdout
-    assert len(done.stdout.splitlines()) > 50
-    assert done.stdout.splitlines() == wider.stdout.splitlines()
+    done, wider = (digests("FORMATS", 300, 170, 1, 40, **process_of(v)) for v in (one, other))
+    assert len(done) > 50
+    assert done == wider
+
+
+# hidden, intermediate, numbers of tokens; and what an emulator gets through.
+INT8_SIZES = (430, 330, 1, 2, 5, 19, 60)
+SMALL_INT8_SIZES = (170, 100, 1, 11)
+
+
+@pytest.fixture(scope="module")
+def digests_here() -> dict[tuple[int, ...], list[str]]:
+    return {sizes: digests("INT8_PATHS", *sizes) for sizes in (INT8_SIZES, SMALL_INT8_SIZES)}
+
+
+@pytest.mark.parametrize("variant", variants(VARIANTS))
+def test_int8_activations_give_the_same_bits(variant, digests_here, process_of):
+    """doc/kernels.md: on every instruction set."""
+    variables = process_of(variant)
+    sizes = SMALL_INT8_SIZES if "LD_PRELOAD" in variables else INT8_SIZES
+    found = digests("INT8_PATHS", *sizes, **variables)
+    assert len(set(found)) == len(INT8_PATHS) * len(sizes[2:])
+    assert found == digests_here[sizes]
+
+
+def test_int8_activations_give_the_same_bits_on_haswell(digests_here):
+    found = digests("INT8_PATHS", *SMALL_INT8_SIZES, KT_TEST_EMULATED_CPU="Haswell")
+    assert found == digests_here[SMALL_INT8_SIZES]
 
 
 def run_arithmetic(*options: str, **environment: str):

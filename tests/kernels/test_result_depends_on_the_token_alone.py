@@ -7,8 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from formats import BF16, F32, FORMATS, ONE_PER_METHOD, PLAIN, Format, decode
-from harness import SMALL_SWEEP, Experts, build_layer, ext, random_call, random_experts, run, same_bits
+from formats import BF16, F32, FORMATS, ONE_PER_PATH, PATHS, PLAIN, Format, decode
+from harness import (
+    SMALL_SWEEP,
+    Experts,
+    arguments,
+    build_layer,
+    ext,
+    poisoned,
+    random_call,
+    random_experts,
+    run,
+    same_bits,
+)
 
 ENGINE = ext.Engine(2)
 # (hidden, intermediate, tokens): one long enough to be cut in K, sizes that fill nothing, fewer panels than
@@ -31,7 +42,7 @@ def every_case(formats: tuple[Format, ...]) -> list:
     return [
         pytest.param(format, *case, id="-".join(map(str, (format, *case))))
         for format in formats
-        for case in (CASES if format == PLAIN else METHOD_CASES if format in ONE_PER_METHOD else SCALE_CASES)
+        for case in (CASES if format == PLAIN else METHOD_CASES if format in ONE_PER_PATH else SCALE_CASES)
     ]
 
 
@@ -45,7 +56,7 @@ def some(tokens: int) -> list[int]:
     return sorted({t for t in (0, 1, 2, 11, 12, 15, 16, 31, 32, 63, 100, 255, 256, tokens - 1) if t < tokens})
 
 
-@pytest.mark.parametrize(("format", "hidden", "intermediate", "tokens"), every_case(FORMATS))
+@pytest.mark.parametrize(("format", "hidden", "intermediate", "tokens"), every_case(PATHS))
 def test_token_result_does_not_depend_on_its_neighbours(format, hidden, intermediate, tokens):
     experts, call = make(hidden, intermediate, tokens, format)
     layer = build_layer(ENGINE, experts)
@@ -60,7 +71,7 @@ def test_token_result_does_not_depend_on_its_neighbours(format, hidden, intermed
     assert same_bits(run(layer, call.rows(shuffled)), together[shuffled])
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("format", PATHS, ids=str)
 def test_token_result_does_not_depend_on_how_crowded_its_expert_is(format):
     """Every number of tokens from 1 to 18 of an expert, then some larger ones."""
     experts, call = make(*(CROWD if format == PLAIN else METHOD_CROWD), format)
@@ -104,20 +115,45 @@ def test_sums_too_small_for_fp32_are_the_same_in_a_crowd(exponent):
         assert same_bits(run(layer, crowd.rows([t])), together[[t]]), f"token {t}"
 
 
-@pytest.mark.parametrize(("format", "hidden", "intermediate", "tokens"), every_case(ONE_PER_METHOD))
-@pytest.mark.parametrize(("threads", "subpools"), [(1, 1), (3, 1), (2, 2), (3, 2), (3, 3)])
-def test_threads_and_pools_do_not_change_a_bit(threads, subpools, format, hidden, intermediate, tokens):
+# (threads, sub-pools)
+POOLS = [(1, 1), (3, 1), (2, 2), (3, 2), (3, 3)]
+
+
+@pytest.mark.parametrize(("format", "hidden", "intermediate", "tokens"), every_case(ONE_PER_PATH))
+def test_threads_and_pools_do_not_change_a_bit(format, hidden, intermediate, tokens):
     experts, call = make(hidden, intermediate, tokens, format)
-    engine = ext.Engine(threads, subpools)
-    assert engine.threads == threads
-    assert sum(engine.threads_per_subpool) == threads
-    assert len(engine.threads_per_subpool) == subpools
-    expected_layer, layer = build_layer(ENGINE, experts), build_layer(engine, experts)
-    for part in (slice(tokens), slice(1), slice(17)):
-        assert same_bits(run(layer, call.rows(part)), run(expected_layer, call.rows(part)))
+    expected_layer = build_layer(ENGINE, experts)
+    parts = [call.rows(part) for part in (slice(tokens), slice(1), slice(17))]
+    expected = [run(expected_layer, part) for part in parts]
+    # All with plain weights; of the other cases each has two.
+    place = ONE_PER_PATH.index(format) + hidden
+    for threads, subpools in POOLS if format == PLAIN else (POOLS[place % 5], POOLS[(place + 2) % 5]):
+        engine = ext.Engine(threads, subpools)
+        assert engine.threads == threads
+        assert sum(engine.threads_per_subpool) == threads
+        assert len(engine.threads_per_subpool) == subpools
+        layer = build_layer(engine, experts)
+        for part, output in zip(parts, expected, strict=True):
+            assert same_bits(run(layer, part), output), f"{threads} threads, {subpools} sub-pools"
 
 
-@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+@pytest.mark.parametrize("format", ONE_PER_PATH, ids=str)
+def test_halves_of_the_experts_in_calls_of_their_own(format):
+    """Deferral: some experts of each token wait in the queue while others are computed."""
+    experts, call = make(160, 96, 40, format)
+    layer = build_layer(ENGINE, experts)
+    halves = [call.rows(slice(None)) for _ in range(2)]
+    for half, which in zip(halves, (0, 1), strict=True):
+        half.ids[half.ids % 2 == which] = -1
+    expected = [run(layer, half) for half in halves]
+    outputs = [poisoned(call.hidden.shape, F32) for _ in halves]
+    for half, output in zip(halves, outputs, strict=True):
+        layer.submit(*arguments(half, output, F32))
+    ENGINE.sync(0)
+    assert all(same_bits(output, alone) for output, alone in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("format", ONE_PER_PATH, ids=str)
 def test_repeated_calls_give_the_same_bits(format):
     experts, call = make(96, 64, 40, format)
     layer = build_layer(ENGINE, experts)
@@ -126,7 +162,7 @@ def test_repeated_calls_give_the_same_bits(format):
         assert same_bits(run(layer, call), first)
 
 
-@pytest.mark.parametrize("format", ONE_PER_METHOD, ids=str)
+@pytest.mark.parametrize("format", ONE_PER_PATH, ids=str)
 def test_a_call_leaves_nothing_behind_for_the_next(format):
     """A larger call full of NaN and Inf, on this and on another layer of the engine, taints no later call."""
     experts, call = make(100, 70, 33, format)

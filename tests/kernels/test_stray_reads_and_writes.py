@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from formats import BF16, F16, F32, FORMATS, ONE_PER_METHOD, PLAIN, Matrix, decode
+from formats import BF16, F16, F32, FORMATS, ONE_PER_PATH, PLAIN, Matrix, decode
 from guarded_memory import SIDES, GuardedArray
 from harness import (
     SMALL_SWEEP,
@@ -61,7 +61,7 @@ def check_forward(layer, call: Call, side: str, output_dtype: int) -> None:
 
 def walk_calls(side: str) -> None:
     engine = ext.Engine(2)
-    for format in ONE_PER_METHOD:
+    for format in ONE_PER_PATH:
         for hidden, intermediate in SHAPES if format == PLAIN else METHOD_SHAPES:
             experts = random_experts(hidden, 3, hidden, intermediate, format)
             layer = build_layer(engine, experts)

@@ -152,7 +152,7 @@ def blocks_stay_whole(size: int, ranks: int, block: int) -> bool:
 
 def can_split(experts: Experts, ranks: int) -> bool:
     format, size = experts.format, experts.intermediate
-    word = {"RAWINT4": 8, "GPTQ_INT4": 8, "MXFP4": 2, "NVFP4": 2}.get(format.method, 1)
+    word = {"RAWINT4": 8, "GPTQ_INT4": 8, "MXFP4": 2, "NVFP4": 2, "AMXINT4": 2}.get(format.method, 1)
     return (
         size % ranks == 0
         and blocks_stay_whole(size, ranks, format.block_rows)
