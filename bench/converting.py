@@ -4,9 +4,9 @@
     python bench/converting.py --gb 0.5 --folder /mnt/disk
     python bench/converting.py --kills 20              # SIGKILL at random moments: the same bytes after all?
 
-`ratio`: the time of the whole conversion, without importing torch, over reading the input + writing the
-output + quantising in memory, each measured alone with nothing of the input cached. `layers`: the peak of
-the process's memory above what it had before, in layers of input.
+Medians. `ratio`: the time of the whole conversion, without importing torch, over reading the input + writing
+the output + quantising in memory, each measured alone with nothing of the input cached. `layers`: the peak
+of the process's memory above what it had before, in layers of input.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -126,33 +127,43 @@ def quantising_speed(layer: SourceLayer, method: str, group: int) -> float:
         return sum(part.nbytes for matrix in matrices for part in matrix.parts) / best
 
 
-def measure(folder: Path, kind: str, total_bytes: float, threads: int) -> None:
-    source = folder / kind
+def measure(folder: Path, kind: str, total_bytes: float, threads: int, repeats: int) -> None:
+    source, output, copy = folder / kind, folder / "output", folder / "copy"
     layer_bytes = write_checkpoint(source, kind, total_bytes)
     stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     for method, group in (("int8", 0), ("int4", 0), ("int4", 32)):
-        output, copy = folder / "output", folder / "copy"
         speed = quantising_speed(source_layers(source)[0], method, group)
-        forget(source)
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, source, output, method, str(group), str(threads)],
-            capture_output=True,
-            text=True,
-            check=True,
+        rounds = []
+        for _ in range(repeats):
+            seconds, bytes_used = run(source, output, method, group, threads)
+            copy.mkdir()
+            rounds.append((seconds, seconds_to_read(source), seconds_to_write(copy, output), bytes_used))
+            shutil.rmtree(output)
+            shutil.rmtree(copy)
+        seconds, read, written, bytes_used = (
+            statistics.median(column) for column in zip(*rounds, strict=True)
         )
-        seconds, before, peak = json.loads(done.stdout)
-        copy.mkdir()
-        read, written = seconds_to_read(source), seconds_to_write(copy, output)
         least = read + written + stored / speed / threads
         print(
             f"{kind} -> {method}, group {group:3}: quantising {speed / 1e9:5.2f} GB/s a core; "
             f"whole {seconds:6.2f} s, ratio {seconds / least:4.2f} (read {read:.2f}, write {written:.2f} s); "
-            f"peak {(peak - before) / 1e6:4.0f} MB = {(peak - before) / layer_bytes:4.2f} layers",
+            f"peak {bytes_used / 1e6:4.0f} MB = {bytes_used / layer_bytes:4.2f} layers",
             flush=True,
         )
-        shutil.rmtree(output)
-        shutil.rmtree(copy)
     shutil.rmtree(source)
+
+
+def run(source: Path, output: Path, method: str, group: int, threads: int) -> tuple[float, int]:
+    """Seconds of a conversion whose input is not cached, and the memory that it needed."""
+    forget(source)
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, source, output, method, str(group), str(threads)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, before, peak = json.loads(done.stdout)
+    return seconds, peak - before
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -191,6 +202,7 @@ def main() -> int:
     parser.add_argument("--gb", type=float, default=2.0, help="of bf16 input (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: a temporary one)")
     parser.add_argument("--threads", type=int, default=usable_cores(kt_kernel_ext.topology()))
+    parser.add_argument("--repeats", type=int, default=3, help="medians are shown (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=0, help="kill a conversion so many times instead")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -199,7 +211,7 @@ def main() -> int:
         if options.kills:
             return kill_and_continue(folder, options.kills, options.seed, options.threads)
         for kind, share in (("bf16", 1.0), ("fp8", 0.5)):
-            measure(folder, kind, options.gb * 1e9 * share, options.threads)
+            measure(folder, kind, options.gb * 1e9 * share, options.threads, options.repeats)
     return 0
 
 
