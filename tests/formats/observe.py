@@ -71,6 +71,7 @@ def observed(
         weight_path=directory,
         chunked_prefill_size=intermediate,
         method="AUTO",
+        activations="bf16",
     )
     assert layer.method == method
     layer.load_weights()
