@@ -76,13 +76,16 @@ def check_sizes(method: MethodRecord, **sizes: int) -> None:
             )
 
 
-def check_activations(method: MethodRecord, activations: str) -> None:
-    """Raise ConfigurationError unless the method has kernels for these activations, "bf16" or "int8"."""
+def check_activations(method: MethodRecord, activations: str, option: str = "activations") -> None:
+    """Raise ConfigurationError unless the method has kernels for these activations, "bf16" or "int8".
+
+    `option`: how whoever chose them spells that.
+    """
     rows = kt_kernel_ext.dispatch_table()
     able = dict.fromkeys(row["method"] for row in rows if row["activations"] == activations)
     if activations != _AUTO_ACTIVATIONS and method.name not in able:
         raise ConfigurationError(
-            f"activations is {activations}, but method {method.name} has no kernels for them, only "
+            f"{option} is {activations}, but method {method.name} has no kernels for them, only "
             f"{', '.join(able)} have; use {_AUTO_ACTIVATIONS}."
         )
 

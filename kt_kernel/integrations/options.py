@@ -15,7 +15,7 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import ConfigurationError
-from kt_kernel.formats.methods import AUTO, require_method, resolve_method
+from kt_kernel.formats.methods import AUTO, check_activations, require_method, resolve_method
 from kt_kernel.hybrid.activation import read_activation_counts
 from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.options import ON_CPU, HybridOptions
@@ -131,20 +131,22 @@ class ExpertOptions:
     # ---- what was left open ----------------------------------------------------------------------
 
     def weight_method(self) -> str:
-        """The method that reads the weight path; raises a KTError if it is not the one asked for, or none.
+        """The method that reads the weight path, by the name asked for where it has several.
 
-        All layers are looked at, so that a wrong checkpoint is reported before the model is built.
+        Raises a KTError if it is not the one asked for, or none, or has no kernels for the activations asked
+        for. All layers are looked at, so that a wrong checkpoint is reported before the model is built.
         """
-        if self.method != AUTO:
-            require_method(self.method)
-        found = resolve_method(AUTO, self.weight_path).name
-        if self.method not in (AUTO, found):
+        asked = None if self.method == AUTO else require_method(self.method)
+        found = resolve_method(AUTO, self.weight_path)
+        if asked is not None and asked.file_method != found.file_method:
             option = self.spelled("method")
             raise ConfigurationError(
-                f"{option} is {self.method}, but {os.fspath(self.weight_path)} holds {found} experts; give "
-                f"{option} {found}, or leave it out."
+                f"{option} is {asked.name}, but {os.fspath(self.weight_path)} holds {found.name} experts; "
+                f"give {option} {found.name}, or leave it out."
             )
-        return found
+        method = asked or found
+        check_activations(method, self.activations, self.spelled("activations"))
+        return method.name
 
     def with_method(self) -> ExpertOptions:
         """With the method that reads the weight path; raises as `weight_method` does."""

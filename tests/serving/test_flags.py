@@ -5,9 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layout import ExpertLayout, expert_layout
+from kt_kernel.integrations import options as expert_options
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.other_options import check_other_options
 from kt_kernel.integrations.sglang.settings import make_settings
@@ -88,6 +91,38 @@ def test_flags_without_a_weight_path_are_not_silently_without_effect():
     with pytest.raises(ConfigurationError, match="--kt-num-gpu-experts is given without --kt-weight-path"):
         check_flags(KTFlags(num_gpu_experts=4))
     check_flags(KTFlags())
+
+
+@pytest.mark.parametrize(
+    ("asked", "method"), [("AUTO", "AMXINT8"), ("AMXINT8", "AMXINT8"), ("MOE_INT8", "MOE_INT8")]
+)
+def test_a_method_with_two_names_is_asked_for_by_either(tmp_path, asked, method):
+    tensors = {}
+    for name in (f"model.layers.0.mlp.experts.0.{part}_proj" for part in ("gate", "up", "down")):
+        tensors[f"{name}.weight"] = torch.zeros(64, 64, dtype=torch.int8)
+        tensors[f"{name}.weight_scale"] = torch.ones(64, 1)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    flags = KTFlags(weight_path=str(tmp_path), method=asked, activations="int8")
+    assert flags.options().weight_method() == method
+    with pytest.raises(ConfigurationError, match=r"--kt-method is BF16, but .* holds AMXINT8 experts"):
+        KTFlags(weight_path=str(tmp_path), method="BF16").options().weight_method()
+
+
+def test_every_flag_about_the_cpu_reaches_the_layers(monkeypatch):
+    monkeypatch.setattr(expert_options, "KTMoEWrapper", dict)
+    given = {"weight_path": "w", "method": "RAWINT4", "activations": "int8", "cpuinfer": 2}
+    flags = KTFlags(**given, threadpool_count=1, max_deferred_experts_per_token=3)
+    layer = make_settings(flags, LAYOUT, max_tokens=64).options.wrapper(num_experts_per_tok=2)
+    assert layer == {
+        "weight_path": "w",
+        "method": "RAWINT4",
+        "activations": "int8",
+        "cpuinfer_threads": 2,
+        "threadpool_count": 1,
+        "numa_nodes": None,
+        "max_deferred_experts_per_token": 2,  # a token has no more
+        "num_experts_per_tok": 2,
+    }
 
 
 def test_no_expert_count_means_all_experts_on_the_cpu_not_none():

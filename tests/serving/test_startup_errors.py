@@ -48,6 +48,10 @@ ACCEPTED = {
 REFUSED = {
     "unknown method": (["--kt-method", "int4"], "method 'int4' is unknown"),
     "another method": (["--kt-method", "FP8"], "holds BF16 experts; give --kt-method BF16"),
+    "activations without kernels": (
+        ["--kt-activations", "int8"],
+        "--kt-activations is int8, but method BF16 has no kernels for them",
+    ),
     "zero threads": (["--kt-cpuinfer", "0"], "--kt-cpuinfer is 0, expected at least 1"),
     "absent node": (["--kt-numa-nodes", "63"], "--kt-numa-nodes names node 63"),
     "too many experts": (["--kt-num-gpu-experts", "17"], "a layer of this model has 16 experts"),

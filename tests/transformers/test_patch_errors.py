@@ -82,6 +82,7 @@ def test_second_patch_is_refused(tiny_checkpoint):
         ({"num_gpu_experts": 17}, "num_gpu_experts is 17, but a layer of this model has 16"),
         ({"num_gpu_experts": -1}, "num_gpu_experts is -1"),
         ({"gpu_experts_ratio": 1.5}, "gpu_experts_ratio is 1.5, expected a number from 0 to 1"),
+        ({"activations": "int8"}, "activations is int8, but method BF16 has no kernels"),
         ({"activations": "fp4"}, "activations is 'fp4', expected one of auto, bf16, int8"),
         ({"init_expert_location": "counts.pt"}, "counts.pt is read by .* but the strategy is uniform"),
         ({"numa_nodes": [63]}, "numa_nodes names node 63, but this process may use the nodes"),
