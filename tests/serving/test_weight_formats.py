@@ -17,11 +17,10 @@ from texts import ENGLISH
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # As in test_model_families.py. The last chunk is shorter than 512, the threshold: it and each new token meet
-# the CPU's experts, the chunks before it all experts on the device, decoded. bf16 activations: the comparison
-# is too fine for what int8 ones cost.
+# the CPU's experts, the chunks before it all experts on the device, decoded.
 OPTIONS = (
     *("--dtype", "float32", "--chunked-prefill-size", "512", "--max-total-tokens", "8192"),
-    *("--kt-gpu-prefill-token-threshold", "512", "--kt-activations", "bf16"),
+    *("--kt-gpu-prefill-token-threshold", "512"),
 )
 WHOLE_CHUNKS = 3
 CONTINUATIONS = ("The keeper", "Water boils at", "1 2 3 4 5 6 7 8")

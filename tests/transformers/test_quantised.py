@@ -6,7 +6,6 @@ import json
 import shutil
 
 import pytest
-from agreement import LEAST_AGREEMENT, MOST_MEAN_DELTA
 from patched import agreement, load
 
 from kt_kernel.checkpoint.reader import open_checkpoint
@@ -17,31 +16,19 @@ from kt_kernel.integrations.transformers.dense import dense_state_dict
 LAYOUTS = ("deepseek-v3", "minimax-m2", "glm-4.7-fp8", "kimi-k2-thinking", "qwen3-gptq-int4", "qwen3-nvfp4")
 
 
-# What int8 activations may cost these small models, beside MOST_MEAN_DELTA of agreement.py for bf16:
-# measured 0.03 (NMSE 1e-4 a layer).
-MOST_MEAN_DELTA_INT8 = 0.06
-
-
 @pytest.mark.parametrize("device_experts", [0, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tokens_and_logits_are_those_of_the_decoded_model(
     layout, device_experts, quantised_checkpoint, quantised_reference
 ):
-    model = load(quantised_checkpoint(layout) / "served", num_gpu_experts=device_experts, activations="bf16")
+    model = load(quantised_checkpoint(layout) / "served", num_gpu_experts=device_experts)
     result = agreement(model, quantised_reference(layout))
     assert result.holds(), str(result)
 
 
-def test_int8_activations_choose_the_tokens_of_the_decoded_model(quantised_checkpoint, quantised_reference):
-    model = load(quantised_checkpoint("kimi-k2-thinking") / "served", activations="int8")
-    result = agreement(model, quantised_reference("kimi-k2-thinking"))
-    assert result.agreeing >= LEAST_AGREEMENT, str(result)
-    assert MOST_MEAN_DELTA / 10 < result.mean_delta <= MOST_MEAN_DELTA_INT8, str(result)
-
-
 def test_experts_may_come_from_another_directory(quantised_checkpoint, quantised_reference):
     path = quantised_checkpoint("deepseek-v4-experts")
-    model = load(path / "served", weight_path=path / "experts", num_gpu_experts=3, activations="bf16")
+    model = load(path / "served", weight_path=path / "experts", num_gpu_experts=3)
     result = agreement(model, quantised_reference("deepseek-v4-experts"))
     assert result.holds(), str(result)
 
