@@ -226,21 +226,25 @@ def test_same_bits(one, other, process_of):
     assert done == wider
 
 
-# hidden, intermediate, numbers of tokens; and what an emulator gets through.
+# hidden, intermediate, numbers of tokens; what traps get through, one and two tiles of tokens and columns
+# that end within a step; and what an emulator gets through.
 INT8_SIZES = (430, 330, 1, 2, 5, 19, 60)
+TRAPPED_INT8_SIZES = (600, 100, 1, 11, 60)
 SMALL_INT8_SIZES = (170, 100, 1, 11)
 
 
 @pytest.fixture(scope="module")
 def digests_here() -> dict[tuple[int, ...], list[str]]:
-    return {sizes: digests("INT8_PATHS", *sizes) for sizes in (INT8_SIZES, SMALL_INT8_SIZES)}
+    return {
+        sizes: digests("INT8_PATHS", *sizes) for sizes in (INT8_SIZES, TRAPPED_INT8_SIZES, SMALL_INT8_SIZES)
+    }
 
 
 @pytest.mark.parametrize("variant", variants(VARIANTS))
 def test_int8_activations_give_the_same_bits(variant, digests_here, process_of):
     """doc/kernels.md: on every instruction set."""
     variables = process_of(variant)
-    sizes = SMALL_INT8_SIZES if "LD_PRELOAD" in variables else INT8_SIZES
+    sizes = TRAPPED_INT8_SIZES if "LD_PRELOAD" in variables else INT8_SIZES
     found = digests("INT8_PATHS", *sizes, **variables)
     assert len(set(found)) == len(INT8_PATHS) * len(sizes[2:])
     assert found == digests_here[sizes]
