@@ -15,9 +15,11 @@ struct ManyTokens {
   // Up to here totals belong in registers. (Zen 5, 1 thread in L2, 2026-11-21, 512 tokens, three interleaved runs:
   // steps of 16 / 32 / 128 columns reach 366-372 / 409-426 / 448-464 GFLOP/s with totals in memory, 389-402 / 414-426 /
   // 387-441 in registers.)
-  static constexpr int kShortStep = 32;
+  static constexpr int kShortStep = Ops::kInteger ? kt::kLargestInt8StepK : 32;
   // Columns of a decoded block.
   static constexpr int kBlockK = static_cast<int>(kDecodedBytes / (kVecs * kWeightBytes)) * Ops::kDotK;
+  // Codes are fetched a block ahead, while tiles pass over the block before.
+  static constexpr size_t kBlockCodeBytes = static_cast<size_t>(kBlockK) / Codes::kChunkK * Codes::kChunkBytes;
   static constexpr bool kDecodes = Codes::kScaled || Ops::kWidens;  // many tokens: through scratch
   // Behind the block stand the scales of its steps, in fp32.
   static constexpr size_t kScratchBytes = kDecodedBytes + kBlockK / kt::kSmallestStepK * kt::kPanelRows * sizeof(float);
@@ -45,6 +47,7 @@ struct ManyTokens {
     int column;  // of the call
     int step;    // of the call
     float* c;
+    size_t c_stride;
     int first_row;
 
     inline __attribute__((always_inline)) Tile(const kt::GemmArgs& args, const Block& decoded,
@@ -58,18 +61,21 @@ struct ManyTokens {
           column(block.first),
           step(Ops::kInteger ? block.first / P::step_of(*g.layout) : 0),
           c(columns + first_token * g.c_stride + first_vec * kLanes),
+          c_stride(g.c_stride),
           first_row(first_vec * kLanes) {
       // The next tile's totals come from L2 or beyond.
-      for (int t = kTokens; t < 2 * kTokens; ++t) __builtin_prefetch(c + t * g.c_stride, 1, 3);
+      for (int t = kTokens; t < 2 * kTokens; ++t) __builtin_prefetch(c + t * c_stride, 1, 3);
     }
 
-    inline __attribute__((always_inline)) float* total(int t, int v) const { return c + t * g.c_stride + v * kLanes; }
+    inline __attribute__((always_inline)) float* total(int t, int v) const { return c + t * c_stride + v * kLanes; }
 
     inline __attribute__((always_inline)) void load(Totals& totals, kt::Store store) const {
+      if (store == kt::Store::kOverwrite) {
+        for (Vec& total : reinterpret_cast<Vec(&)[kTokens * kUsed]>(totals)) total = Ops::zero();
+        return;
+      }
       for (int t = 0; t < kTokens; ++t) {
-        for (int v = 0; v < kUsed; ++v) {
-          totals[t][v] = store == kt::Store::kOverwrite ? Ops::zero() : Ops::load(total(t, v));
-        }
+        for (int v = 0; v < kUsed; ++v) totals[t][v] = Ops::load(total(t, v));
       }
     }
     inline __attribute__((always_inline)) void save(const Totals& totals) const {
@@ -90,22 +96,20 @@ struct ManyTokens {
         }
       }
     }
-    // Calls add(token, vector, sum, scales, group) with the sums of every step of the block.
-    template <class Add>
-    inline __attribute__((always_inline)) void each_step(Add add) {
-      const int step_k = P::step_of(*g.layout);
-      const float* record = block.scales + first_row;
-      for (int k = 0; k < block.count; k += step_k, record += kt::kPanelRows, ++step) {
-        Sums sums;
-        for (int t = 0; t < kTokens; ++t) {
-          for (int v = 0; v < kUsed; ++v) sums[t][v] = P::open(tables, a.group(t, step));
-        }
-        accumulate(sums, block.count - k < step_k ? block.count - k : step_k);
-        for (int v = 0; v < kUsed; ++v) {
-          const auto scales = ScaledStep<Ops>::from_memory(record, v * kLanes);
-          for (int t = 0; t < kTokens; ++t) add(t, v, P::close(sums[t][v]), scales, a.group(t, step), k);
-        }
+    // The sums of the next step, which begins `k` columns into the block.
+    inline __attribute__((always_inline)) void next_step(Sums& sums, int k) {
+      for (int t = 0; t < kTokens; ++t) {
+        for (int v = 0; v < kUsed; ++v) sums[t][v] = P::open(tables, a.group(t, step));
       }
+      const int step_k = P::step_of(*g.layout);
+      accumulate(sums, block.count - k < step_k ? block.count - k : step_k);
+    }
+    // Adds a token's sum of the step to a total.
+    inline __attribute__((always_inline)) Vec added(Vec total, Sum sum, const ScaledStep<Ops>& scales, int t) const {
+      return scales.add(total, P::close(sum), a.group(t, step));
+    }
+    inline __attribute__((always_inline)) ScaledStep<Ops> scales(const float* record, int v) const {
+      return ScaledStep<Ops>::from_memory(record, first_row + v * kLanes);
     }
   };
 
@@ -126,12 +130,20 @@ struct ManyTokens {
     static constexpr int kMostTokens = Ops::kTileTokens;
     template <int kTokens>
     static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
-      tile.each_step([&](int t, int v, Vec sum, const auto& scales, const kt::RowGroup* group, int k)
-                         __attribute__((always_inline)) {
-                           const bool fresh = k == 0 && store == kt::Store::kOverwrite;
-                           float* total = tile.total(t, v);
-                           Ops::store(total, scales.add(fresh ? Ops::zero() : Ops::load(total), sum, group));
-                         });
+      const float* record = tile.block.scales;
+      const int step_k = P::step_of(*tile.g.layout);
+      for (int k = 0; k < tile.block.count; k += step_k, record += kt::kPanelRows, ++tile.step) {
+        typename Tile<kTokens>::Sums sums;
+        tile.next_step(sums, k);
+        const bool fresh = k == 0 && store == kt::Store::kOverwrite;
+        for (int v = 0; v < Tile<kTokens>::kUsed; ++v) {
+          const ScaledStep<Ops> scales = tile.scales(record, v);
+          for (int t = 0; t < kTokens; ++t) {
+            float* total = tile.total(t, v);
+            Ops::store(total, tile.added(fresh ? Ops::zero() : Ops::load(total), sums[t][v], scales, t));
+          }
+        }
+      }
     }
   };
 
@@ -142,8 +154,16 @@ struct ManyTokens {
     static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
       typename Tile<kTokens>::Totals totals;
       tile.load(totals, store);
-      tile.each_step([&](int t, int v, Vec sum, const auto& scales, const kt::RowGroup* group, int)
-                         __attribute__((always_inline)) { totals[t][v] = scales.add(totals[t][v], sum, group); });
+      const float* record = tile.block.scales;
+      const int step_k = P::step_of(*tile.g.layout);
+      for (int k = 0; k < tile.block.count; k += step_k, record += kt::kPanelRows, ++tile.step) {
+        typename Tile<kTokens>::Sums sums;
+        tile.next_step(sums, k);
+        for (int v = 0; v < Tile<kTokens>::kUsed; ++v) {
+          const ScaledStep<Ops> scales = tile.scales(record, v);
+          for (int t = 0; t < kTokens; ++t) totals[t][v] = tile.added(totals[t][v], sums[t][v], scales, t);
+        }
+      }
       tile.save(totals);
     }
   };
@@ -189,7 +209,7 @@ struct ManyTokens {
     typename Codes::Cursor chunk = Codes::at(*g.layout, panel, begin);
     uint8_t* out = g.scratch;
     for (int k = 0; k < count; k += Codes::kChunkK, chunk = Codes::next(chunk)) {
-      Codes::prefetch(Codes::shifted(chunk, P::kAheadBytes));
+      Codes::prefetch(Codes::shifted(chunk, kBlockCodeBytes));
       for (int s = 0; s < Codes::kSlices; ++s) {
         typename Codes::Decoded decoded[Codes::kDots][Codes::kOutputs];
         Codes::decode(tables, chunk, s, decoded);

@@ -4,7 +4,7 @@ namespace kt {
 
 void GroupedGemm::reserve(WorkerScratch& scratch, int rows, size_t columns, int node) const {
   const Block block = block_of(rows);
-  scratch.product.reserve(block.rows * columns * sizeof(float), node);
+  scratch.product.reserve(block.rows * product_stride(columns) * sizeof(float), node);
   scratch.kernel.reserve(kernels_.scratch_bytes(block.rows, block.k), node);
   if (block.rows > 1) scratch.gathered.reserve(block.rows * format_.stride(block.k), node);
 }

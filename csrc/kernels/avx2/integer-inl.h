@@ -6,6 +6,10 @@
 struct Avx2Bytes : Avx2 {
   using Element = int8_t;
   using Bytes = __m256i;
+  // What sums are, by their lanes: as __m256i they would be copied around every instruction that wants such lanes (GCC
+  // 12).
+  using Ints = int __attribute__((vector_size(32)));
+  using Shorts = short __attribute__((vector_size(32)));
   static constexpr kt::Activation kActivation = kt::Activation::kInt8;
   static constexpr bool kInteger = true;
   static constexpr int kDotK = 4;
@@ -36,7 +40,7 @@ struct Avx2Bytes : Avx2 {
 // Codes of 4 bits: a whole step is summed in 16 bits, which PanelLayout::int8_step_k is small enough for. Sums may wrap
 // around on the way, and do not once the offset is out.
 struct Avx2ShortSums : Avx2Bytes {
-  using Sum = __m256i;
+  using Sum = Shorts;
   using Weights = __m256i;
   using Offset = __m256i;
 
@@ -45,19 +49,17 @@ struct Avx2ShortSums : Avx2Bytes {
   static inline Weights unsigned_weights(Bytes bytes) { return bytes; }
   static inline Offset offset(int offset) { return _mm256_set1_epi16(static_cast<short>(-offset)); }
   static inline Sum open(Offset offset, const kt::RowGroup* group) {
-    return _mm256_mullo_epi16(sums_of(group), offset);
+    return (Sum)_mm256_mullo_epi16(sums_of(group), offset);
   }
   // At most 24 * 127 * 2: VPMADDUBSW does not saturate.
-  static inline Sum dot(Sum sum, Weights w, const int8_t* a) {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, four(a)));
-  }
-  static inline Vec close(Sum sum) { return from_int32(added_pairs(sum)); }
+  static inline Sum dot(Sum sum, Weights w, const int8_t* a) { return sum + (Sum)_mm256_maddubs_epi16(w, four(a)); }
+  static inline Vec close(Sum sum) { return from_int32(added_pairs((__m256i)sum)); }
 };
 
 // Codes of 8 bits: VPMADDUBSW wants one factor without a sign, |w|, so the other takes it: at most 128 * 127 * 2, and
 // no two such results fit 16 bits.
 struct Avx2LongSums : Avx2Bytes {
-  using Sum = __m256i;
+  using Sum = Ints;
   using Weights = __m256i;
   struct Offset {};
   static constexpr int kSignedOffset = 0;
@@ -66,10 +68,10 @@ struct Avx2LongSums : Avx2Bytes {
   static inline void store_weights(uint8_t* p, Weights w) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), w); }
   static inline Weights signed_weights(Bytes bytes) { return bytes; }
   static inline Offset offset(int) { return {}; }
-  static inline Sum open(Offset, const kt::RowGroup*) { return _mm256_setzero_si256(); }
+  static inline Sum open(Offset, const kt::RowGroup*) { return Sum{}; }
   static inline Sum dot(Sum sum, Weights w, const int8_t* a) {
     const __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four(a), w));
-    return _mm256_add_epi32(sum, added_pairs(products));
+    return sum + (Sum)added_pairs(products);
   }
-  static inline Vec close(Sum sum) { return from_int32(sum); }
+  static inline Vec close(Sum sum) { return from_int32((__m256i)sum); }
 };

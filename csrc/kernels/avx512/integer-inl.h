@@ -7,6 +7,10 @@
 struct Avx512Bytes : Avx512 {
   using Element = int8_t;
   using Bytes = __m512i;
+  // What sums are, by their lanes: as __m512i they would be copied around every instruction that wants such lanes (GCC
+  // 12).
+  using Ints = int __attribute__((vector_size(64)));
+  using Shorts = short __attribute__((vector_size(64)));
   static constexpr kt::Activation kActivation = kt::Activation::kInt8;
   static constexpr bool kInteger = true;
   static constexpr int kDotK = 4;
@@ -37,7 +41,7 @@ struct Avx512Bytes : Avx512 {
 // Codes of 4 bits: a whole step is summed in 16 bits, which PanelLayout::int8_step_k is small enough for. Sums may wrap
 // around on the way, and do not once the offset is out.
 struct Avx512ShortSums : Avx512Bytes {
-  using Sum = __m512i;
+  using Sum = Shorts;
   using Weights = __m512i;
   using Offset = __m512i;
 
@@ -46,19 +50,17 @@ struct Avx512ShortSums : Avx512Bytes {
   static inline Weights unsigned_weights(Bytes bytes) { return bytes; }
   static inline Offset offset(int offset) { return _mm512_set1_epi16(static_cast<short>(-offset)); }
   static inline Sum open(Offset offset, const kt::RowGroup* group) {
-    return _mm512_mullo_epi16(sums_of(group), offset);
+    return (Sum)_mm512_mullo_epi16(sums_of(group), offset);
   }
   // At most 24 * 127 * 2: VPMADDUBSW does not saturate.
-  static inline Sum dot(Sum sum, Weights w, const int8_t* a) {
-    return _mm512_add_epi16(sum, _mm512_maddubs_epi16(w, four(a)));
-  }
-  static inline Vec close(Sum sum) { return from_int32(added_pairs(sum)); }
+  static inline Sum dot(Sum sum, Weights w, const int8_t* a) { return sum + (Sum)_mm512_maddubs_epi16(w, four(a)); }
+  static inline Vec close(Sum sum) { return from_int32(added_pairs((__m512i)sum)); }
 };
 
 // Codes of 8 bits: VPMADDUBSW wants one factor without a sign, |w|, so the other takes it: at most 128 * 127 * 2, and
 // no two such results fit 16 bits.
 struct Avx512LongSums : Avx512Bytes {
-  using Sum = __m512i;
+  using Sum = Ints;
   using Weights = __m512i;
   struct Offset {};
   static constexpr int kSignedOffset = 0;
@@ -67,12 +69,12 @@ struct Avx512LongSums : Avx512Bytes {
   static inline void store_weights(uint8_t* p, Weights w) { _mm512_store_si512(p, w); }
   static inline Weights signed_weights(Bytes bytes) { return bytes; }
   static inline Offset offset(int) { return {}; }
-  static inline Sum open(Offset, const kt::RowGroup*) { return _mm512_setzero_si512(); }
+  static inline Sum open(Offset, const kt::RowGroup*) { return Sum{}; }
   static inline Sum dot(Sum sum, Weights w, const int8_t* a) {
     const __m512i four_columns = four(a);
     const __m512i with_sign =
         _mm512_mask_sub_epi8(four_columns, _mm512_movepi8_mask(w), _mm512_setzero_si512(), four_columns);
-    return _mm512_add_epi32(sum, added_pairs(_mm512_maddubs_epi16(_mm512_abs_epi8(w), with_sign)));
+    return sum + (Sum)added_pairs(_mm512_maddubs_epi16(_mm512_abs_epi8(w), with_sign));
   }
-  static inline Vec close(Sum sum) { return from_int32(sum); }
+  static inline Vec close(Sum sum) { return from_int32((__m512i)sum); }
 };

@@ -2,7 +2,7 @@
 // without a sign.
 
 struct AvxVnni : Avx2Bytes {
-  using Sum = __m256i;
+  using Sum = Ints;
   using Weights = __m256i;
   using Offset = __m256i;
   static constexpr int kSignedOffset = 128;
@@ -14,7 +14,11 @@ struct AvxVnni : Avx2Bytes {
     return _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(kSignedOffset)));
   }
   static inline Offset offset(int offset) { return _mm256_set1_epi16(static_cast<short>(-offset)); }
-  static inline Sum open(Offset offset, const kt::RowGroup* group) { return _mm256_madd_epi16(sums_of(group), offset); }
-  static inline Sum dot(Sum sum, Weights w, const int8_t* a) { return _mm256_dpbusd_avx_epi32(sum, w, four(a)); }
-  static inline Vec close(Sum sum) { return from_int32(sum); }
+  static inline Sum open(Offset offset, const kt::RowGroup* group) {
+    return (Sum)_mm256_madd_epi16(sums_of(group), offset);
+  }
+  static inline Sum dot(Sum sum, Weights w, const int8_t* a) {
+    return (Sum)_mm256_dpbusd_avx_epi32((__m256i)sum, w, four(a));
+  }
+  static inline Vec close(Sum sum) { return from_int32((__m256i)sum); }
 };
