@@ -22,6 +22,8 @@ OPTIONS = (
     *("--dtype", "float32", "--chunked-prefill-size", "512", "--max-total-tokens", "8192"),
     *("--kt-gpu-prefill-token-threshold", "512"),
 )
+# What is compared strictly is the decoding of weights; int8 activations round more.
+STRICT = ("--kt-activations", "bf16")
 WHOLE_CHUNKS = 3
 CONTINUATIONS = ("The keeper", "Water boils at", "1 2 3 4 5 6 7 8")
 TOKENS = 32
@@ -47,7 +49,7 @@ def served(layout: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     log = tmp_path_factory.mktemp("log") / "server.log"
     tokenizer = AutoTokenizer.from_pretrained(model)
     options = kt_options(weights, DEVICE_EXPERTS.get(layout, 0))
-    with serving(model, log, *options, *OPTIONS) as server:
+    with serving(model, log, *options, *OPTIONS, *STRICT) as server:
         method = tiny_quantised.LAYOUTS[layout].method
         assert f"kt-kernel: method {method} from {weights}" in server.log_text()
         answers = [served_prompt(server, tokenizer(ENGLISH).input_ids)]
@@ -84,3 +86,17 @@ def slightly_wrong_reference(reference: torch.nn.Module) -> Iterator[torch.nn.Mo
 def test_the_comparison_notices_slightly_wrong_experts(served, slightly_wrong_reference):
     agreement = compare(slightly_wrong_reference, *served)
     assert not agreement.holds(), str(agreement)
+
+
+def test_int8_activations_change_little(tmp_path):
+    layout = "kimi-k2-thinking"
+    path = tiny_quantised.build(layout, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(path / "served")
+    options = (*kt_options(path / "served"), *OPTIONS, "--kt-activations", "int8")
+    with serving(path / "served", tmp_path / "server.log", *options) as server:
+        answers = [served_prompt(server, tokenizer(ENGLISH).input_ids)]
+        answers += [served_continuation(server, tokenizer(text).input_ids, TOKENS) for text in CONTINUATIONS]
+    reference = AutoModelForCausalLM.from_pretrained(path / "decoded", dtype=torch.float32).eval()
+    agreement = compare(reference, *answers)
+    assert agreement.decided > 300
+    assert agreement.holds_for_int8(), str(agreement)

@@ -21,14 +21,21 @@ LAYOUTS = ("deepseek-v3", "minimax-m2", "glm-4.7-fp8", "kimi-k2-thinking", "qwen
 def test_tokens_and_logits_are_those_of_the_decoded_model(
     layout, device_experts, quantised_checkpoint, quantised_reference
 ):
-    model = load(quantised_checkpoint(layout) / "served", num_gpu_experts=device_experts)
+    model = load(quantised_checkpoint(layout) / "served", num_gpu_experts=device_experts, activations="bf16")
     result = agreement(model, quantised_reference(layout))
     assert result.holds(), str(result)
 
 
+@pytest.mark.parametrize("layout", ["kimi-k2-thinking", "qwen3-nvfp4"])
+def test_int8_activations_change_little(layout, quantised_checkpoint, quantised_reference):
+    model = load(quantised_checkpoint(layout) / "served", activations="int8")
+    result = agreement(model, quantised_reference(layout))
+    assert result.holds_for_int8(), str(result)
+
+
 def test_experts_may_come_from_another_directory(quantised_checkpoint, quantised_reference):
     path = quantised_checkpoint("deepseek-v4-experts")
-    model = load(path / "served", weight_path=path / "experts", num_gpu_experts=3)
+    model = load(path / "served", weight_path=path / "experts", num_gpu_experts=3, activations="bf16")
     result = agreement(model, quantised_reference("deepseek-v4-experts"))
     assert result.holds(), str(result)
 
