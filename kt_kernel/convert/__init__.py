@@ -2,7 +2,7 @@
 
 targets       what is written: method, bits, columns that share a scale
 source        the layers of the input, matrix by matrix, as numbers a few rows at a time
-plain, coded, words   the ways in which an input stores them
+plain, coded, words, compressed   the ways in which an input stores them
 quantise      rows of numbers -> codes and scales
 layout        where each tensor of a shard lies, known before anything is read
 shard         one shard, written under another name until it is whole

@@ -23,6 +23,7 @@ from kt_kernel.checkpoint.families import (
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.checkpoint.sizes import stored_bytes
 from kt_kernel.convert.coded import coded_experts, coded_shape
+from kt_kernel.convert.compressed import COMPRESSED, compressed_expert, is_compressed
 from kt_kernel.convert.layout import LayerShape
 from kt_kernel.convert.matrix import SourceExpert, sample_hash
 from kt_kernel.convert.plain import FLOATS, packed_expert, packed_shape, plain_expert
@@ -36,6 +37,7 @@ _CONVERTED = ("AMXINT4", "AMXINT8", "MOE_INT4", "MOE_INT8")
 _READ_BY_EXPERT = {
     **dict.fromkeys(FLOATS, plain_expert),
     **{kind: partial(words_expert, kind) for kind in (AWQ, GPTQ)},
+    COMPRESSED: compressed_expert,
 }
 
 # What --input-type may say -> how such experts are stored.
@@ -46,7 +48,7 @@ INPUT_TYPES: dict[str, tuple[str, ...]] = {
     "fp4": ("MXFP4", "NVFP4"),
     "awq": (AWQ,),
     "gptq": ("GPTQ_INT4", GPTQ),
-    "int4": ("RAWINT4",),
+    "int4": ("RAWINT4", COMPRESSED),
 }
 
 
@@ -167,6 +169,8 @@ def _kind(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> str:
         return checkpoint.info(f"{stem}.weight").dtype
     if (words := words_kind(checkpoint, stem)) is not None:
         return words
+    if is_compressed(checkpoint, stem):
+        return COMPRESSED
     method = draft_layer_method(checkpoint.path, index)
     if method in _CONVERTED:
         raise _converted_already(checkpoint, method)

@@ -26,9 +26,10 @@ from kt_kernel.errors import CheckpointError
 AWQ, GPTQ = "AWQ", "GPTQ"
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-_PER_WORD = 8
+PER_WORD = 8
+IN_ORDER = tuple(range(PER_WORD))
 _PARTS = ("qweight", "qzeros", "scales")
-_FLOATS = ("F16", "BF16", "F32")
+FLOATS_OF_SCALES = ("F16", "BF16", "F32")
 
 # AutoGPTQ's first file format stores zero points less 1, its second as they are.
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -40,7 +41,7 @@ def words_kind(checkpoint: Checkpoint, stem: str) -> str | None:
     if not all(name in checkpoint and len(checkpoint.info(name).shape) == 2 for name in names):
         return None
     codes, _, scales = (checkpoint.info(name).shape for name in names)
-    if codes[1] * _PER_WORD == scales[1] and codes[1] != scales[1]:
+    if codes[1] * PER_WORD == scales[1] and codes[1] != scales[1]:
         return AWQ
     said = _config(checkpoint)
     return GPTQ if said.get("sym") is False or said.get("desc_act") is True else None
@@ -93,20 +94,19 @@ class _Words:
     zero_offset: int
 
     def awq_rows(self, begin: int, end: int) -> Numbers:
-        words = slice(begin // _PER_WORD, -(-end // _PER_WORD))
+        words = slice(begin // PER_WORD, -(-end // PER_WORD))
         return self._numbers(
-            _spread(self.codes[:, words], 1, _AWQ_ORDER),
-            _spread(self.zeros[:, words], 1, _AWQ_ORDER),
+            spread(self.codes[:, words], 1, _AWQ_ORDER),
+            spread(self.zeros[:, words], 1, _AWQ_ORDER),
             begin,
             end,
         )
 
     def gptq_rows(self, begin: int, end: int) -> Numbers:
-        in_order = tuple(range(_PER_WORD))
-        words = slice(begin // _PER_WORD, -(-end // _PER_WORD))
+        words = slice(begin // PER_WORD, -(-end // PER_WORD))
         return self._numbers(
-            _spread(self.codes[:, begin:end], 0, in_order),
-            _spread(self.zeros[:, words], 1, in_order),
+            spread(self.codes[:, begin:end], 0, IN_ORDER),
+            spread(self.zeros[:, words], 1, IN_ORDER),
             begin,
             end,
         )
@@ -126,11 +126,11 @@ class _Words:
 def _matrix(kind: str, checkpoint: Checkpoint, stem: str, n: int, k: int) -> SourceMatrix:
     tensors = [f"{stem}.{part}" for part in _PARTS]
     groups = require_tensor(checkpoint, tensors[2]).shape[0]
-    codes_shape = (k, n // _PER_WORD) if kind == AWQ else (k // _PER_WORD, n)
+    codes_shape = (k, n // PER_WORD) if kind == AWQ else (k // PER_WORD, n)
     for name, dtypes, extents in (
         (tensors[0], ("I32",), codes_shape),
-        (tensors[1], ("I32",), (groups, n // _PER_WORD)),
-        (tensors[2], _FLOATS, (groups, n)),
+        (tensors[1], ("I32",), (groups, n // PER_WORD)),
+        (tensors[2], FLOATS_OF_SCALES, (groups, n)),
     ):
         info = require_tensor(checkpoint, name)
         if info.dtype not in dtypes or info.shape != extents or not groups or k % groups:
@@ -142,7 +142,7 @@ def _matrix(kind: str, checkpoint: Checkpoint, stem: str, n: int, k: int) -> Sou
     group_of = None
     if kind == GPTQ and f"{stem}.g_idx" in checkpoint:
         tensors.append(f"{stem}.g_idx")
-        group_of = _group_of(checkpoint, tensors[-1], k, groups)
+        group_of = group_of_inputs(checkpoint, tensors[-1], k, groups)
     offset = _ZERO_OFFSETS[_config(checkpoint).get("checkpoint_format", "gptq")] if kind == GPTQ else 0
     parts = tuple(checkpoint.view(name) for name in tensors)
     words = _Words(*parts[:3], group_of, offset)
@@ -150,7 +150,8 @@ def _matrix(kind: str, checkpoint: Checkpoint, stem: str, n: int, k: int) -> Sou
     return SourceMatrix(tensors[0], (n, k), parts, tuple(tensors), rows)
 
 
-def _group_of(checkpoint: Checkpoint, name: str, k: int, groups: int) -> torch.Tensor:
+def group_of_inputs(checkpoint: Checkpoint, name: str, k: int, groups: int) -> torch.Tensor:
+    """int64 [K]; raises CheckpointError unless each input has a group that exists."""
     values = checkpoint.view(name).reshape(-1)
     if (
         values.dtype.is_floating_point
@@ -171,8 +172,8 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _spread(words: torch.Tensor, axis: int, order: tuple[int, ...]) -> torch.Tensor:
+def spread(words: torch.Tensor, axis: int, order: tuple[int, ...]) -> torch.Tensor:
     """int32, eight times as many along `axis`: nibble p of a word comes to place order[p]."""
-    shifts = torch.tensor([4 * order.index(place) for place in range(_PER_WORD)], dtype=torch.int32)
+    shifts = torch.tensor([4 * order.index(place) for place in range(PER_WORD)], dtype=torch.int32)
     shifts = shifts.view((-1, 1) if axis == 0 else (1, -1))
     return (words.unsqueeze(axis + 1) >> shifts).bitwise_and_(15).flatten(axis, axis + 1)
