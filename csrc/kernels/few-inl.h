@@ -79,6 +79,7 @@ struct FewTokens {
 #pragma GCC unroll 16
       for (int p = 0; p < kPanels; ++p)
         constants[p] = Scales::constants(P::header_of(layout, panel + p * layout.panel_bytes));
+      const int groups_ahead = P::kAheadK / layout.group_k;  // a division at every step would take as long as its sums
       int step = 0;
       P::for_steps(layout, g.first_k, end, [&](int k, int count, int group) __attribute__((always_inline)) {
         Sum acc[kTokens][kPanels][kVecs];
@@ -89,7 +90,8 @@ struct FewTokens {
           for (Sum& sum : reinterpret_cast<Sum(&)[kPanels * kVecs]>(acc[t])) sum = first;
         }
         const Ahead target = ahead(k);
-        const uint8_t* far = P::record_at(layout, target.panel, target.k / layout.group_k);
+        const int far_group = target.panel == panel ? group + groups_ahead : target.k / layout.group_k;
+        const uint8_t* far = P::record_at(layout, target.panel, far_group);
 #pragma GCC unroll 16
         for (int p = 0; p < kPanels; ++p) __builtin_prefetch(far + p * layout.panel_bytes, 0, 3);
         accumulate(acc, k, count);
