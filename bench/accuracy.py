@@ -11,8 +11,9 @@ tokens that know nothing of each other.
 
 Columns: bytes per weight with scales; perplexity with bf16 activations, and how far above the fp32 model's;
 perplexity with int8 activations, and how far above the same weights with bf16 activations, with the
-standard error of that difference ("-" where the method has no kernels for int8 activations); perplexity
-(bf16) times bytes.
+standard error of that difference ("-" where the method has no kernels for int8 activations); what the
+weights cost (100 * the logarithm of perplexity / the fp32 model's) times bytes per weight: half the loss is
+worth twice the bytes, less is better.
 """
 
 from __future__ import annotations
@@ -190,7 +191,8 @@ class Measured:
             cells += [f"{perplexity(int8):.3f}", f"{cost:+.2f} ± {error:.2f} %"]
         else:
             cells += ["-", "-"]
-        return _row([*cells, f"{perplexity(bf16) * size:.2f}"])
+        lost = float((bf16 - self.reference).mean())
+        return _row([*cells, f"{100 * max(lost, 0) * size:.2f}"])
 
 
 def _row(cells: list[str]) -> str:
@@ -214,7 +216,7 @@ def main() -> None:
         f"{measured.text.numel()} tokens; the model in fp32: perplexity {perplexity(measured.reference):.3f}"
     )
     print(text, end="\n\n")
-    print(_row(["format", "bytes per weight", "bf16", "above fp32", "int8", "above bf16", "bf16 x bytes"]))
+    print(_row(["format", "bytes per weight", "bf16", "above fp32", "int8", "above bf16", "loss x bytes"]))
     print(_row(["---"] * 7))
     for form in FORMATS:
         if form.method in chosen:
