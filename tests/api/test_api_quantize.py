@@ -122,7 +122,7 @@ def test_float8_codes_are_the_nearest():
         ("GPTQ_INT4", 256, 192, 64),
         ("GPTQ_INT4", 72, 40, 0),
         ("FP8", 256, 128, 0),
-        ("AMXINT4", 256, 192, 64),
+        ("AMXINT4", 256, 192, 32),
         ("AMXINT8", 256, 128, 0),
     ],
 )

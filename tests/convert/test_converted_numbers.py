@@ -107,7 +107,7 @@ def _quantise(values: torch.Tensor, bits: int, group: int) -> tuple[int, np.ndar
 
 
 @pytest.mark.parametrize(
-    ("narrow", "method", "group"), [(384, "int4", 128), (192, "int4", 64), (96, "int4", 32), (48, "int4", 0)]
+    ("narrow", "method", "group"), [(384, "int4", 32), (96, "int4", 32), (48, "int4", 0), (96, "int8", 0)]
 )
 def test_the_usual_group_size_gives_way_to_narrow_matrices(narrow, method, group):
     assert target(method).fitted({"hidden": 256, "intermediate": narrow}).group_size == group

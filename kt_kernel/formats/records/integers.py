@@ -29,7 +29,7 @@ AMXINT4 = MethodRecord(
     encoding=Encoding(codes=torch.uint8, columns_per_code=2, scales=torch.float32),
     decode=values.packed_int4,
     quantise=to_int4,
-    usual_group_size=128,
+    usual_group_size=32,  # doc/accuracy.md
     largest_code=7.0,
 )
 
