@@ -83,7 +83,7 @@ def kernels(method: str) -> dict[str, str]:
     named: dict[str, str] = {}
     for row in kt_kernel_ext.dispatch_table():
         if row["method"] == method and row["state"] != "unavailable":
-            named.setdefault(row.get("activations", "bf16"), row["kernel"])
+            named.setdefault(row["activations"], row["kernel"])
             if row["state"] == "chosen":
                 named["auto"] = row["kernel"]
     return named
