@@ -18,7 +18,7 @@ struct ManyTokens {
   static constexpr int kShortStep = Ops::kInteger ? kt::kLargestInt8StepK : 32;
   // Columns of a decoded block.
   static constexpr int kBlockK = static_cast<int>(kDecodedBytes / (kVecs * kWeightBytes)) * Ops::kDotK;
-  // Codes are fetched a block ahead, while tiles pass over the block before.
+  // What the codes of a block take; the next block's are behind them.
   static constexpr size_t kBlockCodeBytes = static_cast<size_t>(kBlockK) / Codes::kChunkK * Codes::kChunkBytes;
   static constexpr bool kDecodes = Codes::kScaled || Ops::kWidens;  // many tokens: through scratch
   // Behind the block stand the scales of its steps, in fp32.
@@ -28,8 +28,9 @@ struct ManyTokens {
   struct Block {
     const uint8_t* weights;
     const float* scales;
-    int first;  // column of the call
-    int count;  // columns
+    int first;                    // column of the call
+    int count;                    // columns
+    typename Codes::Cursor next;  // codes to fetch meanwhile, as many columns
   };
 
   // Sums of kTokens x kTileVecs vectors in registers, starting at vector `first_vec` of the panel.
@@ -178,13 +179,28 @@ struct ManyTokens {
     }
   }
 
+  // Chunks that are fetched while tiles pass over the block before, some before each tile: as many at once as a block
+  // has would wait for each other. (Zen 4, 2 threads, shape S, RAWINT4 with int8 activations, 1024 tokens, 2026-11-30:
+  // 56 % of the int8 peak instead of 53 %.)
+  struct Fetch {
+    typename Codes::Cursor chunk;
+    int chunks;
+  };
+  static inline void fetch(Fetch& next, int tiles_left) {
+    const int count = (next.chunks + tiles_left - 1) / tiles_left;
+    next.chunks -= count;
+    for (int i = 0; i < count; ++i, next.chunk = Codes::next(next.chunk)) Codes::prefetch(next.chunk);
+  }
+
   // All tokens over one block, in tiles of nearly equal size: a short last tile would leave its adders idle.
   template <class Way>
   static void tiles_of(const kt::GemmArgs& g, const Block& block, float* columns, kt::Store store) {
     const typename Codes::Tables tables(*g.layout);
+    Fetch next = {block.next, block.count / Codes::kChunkK};
     int left = (g.tokens + Way::kMostTokens - 1) / Way::kMostTokens;
     for (int t = 0; t < g.tokens; --left) {
       const int count = (g.tokens - t + left - 1) / left;
+      if constexpr (kDecodes) fetch(next, left);
       for (int v = 0; v < kVecs; v += Ops::kTileVecs) {
         tile_of<Way, Way::kMostTokens>(g, block, tables, columns, t, v, store, count);
       }
@@ -209,7 +225,6 @@ struct ManyTokens {
     typename Codes::Cursor chunk = Codes::at(*g.layout, panel, begin);
     uint8_t* out = g.scratch;
     for (int k = 0; k < count; k += Codes::kChunkK, chunk = Codes::next(chunk)) {
-      Codes::prefetch(Codes::shifted(chunk, kBlockCodeBytes));
       for (int s = 0; s < Codes::kSlices; ++s) {
         typename Codes::Decoded decoded[Codes::kDots][Codes::kOutputs];
         Codes::decode(tables, chunk, s, decoded);
@@ -239,7 +254,8 @@ struct ManyTokens {
     decode_codes(g, panel, g.first_k + begin, count);
     float* const scales = reinterpret_cast<float*>(g.scratch + kDecodedBytes);
     if constexpr (Scales::kScaled) decode_scales<Scales>(g, panel, g.first_k + begin, count, scales);
-    return {g.scratch, scales, begin, count};
+    const typename Codes::Cursor codes = Codes::at(*g.layout, panel, g.first_k + begin);
+    return {g.scratch, scales, begin, count, Codes::shifted(codes, kBlockCodeBytes)};
   }
 
   template <class Scales>
@@ -253,7 +269,7 @@ struct ManyTokens {
           tiles(g, decoded<Scales>(g, panel, k, count), columns, k == 0 ? g.store : kt::Store::kAccumulate);
         }
       } else {
-        tiles(g, {Codes::at(*g.layout, panel, g.first_k), nullptr, 0, g.k_count}, columns, g.store);
+        tiles(g, {Codes::at(*g.layout, panel, g.first_k), nullptr, 0, g.k_count, {}}, columns, g.store);
       }
     }
   }
