@@ -14,7 +14,8 @@ struct ManyTokens {
   static constexpr size_t kDecodedBytes = size_t{16} << 10;
   // Up to here totals belong in registers. (Zen 5, 1 thread in L2, 2026-11-21, 512 tokens, three interleaved runs:
   // steps of 16 / 32 / 128 columns reach 366-372 / 409-426 / 448-464 GFLOP/s with totals in memory, 389-402 / 414-426 /
-  // 387-441 in registers.)
+  // 387-441 in registers. Zen 4, 1 thread, AVX512-VNNI, 60 tokens, 2026-11-30: steps of 32 / 64 columns 240 / 305 Gop/s
+  // in memory, 329 / 373 in registers.)
   static constexpr int kShortStep = Ops::kInteger ? kt::kLargestInt8StepK : 32;
   // Columns of a decoded block.
   static constexpr int kBlockK = static_cast<int>(kDecodedBytes / (kVecs * kWeightBytes)) * Ops::kDotK;

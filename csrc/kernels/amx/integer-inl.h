@@ -120,7 +120,7 @@ struct IntegerTiles {
         const int count = g.k_count - k < Many::kBlockK ? g.k_count - k : Many::kBlockK;
         const uint8_t* const panel = P::panel_at(g, p);
         Many::template decode_scales<Scales>(g, panel, g.first_k + k, count, scales);
-        const Block block = {Tiles::weights(g, panel, g.first_k + k, count), scales, k, count};
+        const Block block = {Tiles::weights(g, panel, g.first_k + k, count), scales, k, count, {}};
         for (int first = 0; first < g.tokens; first += kBlockTokens) {
           const int tokens = g.tokens - first < kBlockTokens ? g.tokens - first : kBlockTokens;
           if (tokens != configured) {
