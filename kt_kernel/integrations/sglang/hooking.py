@@ -12,11 +12,13 @@ import logging
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from typing import TYPE_CHECKING, Any
 
 from kt_kernel.errors import KTError
+
+# Not imported with this module: it serves code that is read without SGLang.
+if TYPE_CHECKING:
+    from sglang.srt.plugins.hook_registry import HookType
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ _registered: list[Hook] = []
 
 def register(hooks: tuple[Hook, ...]) -> None:
     """Hand hooks to SGLang, which applies them once all plug-ins are loaded."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
     for hook in hooks:
         HookRegistry.register(hook.target, hook.function, hook.kind)
         _registered.append(hook)
