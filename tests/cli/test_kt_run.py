@@ -163,6 +163,7 @@ def test_only_finished_commands_exist():
         "run",
         "chat",
         "doctor",
+        "quant",
         "top",
         "version",
     }
