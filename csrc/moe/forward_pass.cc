@@ -7,8 +7,9 @@ namespace kt {
 namespace {
 
 // A piece of gate/up for few tokens: as many gate+up panel pairs as make about this many bytes, long enough a stream
-// and fine enough to share evenly. For many tokens kPairsForMany, so that gathering the activations costs little (S / L
-// as above: eight pairs 73 / 344 ms, four 76 / 342 ms, sixteen 74 / 370 ms, before the block sizes were chosen).
+// and fine enough to share evenly. For many tokens kPairsForMany, so that gathering the activations costs little
+// (Xeon 6 with AMX, 2 threads, 2026-11-21, BF16, 1024 tokens, shapes S / L of bench/: eight pairs 73 / 344 ms, four
+// 76 / 342 ms, sixteen 74 / 370 ms, before the block sizes of kernel_set.h were chosen).
 constexpr size_t kPieceBytes = size_t{256} << 10;
 constexpr int kManyTokens = 32;
 constexpr int kPairsForMany = 8;

@@ -25,6 +25,7 @@ import pytest
 from extension import ext
 from formats import (
     BF16,
+    CODES,
     F32,
     ONE_PER_METHOD,
     ONE_PER_PATH,
@@ -306,9 +307,11 @@ def nmse(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def assert_close(format: Format, output: np.ndarray, expected: np.ndarray, dtype: int = F32) -> None:
-    """Within the promise for these activations. It is one for an average, which few tokens may miss."""
+    """Within the promise for these activations. For int8 numbers it is one for an average, which few
+    tokens may miss: 2.6e-4 with int8 activations, 1.2e-5 with int8 codes and bf16 activations.
+    """
     error, bound = nmse(decode(output, dtype), expected), NMSE_BOUNDS[format.activations]
-    if len(output) < MANY_TOKENS:
+    if len(output) < MANY_TOKENS and "int8" in (format.activations, CODES[format.method]):
         bound *= 2
     assert error <= bound, f"NMSE {error:.2e} is above {bound:.0e}"
 
