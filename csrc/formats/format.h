@@ -18,8 +18,9 @@ struct MatrixShape {
   int k;
 };
 
-enum class CodeType : int { kBf16, kE4m3, kCode4, kInt8 };  // formats/codes/
-constexpr int kCodeTypes = 4;
+// formats/codes/; kCode4Wide: codes of 4 bits whose integers need 8.
+enum class CodeType : int { kBf16, kE4m3, kCode4, kInt8, kCode5, kCode6, kCode3, kCode2, kCode4Wide };
+constexpr int kCodeTypes = 9;
 
 // kRowMajor: [rows][k]. kTransposed: words of 8 codes along k, [k/8][rows], and scales [k/g][rows] (GPTQ).
 enum class Order : int { kRowMajor, kTransposed };
@@ -28,6 +29,14 @@ enum class Order : int { kRowMajor, kTransposed };
 struct CodeTable {
   uint16_t bf16[16];
   int zero_code;
+};
+
+// Blocks of a GGUF file, codes and scales of some columns of a row together (formats/gguf/).
+struct BlockParts;
+struct GgufBlocks {
+  int columns;
+  int bytes;
+  void (*parts)(const uint8_t* block, BlockParts& parts);
 };
 
 constexpr int kWholeRow = -1;     // one scale for all columns
@@ -45,6 +54,9 @@ struct Format {
   ScaleType scale;
   // How scales are written back; kNone = as the panels keep them.
   ScaleType written_scale;
+  // GGUF types only.
+  const GgufBlocks* blocks = nullptr;
+  int code_offset = 0;  // what stored codes have too much, where there is no table
 };
 
 // What the bytes of a checkpoint leave open.

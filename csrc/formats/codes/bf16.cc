@@ -22,6 +22,6 @@ double value(const Format&, const uint8_t* panel, int row, int column) {
 
 }  // namespace
 
-const CodeKind kBf16Codes = {"bf16", 16, pack, unpack, value};
+const CodeKind kBf16Codes = {"bf16", 16, pack, unpack, value, nullptr, nullptr};
 
 }  // namespace kt

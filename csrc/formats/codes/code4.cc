@@ -1,6 +1,6 @@
 #include "formats/codes/code4.h"
 
-#include "formats/codes/chunks.h"
+#include "formats/codes/dot_words.h"
 #include "formats/numbers.h"
 
 namespace kt {
@@ -119,12 +119,28 @@ void unpack(const Format& format, const uint8_t* panel, const PanelRows& rows, c
   unpack_rows(format, panel, rows, part, target);
 }
 
+struct Code4 {
+  using Order = ByNibbles;
+  static constexpr int kWords = 4;
+  static constexpr uint32_t kLow = 0x0F0F0F0F;
+
+  static void join(const Dots& dots, uint32_t (&words)[kWords]) {
+    for (int i = 0; i < kWords; ++i) words[i] = (dots[2 * i] & kLow) | (dots[2 * i + 1] & kLow) << 4;
+  }
+  static void split(const uint32_t (&words)[kWords], Dots& dots) {
+    for (int i = 0; i < kWords; ++i) {
+      dots[2 * i] = words[i] & kLow;
+      dots[2 * i + 1] = words[i] >> 4 & kLow;
+    }
+  }
+};
+
 double value(const Format& format, const uint8_t* panel, int row, int column) {
   return from_bf16(format.table->bf16[nibble_at(panel, row, column)]);
 }
 
 }  // namespace
 
-const CodeKind kCode4Codes = {"code4", 4, pack, unpack, value};
+const CodeKind kCode4Codes = {"code4", 4, pack, unpack, value, put_dots<Code4>, take_dots<Code4>};
 
 }  // namespace kt

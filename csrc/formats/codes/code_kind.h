@@ -24,12 +24,17 @@ struct CodeSource {
 struct CodeKind {
   const char* name;
   int bits;  // of a code, in a checkpoint as in a panel
-  // Writes the codes that exist; padding is there already. Returns the rows with a NaN that kernels do not decode.
+  // Writes the codes that exist; padding is there already. Returns the rows with a NaN that kernels do not decode. Null
+  // for codes that no checkpoint stores one after the other, as is `unpack`.
   uint32_t (*pack)(const Format&, const CodeSource&, uint8_t* panel);
   // Codes of `rows` and the part's columns, in checkpoint order.
   void (*unpack)(const Format&, const uint8_t* panel, const PanelRows& rows, const MatrixPart&, const MatrixTarget&);
   // The exact number a code means, without its scale.
   double (*value)(const Format&, const uint8_t* panel, int row, int column);
+  // Plain codes, one byte each, of one row to and from a panel: `column` and `count` are multiples of 32. Null for
+  // codes that no format keeps so (dot_words.h).
+  void (*put)(uint8_t* panel, int row, int column, const uint8_t* codes, int count);
+  void (*take)(const uint8_t* panel, int row, int column, uint8_t* codes, int count);
 };
 
 const CodeKind& code_kind(CodeType type);

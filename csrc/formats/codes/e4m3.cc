@@ -108,6 +108,6 @@ double value(const Format&, const uint8_t* panel, int row, int column) {
 
 }  // namespace
 
-const CodeKind kE4m3Codes = {"e4m3", 8, pack, unpack, value};
+const CodeKind kE4m3Codes = {"e4m3", 8, pack, unpack, value, nullptr, nullptr};
 
 }  // namespace kt

@@ -1,9 +1,17 @@
 #include "formats/codes/int8.h"
 
-#include "formats/codes/chunks.h"
+#include "formats/codes/dot_words.h"
 
 namespace kt {
 namespace {
+
+// A dot is a word.
+struct Int8 {
+  using Order = Ascending;
+  static constexpr int kWords = 8;
+  static void join(const Dots& dots, uint32_t (&words)[kWords]) { std::copy(dots, dots + kWords, words); }
+  static void split(const uint32_t (&words)[kWords], Dots& dots) { std::copy(words, words + kWords, dots); }
+};
 
 uint32_t pack(const Format&, const CodeSource& source, uint8_t* panel) {
   pack_words<int8_t>(source, panel);
@@ -21,6 +29,6 @@ double value(const Format&, const uint8_t* panel, int row, int column) {
 
 }  // namespace
 
-const CodeKind kInt8Codes = {"int8", 8, pack, unpack, value};
+const CodeKind kInt8Codes = {"int8", 8, pack, unpack, value, put_dots<Int8>, take_dots<Int8>};
 
 }  // namespace kt
