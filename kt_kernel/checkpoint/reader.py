@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 
+from kt_kernel.checkpoint.opened import OpenReaders
 from kt_kernel.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
 
@@ -22,11 +22,6 @@ _EXPERTS = ".experts."
 _CUT_EXPERTS = re.compile(r"(blk\.\d+)\.(ffn_\w+_exps\..+)")  # of a converted directory: numa_parts.py
 MANIFEST = "kt_manifest.json"  # of a directory that kt_kernel.convert writes
 _CONFIGS = ("config.json", "quantize_config.json", MANIFEST)
-
-# A process serves one model, or one and its draft; more open readers would only hold file handles.
-_READERS_KEPT = 2
-_lock = threading.Lock()
-_readers: OrderedDict[str, tuple[tuple, Checkpoint]] = OrderedDict()
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -40,22 +35,12 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
             f"checkpoint path '{path}' does not exist; give a local directory with .safetensors files, or "
             "one such file."
         )
-    with _lock:
-        state = _state_of_files(real_path)
-        known = _readers.get(real_path)
-        if known is None or known[0] != state:
-            known = (state, Checkpoint(real_path))
-            _readers[real_path] = known
-        _readers.move_to_end(real_path)
-        while len(_readers) > _READERS_KEPT:
-            _readers.popitem(last=False)
-        return known[1]
+    return _readers.open(real_path)
 
 
 def release_checkpoints() -> None:
     """Close all readers; views still in use keep their own file open."""
-    with _lock:
-        _readers.clear()
+    _readers.clear()
 
 
 class Checkpoint:
@@ -210,12 +195,4 @@ def _read_config(path: str) -> dict:
     return config
 
 
-def _state_of_files(path: str) -> tuple:
-    """Names, sizes and times of the files that make up the checkpoint."""
-    directory, weights = (path, ".safetensors") if os.path.isdir(path) else os.path.split(path)
-    state = []
-    for entry in os.scandir(directory):
-        if entry.name.endswith((weights, _INDEX_SUFFIX, *_CONFIGS)) and os.path.exists(entry.path):
-            status = entry.stat()
-            state.append((entry.name, status.st_size, status.st_mtime_ns))
-    return tuple(sorted(state))
+_readers = OpenReaders(Checkpoint, (".safetensors", _INDEX_SUFFIX, *_CONFIGS))

@@ -12,15 +12,13 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import os
 import struct
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
+from kt_kernel.checkpoint.mapped_file import MappedFile
+from kt_kernel.errors import CheckpointError
 
 # Names of the format -> torch dtypes. Types that torch cannot hold are known by name only: they appear
 # in messages but cannot be viewed.
@@ -54,79 +52,33 @@ class TensorInfo:
     end: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(MappedFile):
     """A safetensors file held open and mapped read-only until it is collected."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                self.tensors = _read_header(path, file.read(_LENGTH_BYTES), file, size)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise CheckpointPathError(
-                f"file '{path}' does not exist; download the checkpoint again."
-            ) from None
-        except OSError as error:
-            raise CheckpointError(f"file '{path}' cannot be read: {error.strerror or error}.") from error
-        with warnings.catch_warnings():
-            # torch warns that writing to a read-only buffer is undefined; nothing here writes.
-            warnings.simplefilter("ignore", UserWarning)
-            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        super().__init__(path)
+        self.tensors: dict[str, TensorInfo] = _read_header(path, self.map, self.size)
 
     def info(self, name: str) -> TensorInfo:
         """The header's entry; raises MissingTensorError."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise MissingTensorError(f"tensor '{name}' is not in '{self.path}'.") from None
+        return self.extent(name)
 
     def view(self, name: str) -> torch.Tensor:
         """The tensor as a read-only view of the mapping (a copy only if the file does not align it)."""
         info = self.info(name)
         dtype = TORCH_DTYPES[info.dtype]
-        raw = self._bytes[info.begin : info.end]
+        raw = self.raw(name)
         if info.begin % dtype.itemsize:
             raw = raw.clone()
         return raw.view(dtype).view(info.shape)
 
-    def will_need(self, names: Iterable[str]) -> None:
-        """Ask the system to start reading these tensors."""
-        self._advise(names, mmap.MADV_WILLNEED)
 
-    def drop_pages(self, names: Iterable[str]) -> None:
-        """Give back the memory of these tensors' pages; a later access reads them from the file again."""
-        self._advise(names, mmap.MADV_DONTNEED)
-
-    def _advise(self, names: Iterable[str], advice: int) -> None:
-        for begin, end in _page_ranges((self.info(name) for name in names), len(self._map)):
-            self._map.madvise(advice, begin, end - begin)
-
-
-def _page_ranges(infos: Iterable[TensorInfo], file_size: int) -> list[tuple[int, int]]:
-    """Byte ranges covering the tensors, starting at page borders, neighbours merged."""
-    ranges: list[tuple[int, int]] = []
-    for info in sorted(infos, key=lambda info: info.begin):
-        begin = info.begin - info.begin % mmap.PAGESIZE
-        end = min(info.end, file_size)
-        if ranges and begin <= ranges[-1][1]:
-            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
-        elif end > begin:
-            ranges.append((begin, end))
-    return ranges
-
-
-def _read_header(path: str, length_bytes: bytes, file, size: int) -> dict[str, TensorInfo]:
-    if length_bytes == b"version ":
-        raise CheckpointError(
-            f"file '{path}' is a git-lfs pointer of {size} bytes, not weights; run 'git lfs pull'."
-        )
-    if len(length_bytes) < _LENGTH_BYTES:
+def _read_header(path: str, file: mmap.mmap | bytes, size: int) -> dict[str, TensorInfo]:
+    if size < _LENGTH_BYTES:
         raise CheckpointError(
             f"file '{path}' is cut off: it has {size} bytes, less than a safetensors header."
         )
-    (header_bytes,) = struct.unpack("<Q", length_bytes)
+    (header_bytes,) = struct.unpack_from("<Q", file)
     if header_bytes > _LONGEST_HEADER:
         raise CheckpointError(
             f"file '{path}' is no safetensors file: its first 8 bytes promise a header of {header_bytes} "
@@ -139,7 +91,7 @@ def _read_header(path: str, length_bytes: bytes, file, size: int) -> dict[str, T
             "download it again."
         )
     try:
-        entries = json.loads(file.read(header_bytes))
+        entries = json.loads(file[_LENGTH_BYTES:data_begin])
         entries.pop("__metadata__", None)
         tensors = {name: _parse_entry(entry, data_begin) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -149,9 +149,9 @@ def test_experts_are_views_of_the_file_not_copies(tmp_path):
         checkpoint, 0, "BF16", num_experts=EXPERTS, hidden=HIDDEN, intermediate=INTERMEDIATE
     ) as experts:
         file = checkpoint.file_of("model.layers.0.mlp.experts.0.up_proj.weight")
-        begin = file._bytes.data_ptr()
+        begin = file.bytes.data_ptr()
         for matrix in experts.all():
-            assert begin <= matrix.weight.data_ptr() < begin + file._bytes.numel()
+            assert begin <= matrix.weight.data_ptr() < begin + file.bytes.numel()
 
 
 def _resident_file_pages(path) -> int:

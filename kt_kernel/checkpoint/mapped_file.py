@@ -1,0 +1,99 @@
+"""A file of weights mapped into memory: tensors are views of the mapping, nothing is copied.
+
+What the files of every container have in common; a subclass reads the header into `tensors`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+
+from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
+
+_POINTER = b"version "  # how the text begins that git-lfs leaves in place of a file
+
+
+class Extent(Protocol):
+    """Where a tensor lies, in bytes from the start of the file."""
+
+    @property
+    def begin(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+class MappedFile:
+    """A file held open and mapped read-only until it is collected; `map` is empty for an empty file.
+
+    Raises CheckpointPathError, or CheckpointError if it cannot be read or is no more than a pointer to it.
+    """
+
+    tensors: Mapping[str, Extent]
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        except FileNotFoundError:
+            raise CheckpointPathError(
+                f"file '{path}' does not exist; download the checkpoint again."
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"file '{path}' cannot be read: {error.strerror or error}.") from error
+        if self.map[: len(_POINTER)] == _POINTER:
+            raise CheckpointError(
+                f"file '{path}' is a git-lfs pointer of {self.size} bytes, not weights; run 'git lfs pull'."
+            )
+        with warnings.catch_warnings():
+            # torch warns that writing to a read-only buffer is undefined; nothing here writes.
+            warnings.simplefilter("ignore", UserWarning)
+            self.bytes = (
+                torch.frombuffer(self.map, dtype=torch.uint8)
+                if self.size
+                else torch.empty(0, dtype=torch.uint8)
+            )
+
+    def extent(self, name: str) -> Extent:
+        """Where the tensor lies; raises MissingTensorError."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise MissingTensorError(f"tensor '{name}' is not in '{self.path}'.") from None
+
+    def raw(self, name: str) -> torch.Tensor:
+        """The tensor's bytes as a read-only view of the mapping, uint8 [bytes]."""
+        extent = self.extent(name)
+        return self.bytes[extent.begin : extent.end]
+
+    def will_need(self, names: Iterable[str]) -> None:
+        """Ask the system to start reading these tensors."""
+        self._advise(names, mmap.MADV_WILLNEED)
+
+    def drop_pages(self, names: Iterable[str]) -> None:
+        """Give back the memory of these tensors' pages; a later access reads them from the file again."""
+        self._advise(names, mmap.MADV_DONTNEED)
+
+    def _advise(self, names: Iterable[str], advice: int) -> None:
+        for begin, end in _page_ranges((self.extent(name) for name in names), self.size):
+            self.map.madvise(advice, begin, end - begin)
+
+
+def _page_ranges(extents: Iterable[Extent], file_size: int) -> list[tuple[int, int]]:
+    """Byte ranges covering the tensors, starting at page borders, neighbours merged."""
+    ranges: list[tuple[int, int]] = []
+    for extent in sorted(extents, key=lambda extent: extent.begin):
+        begin = extent.begin - extent.begin % mmap.PAGESIZE
+        end = min(extent.end, file_size)
+        if ranges and begin <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
+        elif end > begin:
+            ranges.append((begin, end))
+    return ranges

@@ -1,0 +1,1 @@
+"""Reading GGUF: headers checked whole, metadata decoded when asked for, tensors as views of the file."""
