@@ -9,6 +9,7 @@
 #include "core/release_later.h"
 #include "core/topology.h"
 #include "formats_bindings.h"
+#include "gguf_bindings.h"
 #include "kernels/dispatch.h"
 #include "limits/limits.h"
 #include "moe/layer.h"
@@ -401,4 +402,5 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   bind_layer(m);
   bind_pipeline(m);
   bind_quantise(m);
+  bind_gguf(m);
 }

@@ -1,6 +1,7 @@
 """Kernel tests: what could go wrong inside the native extension, one file per risk; start with harness.py.
 
     test_yardstick                           the formats in numpy that all others measure with (formats.py)
+    test_gguf_types                          a block of a ggml type read as other numbers
     test_exact_on_integers                   a wrong element
     test_every_code_and_scale                a code, a scale or a place that is decoded as another
     test_error_is_small                      lost accuracy

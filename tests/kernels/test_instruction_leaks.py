@@ -63,7 +63,10 @@ FEATURE_OF_FLAG = {
 }
 
 # Kernels that no layer runs, so that they have no row: what they need is what every CPU that we support has.
-BESIDE_LAYERS = {"kernels/avx2/quantise.cc": [{"kernel": "quantise", "needs": ["avx2", "fma", "f16c"]}]}
+BESIDE_LAYERS = {
+    "kernels/avx2/quantise.cc": [{"kernel": "quantise", "needs": ["avx2", "fma", "f16c"]}],
+    "kernels/avx2/gguf_rows.cc": [{"kernel": "gguf_rows", "needs": ["avx2", "fma", "f16c"]}],
+}
 
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*(?:\{\w+\} )?(\S*)\s*(.*)$")
 # Segment, address-size and lock prefixes may stand before VEX (c4, c5) and EVEX (62); nothing else may.
