@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kt_kernel import kt_kernel_ext as kt_kernel_ext
     from kt_kernel.calls.masks import generate_gpu_experts_masks as generate_gpu_experts_masks
-    from kt_kernel.checkpoint.detect import detect_method as detect_method
+    from kt_kernel.checkpoint.sources import detect_method as detect_method
     from kt_kernel.integrations.transformers.patching import patch as patch
     from kt_kernel.moe import KTMoEWrapper as KTMoEWrapper
 
@@ -32,7 +32,7 @@ __all__ = [
 
 _HOMES = {
     "KTMoEWrapper": "kt_kernel.moe",
-    "detect_method": "kt_kernel.checkpoint.detect",
+    "detect_method": "kt_kernel.checkpoint.sources",
     "generate_gpu_experts_masks": "kt_kernel.calls.masks",
     "patch": "kt_kernel.integrations.transformers.patching",
 }

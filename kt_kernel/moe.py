@@ -15,9 +15,8 @@ from kt_kernel.calls.cpu_path import CpuPath
 from kt_kernel.calls.deferral import DeferralChain, chain_of_model, select_deferred_experts
 from kt_kernel.calls.device_path import CudaRuntime, DevicePath
 from kt_kernel.calls.masks import resolve_gpu_experts_mask
-from kt_kernel.checkpoint.experts import layer_experts
-from kt_kernel.checkpoint.reader import open_checkpoint, release_checkpoints
 from kt_kernel.checkpoint.save import save_layer
+from kt_kernel.checkpoint.sources import open_experts, release_sources
 from kt_kernel.device_ops.routing import Split
 from kt_kernel.engine import get_engine
 from kt_kernel.errors import (
@@ -205,8 +204,7 @@ class KTMoEWrapper:
             raise CheckpointPathError(
                 f"layer {self.layer_idx}: weight_path is not given; name the checkpoint's directory."
             )
-        with layer_experts(
-            open_checkpoint(self.weight_path),
+        with open_experts(self.weight_path).layer(
             self.layer_idx,
             self.method,
             num_experts=self.num_experts,
@@ -469,7 +467,7 @@ class KTMoEWrapper:
     @staticmethod
     def force_release_loader() -> None:
         """Close the checkpoint files kept open between layers."""
-        release_checkpoints()
+        release_sources()
 
     def _on_device(self, hidden_states: torch.Tensor) -> DevicePath:
         if not hidden_states.is_cuda:

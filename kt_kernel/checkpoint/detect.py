@@ -5,7 +5,6 @@ One matrix of each layer is looked at; that the others are alike is checked when
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -23,7 +22,7 @@ from kt_kernel.checkpoint.families import (
 )
 from kt_kernel.checkpoint.formats import FORMATS, Format
 from kt_kernel.checkpoint.quantization_config import check_quantization_config
-from kt_kernel.checkpoint.reader import MANIFEST, Checkpoint, open_checkpoint
+from kt_kernel.checkpoint.reader import MANIFEST, Checkpoint
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.records import RECORDS
 
@@ -41,24 +40,22 @@ class Found:
     evidence: str
 
 
-def detect_method(path: str | os.PathLike) -> str:
-    """The method that reads the checkpoint at `path`, e.g. "FP8".
+def stored_method(checkpoint: Checkpoint) -> str:
+    """The method that reads the checkpoint, e.g. "FP8".
 
-    Raises CheckpointError if there is no checkpoint with routed experts, if no method reads it, or if its
-    layers need different methods.
+    Raises CheckpointError if there are no routed experts in it, if no method reads it, or if its layers need
+    different methods.
     """
-    checkpoint = open_checkpoint(path)
     method = _common_format(checkpoint).format.method
     check_quantization_config(checkpoint, method)
     return method
 
 
-def draft_layer_method(path: str | os.PathLike, layer_idx: int) -> str | None:
+def draft_layer_method(checkpoint: Checkpoint, layer_idx: int) -> str | None:
     """The method that reads the experts of a draft model's layer; None if the checkpoint has none there.
 
     Raises CheckpointError if no method reads them.
     """
-    checkpoint = open_checkpoint(path)
     location = expert_layers(checkpoint).get(layer_idx)
     return None if location is None else _look_at(checkpoint, layer_idx, location).format.method
 

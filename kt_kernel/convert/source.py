@@ -171,7 +171,7 @@ def _kind(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> str:
         return words
     if is_compressed(checkpoint, stem):
         return COMPRESSED
-    method = draft_layer_method(checkpoint.path, index)
+    method = draft_layer_method(checkpoint, index)
     if method in _CONVERTED:
         raise _converted_already(checkpoint, method)
     return method

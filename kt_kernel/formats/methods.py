@@ -10,7 +10,7 @@ import logging
 import os
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.checkpoint.detect import detect_method
+from kt_kernel.checkpoint.sources import detect_method
 from kt_kernel.errors import ConfigurationError, MethodError
 from kt_kernel.formats.record import MethodRecord
 from kt_kernel.formats.records import RECORDS

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from server import Server, kt_options
 
-from kt_kernel.checkpoint.detect import draft_layer_method
+from kt_kernel.checkpoint.sources import open_experts
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.integrations.sglang import draft
@@ -133,7 +133,7 @@ def test_the_layer_is_found_under_each_familys_name_in_its_own_format(
     tmp_path, architecture, base, dtype, method
 ):
     path = weights(tmp_path / "model", MODEL | {base: dtype})
-    assert draft_layer_method(path, 1) == method
+    assert open_experts(path).draft_method(1) == method
     found = placed(path, architecture)
     assert (found.options.method, found.layout.moe_layers, found.device_experts) == (method, (1,), 1)
     assert found.device_mask(1, 2).tolist() == [True, False]

@@ -12,11 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kt_kernel.checkpoint.families import expert_layers
-from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
-from kt_kernel.checkpoint.sizes import expert_group_bytes, stored_bytes
+from kt_kernel.checkpoint.sources import open_experts
 from kt_kernel.errors import CheckpointPathError
-from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.prefill_plan import (
     STREAMED_LAYERS,
     PrefillMachine,
@@ -109,7 +106,8 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
     """What the estimate needs of a model, for one of `ranks` devices."""
     config, layout = model.hf_text_config, settings.layout
     intermediate = next(size for name in _INTERMEDIATE_SIZES if (size := getattr(config, name, None)))
-    expert_bytes = _expert_bytes(open_checkpoint(settings.options.weight_path), layout)
+    layer_bytes = open_experts(settings.options.weight_path).layer_bytes()
+    expert_bytes = layer_bytes[layout.moe_layers[-1]] / layout.num_experts
     plain = 3 * config.hidden_size * intermediate * 2
     return PrefillModel(
         layers=layout.num_layers,
@@ -128,16 +126,10 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
     )
 
 
-def _expert_bytes(checkpoint: Checkpoint, layout: ExpertLayout) -> float:
-    """Of one expert, as stored."""
-    base = expert_layers(checkpoint)[layout.moe_layers[-1]].base
-    return expert_group_bytes(checkpoint)[base] / layout.num_experts
-
-
 def _other_bytes(model_path: str) -> int:
     """Of all that is no routed expert; 0 for a model that is still to be downloaded."""
     try:
-        checkpoint = open_checkpoint(model_path)
+        model = open_experts(model_path)
     except CheckpointPathError:
         return 0
-    return stored_bytes(checkpoint, checkpoint.names()) - sum(expert_group_bytes(checkpoint).values())
+    return model.stored_bytes() - model.expert_bytes()

@@ -12,10 +12,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from kt_kernel.checkpoint.detect import draft_layer_method
-from kt_kernel.checkpoint.families import expert_layers
-from kt_kernel.checkpoint.reader import open_checkpoint
-from kt_kernel.checkpoint.sizes import expert_group_bytes
+from kt_kernel.checkpoint.sources import open_experts
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.layout import ExpertLayout, expert_layout
 from kt_kernel.hybrid.options import ON_CPU
@@ -50,7 +47,7 @@ def with_draft(settings: KTSettings, options: Any, model: Any) -> KTSettings:
     same = os.path.realpath(path) == os.path.realpath(options.model_path)
     layer = settings.layout.num_layers
     if same and model.hf_config.architectures[0] in _NEXT_LAYER_DRAFTS:
-        method = draft_layer_method(settings.options.weight_path, layer)
+        method = open_experts(settings.options.weight_path).draft_method(layer)
         if method is not None:
             draft = draft_settings(settings, method)
             logger.info(
@@ -104,18 +101,16 @@ def _say_how_many_bytes(path: str, options: Any, layout: ExpertLayout | None) ->
             f"the draft model {path} has experts, which would all be on the device, and how many bytes they "
             "are cannot be told before it is downloaded; give --speculative-draft-model-path a directory."
         )
-    checkpoint = open_checkpoint(path)
-    groups = expert_group_bytes(checkpoint)
+    experts = open_experts(path)
+    size = experts.expert_bytes()
     if layout is not None:
-        located = expert_layers(checkpoint).items()
-        of_model = {location.base for layer, location in located if layer < layout.num_layers}
-        groups = {base: size for base, size in groups.items() if base not in of_model}
-    if groups:
+        size -= sum(of for layer, of in experts.layer_bytes().items() if layer < layout.num_layers)
+    if size:
         logger.warning(
             "the experts of the draft model %s are not placed by the --kt flags: all of them are on the "
             "device, %.1f MB",
             path,
-            sum(groups.values()) / 1e6,
+            size / 1e6,
         )
 
 

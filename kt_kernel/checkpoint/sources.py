@@ -1,0 +1,92 @@
+"""Where the experts of a model's layers are read from: what the container is, nobody above needs to know."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from kt_kernel.checkpoint import detect
+from kt_kernel.checkpoint.experts import layer_experts
+from kt_kernel.checkpoint.families import expert_layers
+from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint, release_checkpoints
+from kt_kernel.checkpoint.sizes import expert_group_bytes, stored_bytes
+from kt_kernel.formats.matrices import LayerExperts
+
+
+class ExpertSource(Protocol):
+    """The experts of a model in some container. Every method may raise CheckpointError."""
+
+    def method(self) -> str:
+        """The method that reads all layers."""
+
+    def draft_method(self, layer_idx: int) -> str | None:
+        """The method that reads a draft model's layer; None if there are no experts in it."""
+
+    def layer(
+        self, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
+    ) -> AbstractContextManager[LayerExperts]:
+        """Views of one layer, valid inside the `with` block, at whose end their pages are given back."""
+
+    def layer_bytes(self) -> dict[int, int]:
+        """What the experts of each layer take."""
+
+    def expert_bytes(self) -> int:
+        """What all experts take, also those outside the model's layers."""
+
+    def stored_bytes(self) -> int:
+        """What all tensors take."""
+
+
+class SafetensorsExperts:
+    """An `ExpertSource`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def method(self) -> str:
+        return detect.stored_method(self._checkpoint)
+
+    def draft_method(self, layer_idx: int) -> str | None:
+        return detect.draft_layer_method(self._checkpoint, layer_idx)
+
+    def layer(
+        self, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
+    ) -> AbstractContextManager[LayerExperts]:
+        return layer_experts(
+            self._checkpoint,
+            layer_idx,
+            method,
+            num_experts=num_experts,
+            hidden=hidden,
+            intermediate=intermediate,
+        )
+
+    def layer_bytes(self) -> dict[int, int]:
+        groups = expert_group_bytes(self._checkpoint)
+        return {layer: groups[where.base] for layer, where in expert_layers(self._checkpoint).items()}
+
+    def expert_bytes(self) -> int:
+        return sum(expert_group_bytes(self._checkpoint).values())
+
+    def stored_bytes(self) -> int:
+        return stored_bytes(self._checkpoint, self._checkpoint.names())
+
+
+def open_experts(path: str | os.PathLike) -> ExpertSource:
+    """The experts at `path`. Raises CheckpointPathError if there is nothing there."""
+    return SafetensorsExperts(open_checkpoint(path))
+
+
+def detect_method(path: str | os.PathLike) -> str:
+    """The method that reads the checkpoint at `path`, e.g. "FP8".
+
+    Raises CheckpointError if there is no checkpoint with routed experts, if no method reads it, or if its
+    layers need different methods.
+    """
+    return open_experts(path).method()
+
+
+def release_sources() -> None:
+    """Close the files kept open between layers; views still in use keep their own file open."""
+    release_checkpoints()
