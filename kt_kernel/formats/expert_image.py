@@ -105,6 +105,11 @@ class ExpertEncoding:
         return 1 if self._row.transposed else 0
 
     @property
+    def is_bf16(self) -> bool:
+        """See `Encoding.is_bf16`."""
+        return self._row.is_bf16
+
+    @property
     def scale_group(self) -> tuple[int, int] | None:
         """(rows, columns) of a matrix that share a scale; 0 columns = the whole row. None without scales."""
         if self._scale_dtype is None:

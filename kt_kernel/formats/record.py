@@ -76,6 +76,11 @@ class Encoding:
     scales_of_checkpoint: bool = False
     global_scales: bool = False
 
+    @property
+    def is_bf16(self) -> bool:
+        """Are the codes the numbers themselves, so that a bf16 slot needs no decoding?"""
+        return self.codes is torch.bfloat16 and self.scales is None and not self.scales_of_checkpoint
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRecord:

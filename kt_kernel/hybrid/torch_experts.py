@@ -121,7 +121,7 @@ class TorchDeviceExperts:
 
     def places(self, slot: int) -> ExpertTensors | None:
         """See DeviceExperts.places: only bf16 experts in bf16 slots are not decoded."""
-        if self.encoding.method != "BF16" or self.w13.dtype != torch.bfloat16:
+        if not self.encoding.is_bf16 or self.w13.dtype != torch.bfloat16:
             return None
         return ExpertTensors(self.w13[slot], None, self.w2[slot], None)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from kt_kernel.checkpoint.sources import open_experts
 from kt_kernel.errors import CheckpointPathError
+from kt_kernel.formats.records import RECORDS
 from kt_kernel.hybrid.prefill_plan import (
     STREAMED_LAYERS,
     PrefillMachine,
@@ -106,9 +107,12 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
     """What the estimate needs of a model, for one of `ranks` devices."""
     config, layout = model.hf_text_config, settings.layout
     intermediate = next(size for name in _INTERMEDIATE_SIZES if (size := getattr(config, name, None)))
-    layer_bytes = open_experts(settings.options.weight_path).layer_bytes()
-    expert_bytes = layer_bytes[layout.moe_layers[-1]] / layout.num_experts
     plain = 3 * config.hidden_size * intermediate * 2
+    if RECORDS[settings.options.method].encoding.is_bf16:  # copied as numbers, whatever the file holds
+        expert_bytes = plain
+    else:
+        layer_bytes = open_experts(settings.options.weight_path).layer_bytes()
+        expert_bytes = layer_bytes[layout.moe_layers[-1]] / layout.num_experts
     return PrefillModel(
         layers=layout.num_layers,
         moe_layers=len(layout.moe_layers),

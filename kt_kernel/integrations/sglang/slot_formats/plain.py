@@ -26,7 +26,7 @@ class Unquantised:
 
     def places(self, layer: torch.nn.Module, slot: int) -> ExpertTensors | None:
         w13, w2 = layer.w13_weight.data[slot], layer.w2_weight.data[slot]
-        if self._alternating or self._encoding.method != "BF16" or w13.dtype != torch.bfloat16:
+        if self._alternating or not self._encoding.is_bf16 or w13.dtype != torch.bfloat16:
             return None
         return ExpertTensors(w13, None, w2, None)
 
