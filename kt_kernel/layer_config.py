@@ -11,6 +11,10 @@ from kt_kernel.errors import ConfigurationError
 # What the inputs of a layer and of its down projection are rounded to before they are multiplied.
 ACTIVATIONS = ("auto", "bf16", "int8")
 
+# Where the weights of a layer are: packed into memory of its own, or where their file is mapped.
+PACKED, MAPPED = "packed", "mapped"
+WEIGHT_STORAGES = (PACKED, MAPPED)
+
 
 @dataclass(frozen=True)
 class LayerConfig:
@@ -19,7 +23,7 @@ class LayerConfig:
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
     the most tokens of one call. `max_deferred_experts_per_token`: see kt_kernel/calls/deferral.py. A
     `swiglu_limit` of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU. `activations`: one of
-    `ACTIVATIONS`.
+    `ACTIVATIONS`, `weight_storage` of `WEIGHT_STORAGES`.
     Raises ConfigurationError for values that cannot work.
     """
 
@@ -33,6 +37,7 @@ class LayerConfig:
     swiglu_limit: float = 0.0
     swiglu_alpha: float = 0.0
     activations: str = "auto"
+    weight_storage: str = PACKED
 
     def __post_init__(self) -> None:
         self._require_integers(0, "layer_idx", "max_deferred_experts_per_token")
@@ -58,10 +63,11 @@ class LayerConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{name} is {value}, expected a finite number >= 0 (0 = off).")
-        if self.activations not in ACTIVATIONS:
-            raise ConfigurationError(
-                f"activations is {self.activations!r}, expected one of {', '.join(ACTIVATIONS)}."
-            )
+        for name, allowed in (("activations", ACTIVATIONS), ("weight_storage", WEIGHT_STORAGES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}."
+                )
 
     def _require_integers(self, least: int, *names: str) -> None:
         for name in names:

@@ -35,11 +35,12 @@ from kt_kernel.formats.methods import (
     announce_kernels,
     check_activations,
     check_sizes,
+    check_weight_storage,
     resolve_method,
 )
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.formats.weight_order import check_expert_tensors, logical_order
-from kt_kernel.layer_config import LayerConfig
+from kt_kernel.layer_config import MAPPED, PACKED, LayerConfig
 
 # Options of the training mode, with the values that mean "not used".
 _TRAINING_DEFAULTS = {
@@ -64,8 +65,9 @@ class KTMoEWrapper:
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
     the most tokens of one call. `method` is a name of `kt_kernel.formats.methods`, or AUTO for the one
     that reads the checkpoint at `weight_path`; the attribute `method` then is its name. `activations`: what
-    the kernels round their inputs to, "bf16", "int8", or "auto" for the faster of them. Raises
-    ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
+    the kernels round their inputs to, "bf16", "int8", or "auto" for the faster of them. `weight_storage`:
+    "packed" into memory, or, of GGUF files, "mapped", which computes from the file itself, slower and without
+    memory of its own. Raises ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
     """
 
     def __init__(
@@ -90,12 +92,13 @@ class KTMoEWrapper:
         swiglu_limit: float = 0.0,
         swiglu_alpha: float = 0.0,
         activations: str = "auto",
+        weight_storage: str = PACKED,
         **training_options: Any,
     ) -> None:
         _require_inference(mode, training_options)
         method_row = resolve_method(method, weight_path)
         self.method = method_row.name
-        if cpu_save and (method_row.quantise is None or not weight_path):
+        if cpu_save and (method_row.quantise is None or not method_row.storage or not weight_path):
             raise FeatureUnavailableError(
                 f"cpu_save is not available for method {self.method} with weight_path {weight_path!r}: it "
                 "saves experts that are quantised here into that directory; leave it out."
@@ -119,8 +122,10 @@ class KTMoEWrapper:
             swiglu_limit=swiglu_limit,
             swiglu_alpha=swiglu_alpha,
             activations=activations,
+            weight_storage=weight_storage,
         )
         check_activations(method_row, activations)
+        check_weight_storage(method_row, weight_storage, activations)
         check_sizes(
             method_row, hidden_size=self.hidden_size, moe_intermediate_size=self.moe_intermediate_size
         )
@@ -135,6 +140,7 @@ class KTMoEWrapper:
         self._cpu: CpuPath | None = None
         self._device: DevicePath | None = None
         self._stored: _Stored | None = None
+        self._mapped: LayerExperts | None = None  # what the kernels read where the file is mapped
         self._has_cpu_experts: bool | None = None
 
     # ---- what other code reads ---------------------------------------------------------------
@@ -204,13 +210,17 @@ class KTMoEWrapper:
             raise CheckpointPathError(
                 f"layer {self.layer_idx}: weight_path is not given; name the checkpoint's directory."
             )
-        with open_experts(self.weight_path).layer(
-            self.layer_idx,
-            self.method,
-            num_experts=self.num_experts,
-            hidden=self.hidden_size,
-            intermediate=self.moe_intermediate_size,
-        ) as experts:
+        source = open_experts(self.weight_path, self.method)
+        sizes = {
+            "num_experts": self.num_experts,
+            "hidden": self.hidden_size,
+            "intermediate": self.moe_intermediate_size,
+        }
+        if self._config.weight_storage == MAPPED:
+            self._mapped = source.views(self.layer_idx, self.method, **sizes)
+            self._load(self._mapped, order, CheckpointError)
+            return
+        with source.layer(self.layer_idx, self.method, **sizes) as experts:
             self._load(experts, order, CheckpointError)
 
     def load_weights_from_tensors(
@@ -226,6 +236,11 @@ class KTMoEWrapper:
         checkpoint for the method would hold (`kt_kernel.formats.quantize`). With `cpu_save` that is also
         written to `weight_path`, one file for each layer, for `load_weights` of a later run.
         """
+        if self._config.weight_storage == MAPPED:
+            raise FeatureUnavailableError(
+                f"layer {self.layer_idx}: weights given as tensors cannot be mapped from a file; leave "
+                "weight_storage out."
+            )
         order = logical_order(physical_to_logical_map_cpu, self.num_experts)
         matrices = check_expert_tensors(self._config, METHODS[self.method], gate_proj, up_proj, down_proj)
         experts = quantize_experts(self.method, *matrices)
@@ -250,9 +265,7 @@ class KTMoEWrapper:
         )
         native.set_expert_mask(self._gpu_experts_mask.data_ptr())
         try:
-            native.load_experts(
-                *experts.addresses(order), group_size=experts.group_size, scale_dtype=experts.scale_code
-            )
+            experts.hand_over(native, order, config.weight_storage)
         except ValueError as error:
             damaged = experts.with_undefined_scale()
             where = f" (scales of '{damaged[0]}')" if damaged else ""

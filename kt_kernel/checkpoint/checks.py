@@ -4,16 +4,33 @@ be."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
 from kt_kernel.checkpoint.formats import Format
+from kt_kernel.checkpoint.mapped_file import MappedFile
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.checkpoint.safetensors_file import TensorInfo
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.record import Extra
 from kt_kernel.formats.shapes import Shape
+
+
+class Tensors(Protocol):
+    """The tensors of a model, whatever its container."""
+
+    path: str
+
+    def file_of(self, name: str) -> MappedFile: ...
+
+
+class Shaped(Protocol):
+    """What a header says of a tensor."""
+
+    @property
+    def shape(self) -> Shape: ...
 
 
 def require_tensor(checkpoint: Checkpoint, name: str) -> TensorInfo:
@@ -52,7 +69,7 @@ def check_dtype(
 
 
 def check_shape(
-    checkpoint: Checkpoint, name: str, info: TensorInfo, allowed: tuple[Shape, ...], remark: str = ""
+    checkpoint: Tensors, name: str, info: Shaped, allowed: tuple[Shape, ...], remark: str = ""
 ) -> None:
     if info.shape not in allowed:
         raise CheckpointError(
@@ -65,11 +82,15 @@ def check_shape(
 def check_extra(checkpoint: Checkpoint, row: Format, name: str, extra: Extra) -> None:
     if name not in checkpoint:
         return
-    values = checkpoint.view(name)
+    check_harmless(checkpoint, row.method, name, checkpoint.view(name), extra)
+
+
+def check_harmless(checkpoint: Tensors, method: str, name: str, values: torch.Tensor, extra: Extra) -> None:
+    """Raise CheckpointError if the `values` of that tensor would change what is computed."""
     if not _each_is_one_of(values, extra.harmless_values):
         raise CheckpointError(
             f"tensor '{name}' in '{checkpoint.file_of(name).path}' holds {extra.meaning}, which method "
-            f"{row.method} cannot take into account; take a checkpoint quantised without."
+            f"{method} cannot take into account; take a checkpoint quantised without."
         )
 
 
@@ -90,6 +111,14 @@ def check_said_shape(checkpoint: Checkpoint, name: str, expected: Shape) -> None
             f"{list(expected)} from the model's description; take the weights and the config.json from the "
             "same model."
         )
+
+
+def wrong_expert_count(checkpoint: Tensors, base: str, *, in_file: int, num_experts: int) -> CheckpointError:
+    """The error for a checkpoint whose layer has another number of experts than the model's description."""
+    return CheckpointError(
+        f"num_experts is {num_experts}, but '{checkpoint.path}' holds {in_file} experts under '{base}'; "
+        "take the weights and the config.json from the same model."
+    )
 
 
 def check_one_scale_dtype(checkpoint: Checkpoint, experts: LayerExperts) -> None:

@@ -14,9 +14,10 @@ from kt_kernel.checkpoint.checks import (
     check_said_shape,
     check_shape,
     require_tensor,
+    wrong_expert_count,
 )
 from kt_kernel.checkpoint.detect import Found, require_format
-from kt_kernel.checkpoint.families import NumaPartNames, PackedNames, check_expert_count, wrong_expert_count
+from kt_kernel.checkpoint.families import NumaPartNames, PackedNames, check_expert_count
 from kt_kernel.checkpoint.formats import Format
 from kt_kernel.checkpoint.group_size import find_group_size
 from kt_kernel.checkpoint.numa_parts import read_experts

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kt_kernel.checkpoint.checks import wrong_expert_count
 from kt_kernel.checkpoint.reader import Checkpoint
-from kt_kernel.errors import CheckpointError, MissingTensorError
+from kt_kernel.errors import MissingTensorError
 
 # The first prefix under which the layer has experts counts.
 LAYER_PREFIXES = (
@@ -131,16 +132,6 @@ def check_expert_count(checkpoint: Checkpoint, base: str, num_experts: int) -> N
     in_file = stored_experts(checkpoint, base)[-1] + 1
     if in_file != num_experts:
         raise wrong_expert_count(checkpoint, base, in_file=in_file, num_experts=num_experts)
-
-
-def wrong_expert_count(
-    checkpoint: Checkpoint, base: str, *, in_file: int, num_experts: int
-) -> CheckpointError:
-    """The error for a checkpoint whose layer has another number of experts than the model's description."""
-    return CheckpointError(
-        f"num_experts is {num_experts}, but '{checkpoint.path}' holds {in_file} experts under '{base}'; "
-        "take the weights and the config.json from the same model."
-    )
 
 
 def _belongs(names: ExpertNames | PackedNames, tails: list[str]) -> bool:

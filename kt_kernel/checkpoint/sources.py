@@ -11,7 +11,11 @@ from kt_kernel.checkpoint.experts import layer_experts
 from kt_kernel.checkpoint.families import expert_layers
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint, release_checkpoints
 from kt_kernel.checkpoint.sizes import expert_group_bytes, stored_bytes
+from kt_kernel.errors import FeatureUnavailableError
 from kt_kernel.formats.matrices import LayerExperts
+from kt_kernel.gguf.experts import METHOD as GGUF_METHOD
+from kt_kernel.gguf.experts import GgufExperts
+from kt_kernel.gguf.model import holds_gguf, open_gguf, release_models
 
 
 class ExpertSource(Protocol):
@@ -27,6 +31,11 @@ class ExpertSource(Protocol):
         self, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
     ) -> AbstractContextManager[LayerExperts]:
         """Views of one layer, valid inside the `with` block, at whose end their pages are given back."""
+
+    def views(
+        self, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
+    ) -> LayerExperts:
+        """The same, valid as long as they are kept, for kernels that read the mapped file itself."""
 
     def layer_bytes(self) -> dict[int, int]:
         """What the experts of each layer take."""
@@ -62,6 +71,11 @@ class SafetensorsExperts:
             intermediate=intermediate,
         )
 
+    def views(self, layer_idx: int, method: str, **sizes: int) -> LayerExperts:
+        raise FeatureUnavailableError(
+            f"'{self._checkpoint.path}' is no GGUF, and only GGUF can be computed from where it is mapped."
+        )
+
     def layer_bytes(self) -> dict[int, int]:
         groups = expert_group_bytes(self._checkpoint)
         return {layer: groups[where.base] for layer, where in expert_layers(self._checkpoint).items()}
@@ -73,20 +87,31 @@ class SafetensorsExperts:
         return stored_bytes(self._checkpoint, self._checkpoint.names())
 
 
-def open_experts(path: str | os.PathLike) -> ExpertSource:
-    """The experts at `path`. Raises CheckpointPathError if there is nothing there."""
+def open_experts(path: str | os.PathLike, method: str = "") -> ExpertSource:
+    """The experts at `path`; the `method` asked for, if any, decides where there are several containers.
+
+    Raises CheckpointPathError if there is nothing there.
+    """
+    if holds_gguf(path) and (method == GGUF_METHOD or not _holds_safetensors(path)):
+        return GgufExperts(open_gguf(path))
     return SafetensorsExperts(open_checkpoint(path))
 
 
-def detect_method(path: str | os.PathLike) -> str:
-    """The method that reads the checkpoint at `path`, e.g. "FP8".
+def _holds_safetensors(path: str | os.PathLike) -> bool:
+    """In that directory?"""
+    return os.path.isdir(path) and any(name.endswith(".safetensors") for name in os.listdir(path))
+
+
+def detect_method(path: str | os.PathLike, asked: str = "") -> str:
+    """The method that reads the checkpoint at `path`, e.g. "FP8"; `asked`: as `method` of `open_experts`.
 
     Raises CheckpointError if there is no checkpoint with routed experts, if no method reads it, or if its
     layers need different methods.
     """
-    return open_experts(path).method()
+    return open_experts(path, asked).method()
 
 
 def release_sources() -> None:
     """Close the files kept open between layers; views still in use keep their own file open."""
     release_checkpoints()
+    release_models()

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kt_kernel import kt_kernel_ext
 from kt_kernel.calls.inputs import FLOAT_CODES
+from kt_kernel.layer_config import MAPPED
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,34 @@ class ExpertMatrix:
 class LayerExperts:
     """gate, up [I, H] and down [H, I] of all experts, by logical (checkpoint) id.
 
-    `group_size`: columns that share a scale, for the methods where it is free; 0 = a whole row.
+    `group_size`: columns that share a scale, for the methods where it is free; 0 = a whole row. `formats`: of
+    gate, up and down, for the methods that have several.
     """
 
     gate: list[ExpertMatrix] = field(default_factory=list)
     up: list[ExpertMatrix] = field(default_factory=list)
     down: list[ExpertMatrix] = field(default_factory=list)
     group_size: int = 0
+    formats: tuple[str, str, str] | None = None
 
     def addresses(self, order: list[int]) -> tuple[list[tuple[int, int, float]], ...]:
         """gate, up, down: one `ExpertMatrix.addresses` per slot, `order[slot]` being the expert in it."""
         return tuple(
             [matrices[expert].addresses() for expert in order] for matrices in (self.gate, self.up, self.down)
         )
+
+    def hand_over(self, native: kt_kernel_ext.MoeLayer, order: list[int], storage: str) -> None:
+        """Load these experts into a layer; `storage` is one of WEIGHT_STORAGES. Raises ValueError.
+
+        Of "mapped" ones the caller keeps this object as long as the layer.
+        """
+        if storage == MAPPED:
+            native.borrow_experts(*self.addresses(order), formats=self.formats)
+            return
+        options = {"group_size": self.group_size, "scale_dtype": self.scale_code}
+        if self.formats is not None:
+            options["formats"] = self.formats
+        native.load_experts(*self.addresses(order), **options)
 
     def all(self) -> list[ExpertMatrix]:
         return self.gate + self.up + self.down

@@ -14,6 +14,7 @@ from kt_kernel.checkpoint.sources import detect_method
 from kt_kernel.errors import ConfigurationError, MethodError
 from kt_kernel.formats.record import MethodRecord
 from kt_kernel.formats.records import RECORDS
+from kt_kernel.layer_config import MAPPED
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,10 @@ def require_method(name: str) -> MethodRecord:
     return METHODS[name]
 
 
-def resolve_method(name: str, weight_path: str | os.PathLike | None) -> MethodRecord:
+def resolve_method(name: str, weight_path: str | os.PathLike | None, asked: str = "") -> MethodRecord:
     """The record of an available method; AUTO stands for the one that reads the checkpoint at `weight_path`.
+
+    `asked`: the method that decides which container counts, where there are several.
 
     Raises MethodError, or CheckpointError if AUTO finds no checkpoint that a method reads.
     """
@@ -58,7 +61,7 @@ def resolve_method(name: str, weight_path: str | os.PathLike | None) -> MethodRe
         return require_method(name)
     if not weight_path:
         raise MethodError("method AUTO needs weight_path, the checkpoint that shows the method; name either.")
-    found = detect_method(weight_path)
+    found = detect_method(weight_path, asked)
     if found not in kt_kernel_ext.METHODS:
         raise MethodError(
             f"'{weight_path}' holds {found}, but this build has {', '.join(available_methods())}; use a "
@@ -87,6 +90,28 @@ def check_activations(method: MethodRecord, activations: str, option: str = "act
         raise ConfigurationError(
             f"{option} is {activations}, but method {method.name} has no kernels for them, only "
             f"{', '.join(able)} have; use {_AUTO_ACTIVATIONS}."
+        )
+
+
+def check_weight_storage(
+    method: MethodRecord, storage: str, activations: str, option: str = "weight_storage"
+) -> None:
+    """Raise ConfigurationError unless the method's weights can be "packed" or "mapped", as asked.
+
+    `option`: how whoever chose it spells that.
+    """
+    if storage != MAPPED:
+        return
+    if not method.computes_from_files:
+        able = [name for name in available_methods() if METHODS[name].computes_from_files]
+        raise ConfigurationError(
+            f"{option} asks for weights in their mapped file, but method {method.name} packs them, only "
+            f"{', '.join(able) or 'no method of this build'} can do without; leave it out."
+        )
+    if activations == "int8":
+        raise ConfigurationError(
+            f"{option} asks for weights in their mapped file, which no kernel multiplies with int8 "
+            "activations; leave one of them out."
         )
 
 

@@ -86,6 +86,9 @@ class Encoding:
 class MethodRecord:
     """One method. `weights` says in plain words what `weight_path` holds.
 
+    `quantised_format`: which of the method's formats (csrc/formats/format.h) `quantise` makes, where it has
+    several. `computes_from_files`: kernels can read matrices where files are mapped, without packing them.
+
     hidden_size and moe_intermediate_size must be multiples of `columns_multiple`. `usual_group_size`: the
     one of published checkpoints, where it is free. `largest_code`: the largest magnitude of a code, times
     that of a scale below a global one. `config_rules`: what quantization_config.py makes sure of.
@@ -100,6 +103,8 @@ class MethodRecord:
     encoding: Encoding | None = None
     decode: Decoder | None = None
     quantise: Quantiser | None = None
+    quantised_format: str = ""
+    computes_from_files: bool = False
     usual_group_size: int = WHOLE_ROW
     largest_code: float = 1.0
     config_rules: str = ""

@@ -15,12 +15,18 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import ConfigurationError
-from kt_kernel.formats.methods import AUTO, check_activations, require_method, resolve_method
+from kt_kernel.formats.methods import (
+    AUTO,
+    check_activations,
+    check_weight_storage,
+    require_method,
+    resolve_method,
+)
 from kt_kernel.hybrid.activation import read_activation_counts
 from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.options import ON_CPU, HybridOptions
 from kt_kernel.hybrid.placement import FREQUENCY, device_expert_masks
-from kt_kernel.layer_config import ACTIVATIONS
+from kt_kernel.layer_config import ACTIVATIONS, MAPPED, PACKED
 from kt_kernel.moe import KTMoEWrapper
 from kt_kernel.threads import ThreadPlan, check_thread_request, plan_threads
 
@@ -37,7 +43,8 @@ _COUNTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertOptions:
-    """`weight_path`: directory with the expert weights. `method`: their format; AUTO finds it out.
+    """`weight_path`: directory with the expert weights, or their GGUF file. `method`: their format; AUTO
+    finds it out. `gguf_mmap`: compute from the GGUF file itself, slower and without memory for the weights.
     `activations`: what the CPU rounds the experts' inputs to, "bf16" or "int8" (doc/kernels.md); "auto" is
     the faster one for this format on this CPU.
 
@@ -56,6 +63,7 @@ class ExpertOptions:
     weight_path: str | os.PathLike
     method: str = AUTO
     activations: str = "auto"
+    gguf_mmap: bool = False
     num_gpu_experts: int | None = None
     gpu_experts_ratio: float | None = None
     expert_placement_strategy: str = "uniform"
@@ -137,7 +145,7 @@ class ExpertOptions:
         for. All layers are looked at, so that a wrong checkpoint is reported before the model is built.
         """
         asked = None if self.method == AUTO else require_method(self.method)
-        found = resolve_method(AUTO, self.weight_path)
+        found = resolve_method(AUTO, self.weight_path, asked.name if asked else "")
         if asked is not None and asked.file_method != found.file_method:
             option = self.spelled("method")
             raise ConfigurationError(
@@ -146,7 +154,12 @@ class ExpertOptions:
             )
         method = asked or found
         check_activations(method, self.activations, self.spelled("activations"))
+        check_weight_storage(method, self._weight_storage, self.activations, self.spelled("gguf_mmap"))
         return method.name
+
+    @property
+    def _weight_storage(self) -> str:
+        return MAPPED if self.gguf_mmap else PACKED
 
     def with_method(self) -> ExpertOptions:
         """With the method that reads the weight path; raises as `weight_method` does."""
@@ -231,6 +244,7 @@ class ExpertOptions:
             weight_path=self.weight_path,
             method=self.method,
             activations=self.activations,
+            weight_storage=self._weight_storage,
             cpuinfer_threads=self.cpuinfer,
             threadpool_count=self.threadpool_count,
             numa_nodes=self.numa_nodes,

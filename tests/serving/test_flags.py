@@ -17,11 +17,12 @@ from kt_kernel.integrations.sglang.settings import make_settings
 
 LAYOUT = ExpertLayout(num_layers=4, num_experts=16, moe_layers=(1, 2, 3))
 
-# The flags of the interface, and three of our own: each must parse.
+# The flags of the interface, and four of our own: each must parse.
 INTERFACE = {
     "--kt-weight-path",
     "--kt-method",
     "--kt-activations",
+    "--kt-gguf-mmap",
     "--kt-cpuinfer",
     "--kt-threadpool-count",
     "--kt-numa-nodes",
@@ -111,12 +112,13 @@ def test_a_method_with_two_names_is_asked_for_by_either(tmp_path, asked, method)
 def test_every_flag_about_the_cpu_reaches_the_layers(monkeypatch):
     monkeypatch.setattr(expert_options, "KTMoEWrapper", dict)
     given = {"weight_path": "w", "method": "RAWINT4", "activations": "int8", "cpuinfer": 2}
-    flags = KTFlags(**given, threadpool_count=1, max_deferred_experts_per_token=3)
+    flags = KTFlags(**given, gguf_mmap=True, threadpool_count=1, max_deferred_experts_per_token=3)
     layer = make_settings(flags, LAYOUT, max_tokens=64).options.wrapper(num_experts_per_tok=2)
     assert layer == {
         "weight_path": "w",
         "method": "RAWINT4",
         "activations": "int8",
+        "weight_storage": "mapped",
         "cpuinfer_threads": 2,
         "threadpool_count": 1,
         "numa_nodes": None,

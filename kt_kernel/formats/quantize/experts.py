@@ -36,8 +36,13 @@ def quantize_experts(
             for expert, matrix in enumerate(matrices)
         ]
 
+    made = RECORDS[method].quantised_format
     return LayerExperts(
-        quantised("gate", gate), quantised("up", up), quantised("down", down), group_size=group_size
+        quantised("gate", gate),
+        quantised("up", up),
+        quantised("down", down),
+        group_size=group_size,
+        formats=(made, made, made) if made else None,
     )
 
 

@@ -12,7 +12,7 @@ class Quantized:
     """A matrix in the layout of a checkpoint (csrc/bindings.cc): w = code * scale * global_scale."""
 
     weight: torch.Tensor
-    scale: torch.Tensor
+    scale: torch.Tensor | None
     global_scale: float = 1.0
 
 

@@ -7,7 +7,7 @@ from kt_kernel.formats.records.bf16 import BF16
 from kt_kernel.formats.records.code4 import GPTQ_INT4, MXFP4, NVFP4, RAWINT4
 from kt_kernel.formats.records.float8 import FP8, FP8_PERCHANNEL, MXFP8
 from kt_kernel.formats.records.integers import AMXINT4, AMXINT8, MOE_INT4, MOE_INT8
-from kt_kernel.formats.records.planned import LLAMAFILE
+from kt_kernel.formats.records.llamafile import LLAMAFILE
 
 _TABLE = (
     BF16,

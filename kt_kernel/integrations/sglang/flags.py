@@ -55,6 +55,14 @@ FLAGS = (
             "help": "What the CPU rounds the experts' inputs to; auto: the faster one.",
         },
     ),
+    Flag(
+        "gguf_mmap",
+        "--kt-gguf-mmap",
+        {
+            "action": "store_true",
+            "help": "Compute from the mapped GGUF file: no memory for the experts, slower.",
+        },
+    ),
     Flag("cpuinfer", "--kt-cpuinfer"),
     Flag("threadpool_count", "--kt-threadpool-count"),
     Flag("num_gpu_experts", "--kt-num-gpu-experts"),
@@ -149,6 +157,7 @@ class KTFlags:
     weight_path: str | None = None
     method: str = AUTO
     activations: str = "auto"
+    gguf_mmap: bool = False
     cpuinfer: int | None = None
     threadpool_count: int | None = None
     num_gpu_experts: int | None = None
@@ -217,7 +226,7 @@ def check_flags(flags: KTFlags) -> None:
     if not os.path.exists(flags.weight_path):
         raise CheckpointPathError(
             f"--kt-weight-path {flags.weight_path} does not exist; name the directory with the experts' "
-            "weights, often the model itself."
+            "weights, or their GGUF file: often the model itself."
         )
     flags.options()
 
