@@ -8,6 +8,8 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -84,6 +86,30 @@ class MappedFile:
     def _advise(self, names: Iterable[str], advice: int) -> None:
         for begin, end in _page_ranges((self.extent(name) for name in names), self.size):
             self.map.madvise(advice, begin, end - begin)
+
+
+class MappedFiles(ABC):
+    """Tensors in several files."""
+
+    @abstractmethod
+    def file_of(self, name: str) -> MappedFile:
+        """The file that holds the tensor; raises MissingTensorError."""
+
+    def will_need(self, names: Iterable[str]) -> None:
+        """Ask the system to start reading these tensors."""
+        for file, in_file in self._by_file(names):
+            file.will_need(in_file)
+
+    def drop_pages(self, names: Iterable[str]) -> None:
+        """Give back the memory of these tensors' pages."""
+        for file, in_file in self._by_file(names):
+            file.drop_pages(in_file)
+
+    def _by_file(self, names: Iterable[str]) -> list[tuple[MappedFile, list[str]]]:
+        by_file = defaultdict(list)
+        for name in names:
+            by_file[self.file_of(name)].append(name)
+        return list(by_file.items())
 
 
 def _page_ranges(extents: Iterable[Extent], file_size: int) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import torch
 
+from kt_kernel.checkpoint.mapped_file import MappedFiles
 from kt_kernel.checkpoint.opened import OpenReaders
 from kt_kernel.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
@@ -43,7 +44,7 @@ def release_checkpoints() -> None:
     _readers.clear()
 
 
-class Checkpoint:
+class Checkpoint(MappedFiles):
     """Names, checks and maps the tensors of one checkpoint. Files are opened when a tensor of theirs is
     needed."""
 
@@ -100,22 +101,6 @@ class Checkpoint:
             directory = self.path if os.path.isdir(self.path) else os.path.dirname(self.path)
             self._configs[file_name] = _read_config(os.path.join(directory, file_name))
         return self._configs[file_name]
-
-    def will_need(self, names: Iterable[str]) -> None:
-        """Ask the system to start reading these tensors."""
-        for file, in_file in self._by_file(names):
-            file.will_need(in_file)
-
-    def drop_pages(self, names: Iterable[str]) -> None:
-        """Give back the memory of these tensors' pages."""
-        for file, in_file in self._by_file(names):
-            file.drop_pages(in_file)
-
-    def _by_file(self, names: Iterable[str]) -> list[tuple[SafetensorsFile, list[str]]]:
-        by_path = defaultdict(list)
-        for name in names:
-            by_path[self._home_of[name]].append(name)
-        return [(self._open(path), in_file) for path, in_file in by_path.items()]
 
     def _open(self, path: str) -> SafetensorsFile:
         if path not in self._files:

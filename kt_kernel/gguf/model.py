@@ -9,11 +9,11 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
+from kt_kernel.checkpoint.mapped_file import MappedFiles
 from kt_kernel.checkpoint.opened import OpenReaders
 from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
 from kt_kernel.gguf.cursor import damaged
@@ -53,7 +53,7 @@ def holds_gguf(path: str | os.PathLike) -> bool:
     return is_gguf_file(os.fspath(path)) or os.fspath(path).endswith(ENDING)
 
 
-class GgufModel:
+class GgufModel(MappedFiles):
     """The tensors of all files of a model, and the metadata of its first one.
 
     `path`: what was opened. `metadata`: key -> value; arrays are read-only sequences. `tensors`: name ->
@@ -105,22 +105,6 @@ class GgufModel:
     def view(self, name: str) -> torch.Tensor:
         """The tensor's bytes as a read-only view of the mapped file: uint8 `TensorInfo.stored_shape`."""
         return self.file_of(name).view(name)
-
-    def will_need(self, names: Iterable[str]) -> None:
-        """Ask the system to start reading these tensors."""
-        for file, in_file in self._by_file(names):
-            file.will_need(in_file)
-
-    def drop_pages(self, names: Iterable[str]) -> None:
-        """Give back the memory of these tensors' pages."""
-        for file, in_file in self._by_file(names):
-            file.drop_pages(in_file)
-
-    def _by_file(self, names: Iterable[str]) -> list[tuple[GgufFile, list[str]]]:
-        by_file = defaultdict(list)
-        for name in names:
-            by_file[self.file_of(name)].append(name)
-        return list(by_file.items())
 
 
 # ---- the parts of a split model --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from gguf.quants import dequantize
 from gguf_writing import Stored, Type, write
 
 from kt_kernel import KTMoEWrapper
+from kt_kernel.cli.forward_check import exact_layer
 
 # K of both kinds of matrices is a multiple of 256, the largest block.
 EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, MOST_TOKENS = 4, 2, 512, 256, 16
@@ -147,10 +148,5 @@ def error_of(layer: KTMoEWrapper, experts: Experts, tokens: int = 5, seed: int =
     hidden = torch.randn(tokens, layer.hidden_size, generator=random).bfloat16()
     weights, ids = torch.rand(tokens, layer.num_experts, generator=random).topk(TOP_K, dim=1)
     got = layer.forward(hidden.float(), ids, weights.contiguous()).double()
-    expected = torch.zeros_like(got)
-    gate, up, down = experts
-    for token, x in enumerate(hidden.double()):
-        for expert, weight in zip(ids[token].tolist(), weights[token].double(), strict=True):
-            middle = torch.nn.functional.silu(gate[expert] @ x) * (up[expert] @ x)
-            expected[token] += weight * (down[expert] @ middle)
+    expected = exact_layer(hidden, ids, weights, *experts)
     return float((got - expected).square().sum() / expected.square().sum())
