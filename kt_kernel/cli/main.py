@@ -52,7 +52,8 @@ def run(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL [SERVER OPTIONS]", help="'demo' or a checkpoint directory, then options."
+            metavar="MODEL [SERVER OPTIONS]",
+            help="'demo', a checkpoint directory or a .gguf file, then options.",
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the server command and stop.")] = False,

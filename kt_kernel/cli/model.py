@@ -1,4 +1,4 @@
-"""What the MODEL of `kt run` turns out to be: the demo, or a checkpoint directory."""
+"""What the MODEL of `kt run` turns out to be: the demo, a checkpoint directory, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "m
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint directory and the name under which the server offers it."""
+    """A checkpoint directory, or a model in GGUF, and the name under which the server offers it."""
 
     path: Path
     served_name: str
@@ -51,15 +51,21 @@ def planned_demo_model() -> Model:
 
 
 def local_model(name: str) -> Model:
-    """The checkpoint in directory `name`.
+    """The checkpoint in directory `name`, or the GGUF file of that name, or in that directory.
 
     Raises:
         CommandError: no such directory, no readable config.json in it, or no routed experts.
+        KTError: the GGUF file is damaged, or cannot be served from it alone.
     """
+    from kt_kernel.gguf_model import find_gguf, served_name
+
     path = Path(name).expanduser()
+    if (file := find_gguf(path)) is not None:
+        return Model(file, served_name(file), None)
     if not path.is_dir():
         raise CommandError(
-            f"There is no directory {name!r}: give '{DEMO}' or the directory of a downloaded checkpoint."
+            f"There is no directory {name!r}: give '{DEMO}', the directory of a downloaded checkpoint, or a "
+            ".gguf file."
         )
     config = _read_config(path)
     text_config = config.get("text_config", {})  # multimodal checkpoints nest the language model

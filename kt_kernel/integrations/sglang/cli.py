@@ -13,6 +13,7 @@ from typing import Any
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, KTError
 from kt_kernel.formats.methods import AUTO, require_method
 from kt_kernel.integrations.sglang.flags import FLAGS, NO_STATISTICS, STATISTICS, KTFlags, check_flags
+from kt_kernel.integrations.sglang.model_file import serve_description
 
 # Attributes on ServerArgs; names with "_" are not configuration fields and travel to the child processes.
 FLAGS_ATTRIBUTE = "_kt_flags"
@@ -36,8 +37,9 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
 
 def read_flags(original: Callable, cls: type, arguments: argparse.Namespace) -> Any:
     """Around `ServerArgs.from_cli_args(arguments)`: check the flags, and attach them to the result."""
-    flags = KTFlags.read(vars(arguments))
     try:
+        serve_description(vars(arguments))
+        flags = KTFlags.read(vars(arguments))
         check_flags(flags)
         if flags.weight_path is not None:
             if flags.method != AUTO:

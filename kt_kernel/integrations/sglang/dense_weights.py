@@ -21,9 +21,11 @@ import torch
 
 from kt_kernel.errors import CheckpointError
 from kt_kernel.formats.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
+from kt_kernel.gguf_model import described_file
+from kt_kernel.integrations.sglang import model_file
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.settings import KTSettings
-from kt_kernel.integrations.sglang.startup_failure import reported
+from kt_kernel.integrations.sglang.startup_failure import reported_stream
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +122,9 @@ def checkpoint_quantisation(original: Callable, config: Any) -> dict | None:
 
 def weights(original: Callable, loader: Any, source: Any, **options: Any) -> NamedTensors:
     """Around `DefaultModelLoader._get_weights_iterator`: the tensors of the unquantised model."""
+    file = described_file(source.model_or_path)
+    if file is not None:
+        return reported_stream(model_file.weights(file, source))
     stream = original(loader, source, **options)
     plan = getattr(source.model_config, _PLAN_ATTRIBUTE, None)
     if plan is None:
@@ -130,7 +135,7 @@ def weights(original: Callable, loader: Any, source: Any, **options: Any) -> Nam
         plan.quant_method,
         str(source.model_config.dtype).removeprefix("torch."),
     )
-    return _reported(decoded(stream, plan, source.model_config.dtype))
+    return reported_stream(decoded(stream, plan, source.model_config.dtype))
 
 
 def decoded(
@@ -169,13 +174,3 @@ def _decode(layer: str, row: Any, parts: dict[str, torch.Tensor]) -> torch.Tenso
         return row.decode(parts)
     except CheckpointError as error:
         raise CheckpointError(f"layer '{layer}': {error}") from None
-
-
-def _reported(stream: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Our errors while SGLang consumes the stream end the server with one sentence."""
-    while True:
-        with reported():
-            item = next(stream, None)
-        if item is None:
-            return
-        yield item

@@ -7,6 +7,7 @@ from typing import Any
 
 from kt_kernel.integrations.sglang.cli import FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.flags import FLAGS, STATISTICS, KTFlags
+from kt_kernel.integrations.sglang.model_file import serve_description
 
 
 def install() -> None:
@@ -28,6 +29,7 @@ class _ServerArgsBuilder:
         self._server_args_class = server_args_class
 
     def __call__(self, **arguments: Any) -> Any:
+        serve_description(arguments)
         flags = KTFlags.read(arguments)
         for flag in FLAGS:
             if flag.own is not None:

@@ -82,6 +82,12 @@ EVERYWHERE = (
         serving_hooks.record_distribution,
         "SGLang's recorder does not know where experts are, and ends the server if it is not turned on",
     ),
+    Hook(
+        "sglang.srt.model_loader.loader.DefaultModelLoader._get_weights_iterator",
+        HookType.AROUND,
+        dense_weights.weights,
+        "dense layers of GGUF files, and all quantised ones on a CPU, are decoded on their way",
+    ),
 )
 
 CPU_ONLY = (
@@ -126,12 +132,6 @@ CPU_ONLY = (
         HookType.AROUND,
         dense_weights.checkpoint_quantisation,
         "the kernels of quantised linear layers need a GPU",
-    ),
-    Hook(
-        "sglang.srt.model_loader.loader.DefaultModelLoader._get_weights_iterator",
-        HookType.AROUND,
-        dense_weights.weights,
-        "quantised dense layers are decoded on their way into the model",
     ),
     Hook(
         "torch.distributed.distributed_c10d.ProcessGroupGloo",

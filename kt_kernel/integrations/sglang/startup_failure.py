@@ -8,10 +8,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from typing import TypeVar
 
 from kt_kernel.errors import KTError
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 @contextlib.contextmanager
@@ -29,3 +32,14 @@ def reported() -> Iterator[None]:
         logger.critical("error: %s", error)
         os.kill(parent.pid, signal.SIGQUIT)
         os._exit(1)
+
+
+def reported_stream(stream: Iterator[Item]) -> Iterator[Item]:
+    """The same items; our errors while somebody else consumes them end the server with one sentence."""
+    while True:
+        with reported():
+            try:
+                item = next(stream)
+            except StopIteration:
+                return
+        yield item
