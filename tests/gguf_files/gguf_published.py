@@ -87,7 +87,7 @@ MODELS = {
         "qwen2moe",
         "Qwen2MoeForCausalLM",
         "Qwen2MoeConfig",
-        {**_QWEN, "shared_expert_intermediate_size": 48, "norm_topk_prob": False},
+        {**_QWEN, "shared_expert_intermediate_size": 64, "norm_topk_prob": False},
     ),
     "mixtral": Published(
         "llama",

@@ -15,6 +15,8 @@ from kt_kernel.checkpoint.quantization_config import check_quantization_config
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.errors import CheckpointError
 from kt_kernel.formats.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
+from kt_kernel.gguf.model import GgufModel
+from kt_kernel.gguf_model.dense import DenseWeights
 
 _EXPERTS = ".experts."
 
@@ -58,6 +60,15 @@ def dense_state_dict(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     for stem, parts in quantised.items():
         state[f"{stem}.weight"] = _decoded(checkpoint, stem, parts)
     return state
+
+
+def gguf_state_dict(model: GgufModel, dtype: torch.dtype) -> dict[str, LazyTensor]:
+    """The same of a model in GGUF, under published names; `dtype`: what is not float32 there is decoded to.
+
+    Raises a KTError if the model cannot be used without other files.
+    """
+    weights = DenseWeights(model)
+    return {name: LazyTensor(lambda name=name: weights.read(name, dtype)) for name in weights.tensors}
 
 
 def _check_configuration(checkpoint: Checkpoint) -> None:

@@ -9,7 +9,9 @@ At no time does the model hold a parameter for an expert, on any device but meta
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from torch import nn
 
 from kt_kernel.checkpoint.reader import open_checkpoint
 from kt_kernel.errors import CheckpointError, CheckpointPathError, ConfigurationError
+from kt_kernel.gguf.model import open_gguf
+from kt_kernel.gguf_model import describe, find_gguf
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import UnloadedExperts, find_experts, replace_module
-from kt_kernel.integrations.transformers.dense import dense_state_dict
+from kt_kernel.integrations.transformers.dense import LazyTensor, dense_state_dict, gguf_state_dict
 from kt_kernel.integrations.transformers.patching import patch
 
 
@@ -31,28 +35,38 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     **expert_options: Any,
 ) -> transformers.PreTrainedModel:
-    """The causal language model at `path`, a local directory, with its experts in the hybrid engine.
+    """The causal language model at `path`, a local directory or GGUF file, with its experts in the hybrid
+    engine.
 
-    Everything but the experts is loaded to `device` in `dtype` (default: what config.json says), decoded if
-    it is quantised. `expert_options` are those of `patch`; `weight_path` is `path` unless given. Raises a
-    KTError in one sentence if the model or its files cannot be used.
+    Everything but the experts is loaded to `device` in `dtype` (default: what config.json says; of a GGUF
+    file, bfloat16), decoded if it is quantised. `expert_options` are those of `patch`; `weight_path` is
+    `path` unless given. Raises a KTError in one sentence if the model or its files cannot be used.
     """
     path = os.fspath(path)
-    if not os.path.isdir(path):
+    file = find_gguf(path)
+    if file is None and not os.path.isdir(path):
         raise CheckpointPathError(
-            f"there is no directory '{path}'; give the local directory of a downloaded checkpoint."
+            f"there is no directory '{path}'; give the local directory of a downloaded checkpoint, or a "
+            ".gguf file."
         )
     expert_options = {"weight_path": path, **expert_options}
     ExpertOptions(**expert_options).weight_method()  # what is wrong ends here, not after minutes
-    return patch(_without_experts(path, dtype).to(device), **expert_options)
+    if file is None:
+        model = _without_experts(path, dtype, lambda _: dense_state_dict(open_checkpoint(path)))
+    else:
+        directory = os.fspath(describe(file).directory)
+        model = _without_experts(directory, dtype, functools.partial(gguf_state_dict, open_gguf(file)))
+    return patch(model.to(device), **expert_options)
 
 
-def _without_experts(path: str, dtype: torch.dtype | None) -> transformers.PreTrainedModel:
-    """The model with all weights but those of its experts, on the CPU."""
+def _without_experts(
+    path: str, dtype: torch.dtype | None, tensors_in: Callable[[torch.dtype], dict[str, LazyTensor]]
+) -> transformers.PreTrainedModel:
+    """The model that the directory `path` describes with all weights but those of its experts, on the CPU."""
     config = _config(path)
     dtype = dtype or config.dtype or torch.bfloat16
     model_class = _model_class(config)
-    tensors = dense_state_dict(open_checkpoint(path))
+    tensors = tensors_in(dtype)
     model, report = _expertless(model_class).from_pretrained(
         None,
         config=config,
