@@ -7,9 +7,13 @@
 //   kGroup                                          columns that share a scale and a low
 //   kLow                                            whether there are lows that are not 0
 //   kRepacked                                       whether panels of integers hold it: then there is parts()
-//   read(block, BlockValues&)                       exactly what the format defines, NaN and infinity included
+//   read(block, codes, scale, low)                  number of column k = scale[k / kGroup] * codes[k] + low[k /
+//   kGroup],
+//                                                   exactly what the format defines, NaN and infinity included: the
+//                                                   product is exact in fp32, so there is one rounding at most; where
+//                                                   kLow is false there is none, and low is not touched
 //   parts(block, BlockParts&)                       the same as it is stored; code = stored - kOffset or kTable[stored]
-// Numbers (at the end of this file) have kName, kId, kColumns = 1, kBytes and number(bytes).
+// Numbers (at the end of this file) have kName, kId, kColumns = 1, kBytes and numbers(bytes, count, out).
 //
 // Blocks may stand at any address. All words are little-endian.
 
@@ -18,6 +22,17 @@ static inline Word word_at(const uint8_t* bytes) {
   Word word;
   memcpy(&word, bytes, sizeof(word));
   return word;
+}
+
+// Vectors on every instruction set: loops over bytes are unrolled before they are vectorised (GCC 12), and end up
+// scalar.
+using Bytes16 = uint8_t __attribute__((vector_size(16)));
+using Bytes32 = uint8_t __attribute__((vector_size(32)));
+using Words2 = uint64_t __attribute__((vector_size(16)));
+
+template <class Vector>
+static inline void put(void* to, Vector value) {
+  memcpy(to, &value, sizeof(value));
 }
 
 static inline float float_of(uint32_t bits) {
@@ -41,46 +56,44 @@ static inline float half(uint16_t bits) {
 }
 static inline float half_at(const uint8_t* bytes) { return half(word_at<uint16_t>(bytes)); }
 
-// out[i] = table[index[i]] for 16 indices up to 15.
-static inline void look_up(const int8_t (&table)[16], const uint8_t* index, int8_t* out) {
+// table[index[i]] for indices up to 15.
+static inline Bytes16 look_up(const int8_t (&table)[16], Bytes16 index) {
 #ifdef __SSSE3__
-  const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
-  const __m128i places = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(values, places));
+  return (Bytes16)_mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), (__m128i)index);
 #else
-  for (int i = 0; i < 16; ++i) out[i] = table[index[i]];
+  Bytes16 values;
+  for (int i = 0; i < 16; ++i) values[i] = static_cast<uint8_t>(table[index[i]]);
+  return values;
 #endif
 }
 
-// Nibbles of `count` bytes, the low ones first, each less kLess.
-template <int kLess, int kCount>
-static inline __attribute__((always_inline)) void nibbles(const uint8_t* from, uint8_t* __restrict out) {
-  for (int i = 0; i < kCount; ++i) {
-    out[i] = static_cast<uint8_t>((from[i] & 15) - kLess);
-    out[kCount + i] = static_cast<uint8_t>((from[i] >> 4) - kLess);
-  }
+// The low nibbles of a vector of bytes, then the high ones, each less kLess.
+template <class Vector, uint8_t kLess = 0>
+static inline void nibbles(const uint8_t* from, void* out) {
+  const Vector bytes = word_at<Vector>(from);
+  put<Vector>(out, (bytes & 15) - kLess);
+  put<Vector>(static_cast<uint8_t*>(out) + sizeof(Vector), (bytes >> 4) - kLess);
 }
 
 // read() and parts() of a type that has unpack<kLess>(block, codes), the stored codes less kLess, and scales(block,
 // BlockScales&).
-template <class T, int kColumns, int kGroup>
+template <class T>
 struct RepackedType {
   static constexpr bool kRepacked = true;
-  static constexpr int kGroups = kColumns / kGroup;
 
-  static inline void read(const uint8_t* block, kt::BlockValues<kColumns, kGroups>& values) {
-    T::template unpack<T::kOffset>(block, reinterpret_cast<uint8_t*>(values.codes));
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float* low) {
+    T::template unpack<T::kOffset>(block, reinterpret_cast<uint8_t*>(codes));
     kt::BlockScales scales;
     T::scales(block, scales);
     const float d = half(scales.d);
     const float dmin = T::kLow ? half(scales.dmin) : 0;
-    for (int g = 0; g < kGroups; ++g) {
-      if constexpr (kGroups == 1) {
-        values.scale[g] = d;
-        values.low[g] = dmin;
-      } else {
-        values.scale[g] = d * static_cast<float>(scales.sc[g]);
-        values.low[g] = T::kLow ? -(dmin * static_cast<float>(scales.m[g])) : 0;
+    if constexpr (T::kGroup == T::kColumns) {
+      scale[0] = d;
+      if constexpr (T::kLow) low[0] = dmin;
+    } else {
+      for (int g = 0; g < T::kColumns / T::kGroup; ++g) {
+        scale[g] = d * static_cast<float>(scales.sc[g]);
+        if constexpr (T::kLow) low[g] = -(dmin * static_cast<float>(scales.m[g]));
       }
     }
   }
@@ -102,20 +115,26 @@ struct RepackedType {
 struct F32 {
   static constexpr const char* kName = "F32";
   static constexpr int kId = 0, kColumns = 1, kBytes = 4;
-  static inline float number(const uint8_t* bytes) { return float_of(word_at<uint32_t>(bytes)); }
+  static inline void numbers(const uint8_t* bytes, int count, float* out) { memcpy(out, bytes, 4 * count); }
 };
 
 struct F16 {
   static constexpr const char* kName = "F16";
   static constexpr int kId = 1, kColumns = 1, kBytes = 2;
-  static inline float number(const uint8_t* bytes) { return half_at(bytes); }
+  static inline void numbers(const uint8_t* bytes, int count, float* out) {
+    int i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= count; i += 8) put(out + i, _mm256_cvtph_ps((__m128i)word_at<Bytes16>(bytes + 2 * i)));
+#endif
+    for (; i < count; ++i) out[i] = half_at(bytes + 2 * i);
+  }
 };
 
 struct Bf16 {
   static constexpr const char* kName = "BF16";
   static constexpr int kId = 30, kColumns = 1, kBytes = 2;
-  static inline float number(const uint8_t* bytes) {
-    return float_of(static_cast<uint32_t>(word_at<uint16_t>(bytes)) << 16);
+  static inline void numbers(const uint8_t* bytes, int count, float* out) {
+    for (int i = 0; i < count; ++i) out[i] = float_of(static_cast<uint32_t>(word_at<uint16_t>(bytes + 2 * i)) << 16);
   }
 };
 

@@ -15,14 +15,11 @@ static inline uint64_t add_to_bytes(uint64_t bytes, uint64_t added) {
   return ((bytes & ~kTop) + (added & ~kTop)) ^ ((bytes ^ added) & kTop);
 }
 
-static inline void put8(int8_t* codes, uint64_t bytes) { memcpy(codes, &bytes, 8); }
-
 // Nibbles as sixteen scales d * (1/2 + nibble) / 4 of 16 columns: IQ2_XS, IQ2_S.
-static inline void nibble_scales(float d, const uint8_t* bytes, float (&scale)[16], float (&low)[16]) {
+static inline void nibble_scales(float d, const uint8_t* bytes, float* scale) {
   for (int g = 0; g < 16; ++g) {
     const int nibble = bytes[g / 2] >> (g % 2 * 4) & 15;
     scale[g] = d * (0.5f + static_cast<float>(nibble)) * 0.25f;
-    low[g] = 0;
   }
 }
 
@@ -31,17 +28,16 @@ struct IQ2_XXS {
   static constexpr const char* kName = "IQ2_XXS";
   static constexpr int kId = 16, kColumns = 256, kBytes = 66, kGroup = 32;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 8>& values) {
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
     const float d = half_at(block);
     for (int g = 0; g < 8; ++g) {
       const uint8_t* places = block + 2 + 8 * g;
       const uint32_t word = word_at<uint32_t>(places + 4);
       for (int i = 0; i < 4; ++i) {
         const uint64_t mask = kt::kEvenSignMasks.words[word >> (7 * i) & 127];
-        put8(values.codes + 32 * g + 8 * i, with_signs(kt::kIq2XxsGrid.words[places[i]], mask));
+        put(codes + 32 * g + 8 * i, with_signs(kt::kIq2XxsGrid.words[places[i]], mask));
       }
-      values.scale[g] = d * (0.5f + static_cast<float>(word >> 28)) * 0.25f;
-      values.low[g] = 0;
+      scale[g] = d * (0.5f + static_cast<float>(word >> 28)) * 0.25f;
     }
   }
 };
@@ -51,12 +47,12 @@ struct IQ2_XS {
   static constexpr const char* kName = "IQ2_XS";
   static constexpr int kId = 17, kColumns = 256, kBytes = 74, kGroup = 16;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 16>& values) {
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
     for (int i = 0; i < 32; ++i) {
       const uint32_t word = word_at<uint16_t>(block + 2 + 2 * i);
-      put8(values.codes + 8 * i, with_signs(kt::kIq2XsGrid.words[word & 511], kt::kEvenSignMasks.words[word >> 9]));
+      put(codes + 8 * i, with_signs(kt::kIq2XsGrid.words[word & 511], kt::kEvenSignMasks.words[word >> 9]));
     }
-    nibble_scales(half_at(block), block + 66, values.scale, values.low);
+    nibble_scales(half_at(block), block + 66, scale);
   }
 };
 
@@ -65,15 +61,18 @@ struct IQ2_S {
   static constexpr const char* kName = "IQ2_S";
   static constexpr int kId = 22, kColumns = 256, kBytes = 82, kGroup = 16;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 16>& values) {
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
     const uint8_t* places = block + 2;
     const uint8_t* signs = block + 34;
     const uint8_t* high = block + 66;
-    for (int i = 0; i < 32; ++i) {
-      const int place = places[i] | (high[i / 4] >> (i % 4 * 2) & 3) << 8;
-      put8(values.codes + 8 * i, with_signs(kt::kIq2SGrid.words[place], kt::kSignMasks.words[signs[i]]));
+    for (int g = 0; g < 8; ++g, places += 4, signs += 4) {
+      const uint32_t top = static_cast<uint32_t>(high[g]) << 8;
+      for (int i = 0; i < 4; ++i) {
+        const uint64_t grid = kt::kIq2SGrid.words[places[i] | (top >> (2 * i) & 0x300)];
+        put(codes + 32 * g + 8 * i, with_signs(grid, kt::kSignMasks.words[signs[i]]));
+      }
     }
-    nibble_scales(half_at(block), block + 74, values.scale, values.low);
+    nibble_scales(half_at(block), block + 74, scale);
   }
 };
 
@@ -85,17 +84,16 @@ struct IQ3_XXS {
   static constexpr const char* kName = "IQ3_XXS";
   static constexpr int kId = 18, kColumns = 256, kBytes = 98, kGroup = 32;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 8>& values) {
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
     const float d = half_at(block);
     const uint8_t* places = block + 2;
     for (int g = 0; g < 8; ++g) {
       const uint32_t word = word_at<uint32_t>(block + 66 + 4 * g);
       for (int i = 0; i < 4; ++i, places += 2) {
         const uint64_t grid = joined(kt::kIq3XxsGrid.words[places[0]], kt::kIq3XxsGrid.words[places[1]]);
-        put8(values.codes + 32 * g + 8 * i, with_signs(grid, kt::kEvenSignMasks.words[word >> (7 * i) & 127]));
+        put(codes + 32 * g + 8 * i, with_signs(grid, kt::kEvenSignMasks.words[word >> (7 * i) & 127]));
       }
-      values.scale[g] = d * (0.5f + static_cast<float>(word >> 28)) * 0.5f;
-      values.low[g] = 0;
+      scale[g] = d * (0.5f + static_cast<float>(word >> 28)) * 0.5f;
     }
   }
 };
@@ -105,7 +103,7 @@ struct IQ3_S {
   static constexpr const char* kName = "IQ3_S";
   static constexpr int kId = 21, kColumns = 256, kBytes = 110, kGroup = 32;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 8>& values) {
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
     const float d = half_at(block);
     const uint8_t* signs = block + 74;
     for (int g = 0; g < 8; ++g) {
@@ -114,18 +112,17 @@ struct IQ3_S {
       for (int i = 0; i < 4; ++i) {
         const uint64_t grid = joined(kt::kIq3SGrid.words[places[2 * i] | (high >> (2 * i) & 256)],
                                      kt::kIq3SGrid.words[places[2 * i + 1] | (high >> (2 * i + 1) & 256)]);
-        put8(values.codes + 32 * g + 8 * i, with_signs(grid, kt::kSignMasks.words[signs[4 * g + i]]));
+        put(codes + 32 * g + 8 * i, with_signs(grid, kt::kSignMasks.words[signs[4 * g + i]]));
       }
       const int nibble = block[106 + g / 2] >> (g % 2 * 4) & 15;
-      values.scale[g] = d * static_cast<float>(1 + 2 * nibble);
-      values.low[g] = 0;
+      scale[g] = d * static_cast<float>(1 + 2 * nibble);
     }
   }
 };
 
-// 8 * grid + 1, or - 1 where the bit `minus` is set.
-static inline uint64_t iq1_codes(int place, bool minus) {
-  return add_to_bytes(kt::kIq1Grid.words[place], minus ? 0xFFFFFFFFFFFFFFFF : 0x0101010101010101);
+// 8 * grid + 1, or - 1 where `minus` is 1. Without a branch: signs are as good as random.
+static inline uint64_t iq1_codes(uint32_t place, uint32_t minus) {
+  return add_to_bytes(kt::kIq1Grid.words[place], 0x0101010101010101 | (0 - static_cast<uint64_t>(minus)));
 }
 
 // | d | 32 places | 8 x (4 x 3 top bits of places, 3 bits of scale, sign of the eighth) |
@@ -133,17 +130,15 @@ struct IQ1_S {
   static constexpr const char* kName = "IQ1_S";
   static constexpr int kId = 19, kColumns = 256, kBytes = 50, kGroup = 32;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 8>& values) {
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
     const float d = half_at(block);
     for (int g = 0; g < 8; ++g) {
       const uint8_t* places = block + 2 + 4 * g;
       const uint32_t word = word_at<uint16_t>(block + 34 + 2 * g);
       for (int i = 0; i < 4; ++i) {
-        const int place = static_cast<int>(places[i] | (word >> (3 * i) & 7) << 8);
-        put8(values.codes + 32 * g + 8 * i, iq1_codes(place, (word & 0x8000) != 0));
+        put(codes + 32 * g + 8 * i, iq1_codes(places[i] | (word >> (3 * i) & 7) << 8, word >> 15));
       }
-      values.scale[g] = d * static_cast<float>(2 * (word >> 12 & 7) + 1) * 0.125f;
-      values.low[g] = 0;
+      scale[g] = d * static_cast<float>(2 * (word >> 12 & 7) + 1) * 0.125f;
     }
   }
 };
@@ -153,18 +148,18 @@ struct IQ1_M {
   static constexpr const char* kName = "IQ1_M";
   static constexpr int kId = 29, kColumns = 256, kBytes = 56, kGroup = 16;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 16>& values) {
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
     uint16_t words[4];
     memcpy(words, block + 48, 8);
     const float d = half(
         static_cast<uint16_t>(words[0] >> 12 | (words[1] >> 12) << 4 | (words[2] >> 12) << 8 | (words[3] & 0xF000)));
-    for (int i = 0; i < 32; ++i) {
-      const int nibble = block[32 + i / 2] >> (i % 2 * 4) & 15;
-      put8(values.codes + 8 * i, iq1_codes(block[i] | (nibble & 7) << 8, nibble > 7));
+    for (int i = 0; i < 32; i += 2) {
+      const uint32_t high = block[32 + i / 2];
+      put(codes + 8 * i, iq1_codes(block[i] | (high & 7) << 8, high >> 3 & 1));
+      put(codes + 8 * i + 8, iq1_codes(block[i + 1] | (high & 0x70) << 4, high >> 7));
     }
     for (int g = 0; g < 16; ++g) {
-      values.scale[g] = d * static_cast<float>(2 * (words[g / 4] >> (g % 4 * 3) & 7) + 1) * 0.125f;
-      values.low[g] = 0;
+      scale[g] = d * static_cast<float>(2 * (words[g / 4] >> (g % 4 * 3) & 7) + 1) * 0.125f;
     }
   }
 };

@@ -1,11 +1,7 @@
 // Blocks of 256 columns whose codes are -1, 0 and 1, with one scale. Included by block_types-inl.h.
 
-template <int kGroups>
-static inline void one_scale(float d, float (&scale)[kGroups], float (&low)[kGroups]) {
-  for (int g = 0; g < kGroups; ++g) {
-    scale[g] = d;
-    low[g] = 0;
-  }
+static inline void one_scale(float d, float* scale) {
+  for (int g = 0; g < 8; ++g) scale[g] = d;
 }
 
 // | 48 bytes of five columns | 4 bytes of four | d |  (q - 1) * d
@@ -16,21 +12,19 @@ struct TQ1_0 {
   static constexpr int kId = 34, kColumns = 256, kBytes = 54, kGroup = 32;
   static constexpr bool kLow = false, kRepacked = false;
 
-  template <int kCount, int kDigits>
-  static inline __attribute__((always_inline)) void digits(const uint8_t* from, int8_t* codes) {
-    constexpr int kPowers[] = {1, 3, 9, 27, 81};
-    for (int n = 0; n < kDigits; ++n) {
-      for (int j = 0; j < kCount; ++j) {
-        const uint8_t rest = static_cast<uint8_t>(from[j] * kPowers[n]);
-        codes[n * kCount + j] = static_cast<int8_t>((static_cast<uint16_t>(rest * 3) >> 8) - 1);
-      }
+  // kDigits x kCount codes: floor(3 b / 256) is 1 from 86 on and 2 from 171 on.
+  template <class Vector, int kDigits, int kCount = sizeof(Vector)>
+  static inline void digits(Vector fractions, int8_t* codes) {
+    for (int n = 0; n < kDigits; ++n, fractions = fractions * 3) {
+      const Vector code = -1 - (Vector)(fractions >= 86) - (Vector)(fractions >= 171);
+      memcpy(codes + n * kCount, &code, kCount);
     }
   }
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 8>& values) {
-    digits<32, 5>(block, values.codes);
-    digits<16, 5>(block + 32, values.codes + 160);
-    digits<4, 4>(block + 48, values.codes + 240);
-    one_scale(half_at(block + 52), values.scale, values.low);
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
+    digits<Bytes32, 5>(word_at<Bytes32>(block), codes);
+    digits<Bytes16, 5>(word_at<Bytes16>(block + 32), codes + 160);
+    digits<Bytes16, 4, 4>((Bytes16)Words2{word_at<uint32_t>(block + 48)}, codes + 240);
+    one_scale(half_at(block + 52), scale);
   }
 };
 
@@ -39,14 +33,8 @@ struct TQ2_0 {
   static constexpr const char* kName = "TQ2_0";
   static constexpr int kId = 35, kColumns = 256, kBytes = 66, kGroup = 32;
   static constexpr bool kLow = false, kRepacked = false;
-  static inline void read(const uint8_t* block, kt::BlockValues<256, 8>& values) {
-    int8_t* codes = values.codes;
-    const uint8_t* from = block;
-    for (int h = 0; h < 2; ++h, from += 32) {
-      for (int s = 0; s < 4; ++s, codes += 32) {
-        for (int j = 0; j < 32; ++j) codes[j] = static_cast<int8_t>((from[j] >> (2 * s) & 3) - 1);
-      }
-    }
-    one_scale(half_at(block + 64), values.scale, values.low);
+  static inline void read(const uint8_t* block, int8_t* codes, float* scale, float*) {
+    for (int h = 0; h < 2; ++h) two_bits(block + 32 * h, codes + 128 * h, 1);
+    one_scale(half_at(block + 64), scale);
   }
 };

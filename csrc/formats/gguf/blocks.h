@@ -1,4 +1,4 @@
-// What a block of a ggml type says, in plain structs: block_types-inl.h fills them.
+// What a block of a ggml type says: block_types-inl.h reads it.
 #pragma once
 
 #include <stdint.h>
@@ -9,16 +9,7 @@ constexpr int kLargestBlock = 256;       // columns of a block
 constexpr int kSmallestBlockGroup = 16;  // columns that share a scale
 constexpr int kLargestBlockGroups = kLargestBlock / kSmallestBlockGroup;
 
-// Number of column k: scale[k / group] * codes[k] + low[k / group]. The product is exact in fp32, so there is one
-// rounding at most, and where the type has no lows, none.
-template <int kColumns, int kGroups>
-struct BlockValues {
-  int8_t codes[kColumns];
-  float scale[kGroups];
-  float low[kGroups];
-};
-
-// The same as a file stores it, for types that are repacked into panels: the scale of a group is d * sc, its low
+// A block as a file stores it, for types that are repacked into panels: the scale of a group is d * sc, its low
 // -dmin * m; where groups are whole blocks, sc is 1 and the low is +dmin (Q4_1, Q5_1).
 struct BlockScales {
   uint16_t d;     // fp16; MXFP4: the exponent's byte

@@ -13,19 +13,24 @@ namespace {
 
 template <class T>
 void numbers_of_codes(const uint8_t* blocks, int64_t count, float* numbers) {
-  BlockValues<T::kColumns, T::kColumns / T::kGroup> values;
+  int8_t codes[T::kColumns];
+  float scale[T::kColumns / T::kGroup];
+  float low[T::kColumns / T::kGroup];
   for (int64_t begin = 0; begin < count; begin += T::kColumns, blocks += T::kBytes) {
-    T::read(blocks, values);
+    T::read(blocks, codes, scale, low);
     for (int k = 0; k < T::kColumns; ++k, ++numbers) {
-      const float product = values.scale[k / T::kGroup] * static_cast<float>(values.codes[k]);
-      *numbers = T::kLow ? product + values.low[k / T::kGroup] : product;
+      const float product = scale[k / T::kGroup] * static_cast<float>(codes[k]);
+      *numbers = T::kLow ? product + low[k / T::kGroup] : product;
     }
   }
 }
 
 template <class T>
 void plain_numbers(const uint8_t* bytes, int64_t count, float* numbers) {
-  for (int64_t i = 0; i < count; ++i) numbers[i] = T::number(bytes + i * T::kBytes);
+  constexpr int kAtOnce = 1 << 20;
+  for (int64_t i = 0; i < count; i += kAtOnce) {
+    T::numbers(bytes + i * T::kBytes, static_cast<int>(std::min<int64_t>(count - i, kAtOnce)), numbers + i);
+  }
 }
 
 template <class T, class = void>

@@ -22,14 +22,15 @@ struct Target {
 
 template <class T>
 inline void decode_codes(const uint8_t* blocks, int columns, float* numbers) {
-  kt::BlockValues<T::kColumns, T::kColumns / T::kGroup> values;
+  int8_t codes[T::kColumns];
+  float scale[T::kColumns / T::kGroup];
+  float low[T::kColumns / T::kGroup];
   for (int begin = 0; begin < columns; begin += T::kColumns, blocks += T::kBytes, numbers += T::kColumns) {
-    T::read(blocks, values);
+    T::read(blocks, codes, scale, low);
     for (int k = 0; k < T::kColumns; k += 8) {
-      const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values.codes + k));
-      __m256 v =
-          _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), _mm256_set1_ps(values.scale[k / T::kGroup]));
-      if constexpr (T::kLow) v = _mm256_add_ps(v, _mm256_set1_ps(values.low[k / T::kGroup]));
+      const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + k));
+      __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), _mm256_set1_ps(scale[k / T::kGroup]));
+      if constexpr (T::kLow) v = _mm256_add_ps(v, _mm256_set1_ps(low[k / T::kGroup]));
       _mm256_storeu_ps(numbers + k, v);
     }
   }
@@ -44,7 +45,7 @@ void decode_all(const kt::GgufRows& rows, const Target& target) {
     const int columns = static_cast<int>(count - i < kChunk ? count - i : kChunk);
     const uint8_t* blocks = rows.blocks + i / T::kColumns * T::kBytes;
     if constexpr (T::kColumns == 1) {
-      for (int k = 0; k < columns; ++k) numbers[k] = T::number(blocks + k * T::kBytes);
+      T::numbers(blocks, columns, numbers);
     } else {
       decode_codes<T>(blocks, columns, numbers);
     }
