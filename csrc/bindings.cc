@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "core/cpu_features.h"
 #include "core/device_calls.h"
 #include "core/device_signals.h"
@@ -144,14 +146,36 @@ void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle s
   kt::submit_on_stream(layer->engine().queue(), stream, std::move(tasks));
 }
 
+// Names of the formats of gate, up and down; none where the method has but one.
+kt::ExpertFormats expert_formats(const MoeLayer& layer, const std::vector<std::string>& names) {
+  kt::ExpertFormats formats{};
+  if (!names.empty() && names.size() != formats.values.size()) {
+    throw std::invalid_argument("got " + std::to_string(names.size()) + " formats; expected one of gate, up and down");
+  }
+  for (size_t i = 0; i < formats.values.size(); ++i) {
+    formats.values[i] = names.empty() ? &layer.only_format() : &kt::format_of(names[i]);
+  }
+  return formats;
+}
+
 void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
-          const std::vector<Source>& down, int group_size, int scale_dtype) {
+          const std::vector<Source>& down, const std::vector<std::string>& formats, int group_size, int scale_dtype) {
   const kt::FormatOptions options = {group_size, checked_enum<kt::DType>(scale_dtype, 3, "scale dtype")};
   layer.engine().require_own_process();
   kt::release_now();  // weights of layers that only a destroyed graph held, before there are new ones
   py::gil_scoped_release release;
   layer.engine().queue().wait(0);
-  layer.load({sources(gate), sources(up), sources(down)}, options);
+  layer.load({sources(gate), sources(up), sources(down)}, expert_formats(layer, formats), options);
+}
+
+// The caller keeps the memory as long as the layer has these experts.
+void borrow(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
+            const std::vector<Source>& down, const std::vector<std::string>& formats) {
+  layer.engine().require_own_process();
+  kt::release_now();
+  py::gil_scoped_release release;
+  layer.engine().queue().wait(0);
+  layer.borrow({sources(gate), sources(up), sources(down)}, expert_formats(layer, formats));
 }
 
 using Addresses = std::vector<uintptr_t>;
@@ -160,7 +184,7 @@ kt::RankTargets rank_targets(MoeLayer& layer, int expert, int ranks, const Addre
                              const Addresses& w13_scales, const Addresses& w2_weights, const Addresses& w2_scales) {
   layer.engine().require_own_process();
   layer.check_write(expert, ranks);
-  const bool scaled = kt::format_of(layer.config().method).rows_per_scale > 0;
+  const bool scaled = kt::formats_of_method(layer.config().method).front()->scales_apart();
   return {targets("w13", ranks, w13_weights, w13_scales, scaled), targets("w2", ranks, w2_weights, w2_scales, scaled)};
 }
 
@@ -195,7 +219,8 @@ py::dict described(const kt::DispatchRow& row, const kt::Format& format) {
   const kt::DispatchRow* chosen = kt::chosen_row(row.operation, format, kt::Activations::kAuto);
   const kt::DispatchRow* first = kt::chosen_row(row.operation, format, row.activations());
   py::dict d;
-  d["method"] = format.method;
+  d["method"] = format.method();
+  d["format"] = format.name;
   d["operation"] = kt::name_of(row.operation);
   d["activations"] = kt::name_of(row.activations());
   d["kernel"] = row.kernels->name;
@@ -227,9 +252,11 @@ py::list dispatch() {
 }
 
 py::tuple methods() {
-  py::list names;
-  for (const kt::Format* format : kt::all_formats()) names.append(format->method);
-  return py::tuple(names);
+  std::vector<std::string> names;
+  for (const kt::Format* format : kt::all_formats()) {
+    if (std::find(names.begin(), names.end(), format->method()) == names.end()) names.push_back(format->method());
+  }
+  return py::tuple(py::cast(names));
 }
 
 py::dict topology() {
@@ -349,7 +376,10 @@ void bind_layer(py::module_& m) {
            py::arg("hidden"), py::arg("intermediate"), py::arg("max_tokens"), py::arg("layer_idx") = 0,
            py::arg("swiglu_limit") = 0.0f, py::arg("swiglu_alpha") = 0.0f, py::arg("activations") = "auto")
       .def("load_experts", &load, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
-           py::arg("group_size") = 0, py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32))
+           py::arg("formats") = std::vector<std::string>(), py::arg("group_size") = 0,
+           py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32))
+      .def("borrow_experts", &borrow, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
+           py::arg("formats"))
       .def("write_expert", &write_expert, py::arg("expert"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
            py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def("submit_write_expert", &submit_write_expert, py::arg("slot"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
@@ -359,7 +389,10 @@ void bind_layer(py::module_& m) {
       .def_property_readonly("kernels",
                              [](MoeLayer& layer) {
                                py::dict d;
-                               d["experts"] = layer.kernels().name;
+                               std::string names;
+                               for (const std::string& name : layer.kernels())
+                                 names += (names.empty() ? "" : ", ") + name;
+                               d["experts"] = names;
                                return d;
                              })
       .def("set_expert_mask",

@@ -13,7 +13,17 @@ namespace {
 const char* word(kt::Order order) { return order == kt::Order::kTransposed ? "transposed" : "row major"; }
 
 py::object word(kt::ScaleType type, const char* otherwise) {
-  static const char* const words[] = {nullptr, "scalar", "float32", "bfloat16", "float16", "e8m0", "e4m3"};
+  static const char* const words[] = {nullptr,
+                                      "scalar",
+                                      "float32",
+                                      "bfloat16",
+                                      "float16",
+                                      "e8m0",
+                                      "e4m3",
+                                      "float16 with minimum",
+                                      "two levels",
+                                      "two levels with minimum",
+                                      "two levels of 4 bits with minimum"};
   return py::str(type == kt::ScaleType::kNone ? otherwise : words[static_cast<int>(type)]);
 }
 
@@ -35,7 +45,8 @@ py::dict row(const kt::Format& format) {
   const kt::CodeKind& codes = kt::code_kind(format.codes);
   const bool scaled = format.rows_per_scale > 0;
   py::dict d;
-  d["method"] = format.method;
+  d["name"] = format.name;
+  d["method"] = format.method();
   d["codes"] = codes.name;
   d["bits"] = codes.bits;
   d["table"] = table(format);

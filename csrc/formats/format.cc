@@ -1,5 +1,6 @@
 #include "formats/format.h"
 
+#include <set>
 #include <stdexcept>
 
 #include "formats/bf16.h"
@@ -16,13 +17,26 @@ const std::vector<const Format*>& all_formats() {
   return all;
 }
 
-const Format& format_of(const std::string& method) {
+const Format& format_of(const std::string& name) {
   std::string known;
   for (const Format* format : all_formats()) {
-    if (method == format->method) return *format;
-    known += (known.empty() ? "" : ", ") + std::string(format->method);
+    if (name == format->name) return *format;
+    known += (known.empty() ? "" : ", ") + std::string(format->name);
   }
-  throw std::invalid_argument("no weight format for method '" + method + "'; there are " + known);
+  throw std::invalid_argument("no weight format '" + name + "'; there are " + known);
+}
+
+std::vector<const Format*> formats_of_method(const std::string& method) {
+  std::vector<const Format*> found;
+  std::set<std::string> known;
+  for (const Format* format : all_formats()) {
+    if (method == format->method()) found.push_back(format);
+    known.insert(format->method());
+  }
+  if (!found.empty()) return found;
+  std::string names;
+  for (const std::string& name : known) names += (names.empty() ? "" : ", ") + name;
+  throw std::invalid_argument("no weight format for method '" + method + "'; there are " + names);
 }
 
 }  // namespace kt

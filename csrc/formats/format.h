@@ -18,8 +18,8 @@ struct MatrixShape {
   int k;
 };
 
-// formats/codes/; kCode4Wide: codes of 4 bits whose integers need 8.
-enum class CodeType : int { kBf16, kE4m3, kCode4, kInt8, kCode5, kCode6, kCode3, kCode2, kCode4Wide };
+// formats/codes/; kCode4Wide: codes of 4 bits whose integers need 8; kBlocks: rows as a GGUF file has them.
+enum class CodeType : int { kBf16, kE4m3, kCode4, kInt8, kCode5, kCode6, kCode3, kCode2, kCode4Wide, kBlocks };
 constexpr int kCodeTypes = 9;
 
 // kRowMajor: [rows][k]. kTransposed: words of 8 codes along k, [k/8][rows], and scales [k/g][rows] (GPTQ).
@@ -43,7 +43,7 @@ constexpr int kWholeRow = -1;     // one scale for all columns
 constexpr int kGroupOption = -2;  // the checkpoint's group size decides (FormatOptions)
 
 struct Format {
-  const char* method;
+  const char* name;
   CodeType codes;
   const CodeTable* table;  // 4-bit codes only
   Order order;
@@ -57,6 +57,14 @@ struct Format {
   // GGUF types only.
   const GgufBlocks* blocks = nullptr;
   int code_offset = 0;  // what stored codes have too much, where there is no table
+  // The method that reads it, where that has several formats; null = it has this one, of the same name.
+  const char* shared_method = nullptr;
+  // The same numbers as the file has them, for what only kernels of such blocks can do; null = there is no such row.
+  const Format* as_blocks = nullptr;
+
+  // A checkpoint has scales in a tensor of their own.
+  bool scales_apart() const { return rows_per_scale > 0 && blocks == nullptr && codes != CodeType::kBlocks; }
+  const char* method() const { return shared_method != nullptr ? shared_method : name; }
 };
 
 // What the bytes of a checkpoint leave open.
@@ -68,7 +76,10 @@ struct FormatOptions {
 // In the order in which they are listed to users.
 const std::vector<const Format*>& all_formats();
 
+// Throws std::invalid_argument naming the formats there are.
+const Format& format_of(const std::string& name);
+
 // Throws std::invalid_argument naming the methods there are.
-const Format& format_of(const std::string& method);
+std::vector<const Format*> formats_of_method(const std::string& method);
 
 }  // namespace kt

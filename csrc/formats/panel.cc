@@ -14,7 +14,7 @@ namespace kt {
 namespace {
 
 [[noreturn]] void fail(const Format& format, const std::string& what) {
-  throw std::invalid_argument(std::string(format.method) + ": " + what);
+  throw std::invalid_argument(std::string(format.name) + ": " + what);
 }
 
 std::string text(int value) { return std::to_string(value); }
@@ -63,26 +63,39 @@ int step_columns(int group_k, int k_padded) {
   return step;
 }
 
-// 4-bit codes as integers, and the columns of a step of int8 activations.
+// The table's values as integers; returns the largest magnitude. kCode4Wide keeps their signs, others an offset.
+int set_table(const Format& format, PanelLayout& layout) {
+  float values[16];
+  std::transform(format.table->bf16, format.table->bf16 + 16, values, from_bf16);
+  const bool whole = std::all_of(values, values + 16, [](float v) { return v == std::floor(v); });
+  layout.integer_factor = whole ? 1 : 0.5f;
+  const float least = *std::min_element(values, values + 16);
+  layout.integer_offset = format.codes == CodeType::kCode4Wide ? 0 : static_cast<int>(-least / layout.integer_factor);
+  int largest = 0;
+  for (int code = 0; code < 16; ++code) {
+    const int integer = static_cast<int>(values[code] / layout.integer_factor);
+    layout.integers[code] = static_cast<uint8_t>(integer + layout.integer_offset);
+    largest = std::max(largest, std::abs(integer));
+  }
+  return largest;
+}
+
+// What kernels for int8 activations need to know.
 void set_integers(const Format& format, PanelLayout& layout) {
+  const int bits = code_kind(format.codes).bits;
   int largest = 0;
   layout.integer_factor = 1;
+  layout.integer_offset = format.code_offset;
   if (format.table != nullptr) {
-    float values[16];
-    std::transform(format.table->bf16, format.table->bf16 + 16, values, from_bf16);
-    const bool whole = std::all_of(values, values + 16, [](float v) { return v == std::floor(v); });
-    layout.integer_factor = whole ? 1 : 0.5f;
-    const float least = *std::min_element(values, values + 16);
-    layout.integer_offset = static_cast<int>(-least / layout.integer_factor);
-    for (int code = 0; code < 16; ++code) {
-      const int integer = static_cast<int>(values[code] / layout.integer_factor);
-      layout.integers[code] = static_cast<uint8_t>(integer + layout.integer_offset);
-      largest = std::max(largest, std::abs(integer));
-    }
+    largest = set_table(format, layout);
+  } else if (bits < 8) {
+    largest = std::max(format.code_offset, (1 << bits) - 1 - format.code_offset);
   }
+  layout.int8_step_k = kLargestInt8StepK;
+  layout.int8_sum_k = std::min(layout.step_k, kLargestInt8StepK);
+  if (bits == 8 || format.codes == CodeType::kCode4Wide) return;
   // AVX2 sums the products of every second pair of columns in 16 bits.
-  layout.int8_step_k = std::min(layout.step_k, kLargestInt8StepK);
-  while (largest * 127 * layout.int8_step_k / 2 > INT16_MAX) layout.int8_step_k /= 2;
+  while (largest * 127 * layout.int8_sum_k / 2 > INT16_MAX) layout.int8_sum_k /= 2;
 }
 
 void pack_codes(const Format& format, const PanelLayout& layout, const CodeSource& source, uint8_t* panel) {
@@ -114,15 +127,16 @@ PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOp
   layout.bytes_per_32k = size_t{kPanelRows} * 32 * code_kind(format.codes).bits / 8;
   layout.header_offset = layout.k_padded / 32 * layout.bytes_per_32k;
   layout.scale_type = stored_scale(format, options);
-  layout.group_k = layout.k_padded;
+  layout.group_k = layout.record_k = layout.k_padded;
   layout.step_k = kLargestStepK;
   size_t scales = 0;
   if (layout.scale_type != ScaleType::kNone) {
     layout.group_k = group_columns(format, shape, options, layout.k_padded);
     layout.step_k = step_columns(layout.group_k, layout.k_padded);
-    layout.scale_stride = scale_bytes(layout.scale_type) * (layout.scale_type == ScaleType::kScalar ? 1 : kPanelRows);
-    const int groups = (layout.k_padded + layout.group_k - 1) / layout.group_k;
-    scales = kPanelHeaderBytes + groups * layout.scale_stride;
+    layout.record_k = record_columns(layout.scale_type, layout.group_k);
+    layout.scale_stride = record_bytes(layout.scale_type, layout.record_k / layout.group_k);
+    const int records = (layout.k_padded + layout.record_k - 1) / layout.record_k;
+    scales = kPanelHeaderBytes + records * layout.scale_stride;
   }
   layout.panel_bytes = layout.header_offset + round_up(scales, 64);
   if (format.table != nullptr) std::copy_n(format.table->bf16, 16, layout.table);

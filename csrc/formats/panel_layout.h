@@ -28,7 +28,13 @@ enum class ScaleType : int {
   kF16,     // 32 IEEE half
   kE8m0,    // 32 bytes: 2^(b-127)
   kE4m3,    // 32 bytes of float8_e4m3fn, to be multiplied by PanelHeader::factor
+  // Of GGUF types, value = scale * code + low; two levels are kept as two levels (formats/gguf_panel.h).
+  kF16Min,     // 32 IEEE half d, 32 m: scale = d, low = m
+  kSuper,      // of kSuperK columns: 32 IEEE half d, then per group 32 int8 s: scale = d * s
+  kSuperMin,   // 32 IEEE half d, 32 e, then per group 32 bytes s, 32 m: scale = d * s, low = -e * m
+  kSuperMin4,  // the same with s and m as the low and high nibble of 32 bytes
 };
+constexpr int kSuperK = 256;
 
 // Stands between the codes and the scales, in 64 bytes.
 struct PanelHeader {
@@ -51,12 +57,15 @@ struct PanelLayout {
   size_t scale_stride;   // bytes of one record
   ScaleType scale_type;
   int k_padded;
-  int group_k;         // columns that share a record
+  int group_k;         // columns that share a scale
+  int record_k;        // columns that share a record: a group, or a few
   int step_k;          // columns of one step: divides group_k, unless one group covers all of K
   uint16_t table[16];  // 4-bit codes: the bf16 value of each
-  // For int8 activations: columns that share an activation scale, and 4-bit codes as integers, value =
-  // integer_factor * (integers[code] - integer_offset).
+  // For int8 activations: columns that share an activation scale, columns of those whose products are summed as
+  // integers (they share a record too), and 4-bit codes as integers, value = integer_factor * (integers[code] -
+  // integer_offset).
   int int8_step_k;
+  int int8_sum_k;
   uint8_t integers[16];
   int integer_offset;
   float integer_factor;

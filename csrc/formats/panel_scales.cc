@@ -135,8 +135,36 @@ size_t scale_bytes(ScaleType type) {
     case ScaleType::kE8m0:
     case ScaleType::kE4m3:
       return 1;
+    case ScaleType::kF16Min:
+    case ScaleType::kSuper:
+    case ScaleType::kSuperMin:
+    case ScaleType::kSuperMin4:
+      break;
   }
   __builtin_unreachable();
+}
+
+int record_columns(ScaleType type, int group_k) {
+  const bool super = type == ScaleType::kSuper || type == ScaleType::kSuperMin || type == ScaleType::kSuperMin4;
+  return super ? kSuperK : group_k;
+}
+
+size_t record_bytes(ScaleType type, int groups) {
+  constexpr size_t kHalves = 2 * kPanelRows, kBytes = kPanelRows;
+  switch (type) {
+    case ScaleType::kScalar:
+      return scale_bytes(type);
+    case ScaleType::kF16Min:
+      return 2 * kHalves;
+    case ScaleType::kSuper:
+      return kHalves + groups * kBytes;
+    case ScaleType::kSuperMin:
+      return 2 * kHalves + groups * 2 * kBytes;
+    case ScaleType::kSuperMin4:
+      return 2 * kHalves + groups * kBytes;
+    default:
+      return kPanelRows * scale_bytes(type);
+  }
 }
 
 void pack_scales(const Format& format, const PanelLayout& layout, const FormatOptions& options,

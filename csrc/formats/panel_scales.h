@@ -11,6 +11,11 @@ void unpack_scales(const Format& format, const PanelLayout& layout, const uint8_
                    const MatrixPart& part, const MatrixTarget& target);
 double scale_value(const PanelLayout& layout, const uint8_t* panel, int row, int column);
 
+// Columns that share a record, and its bytes, where it holds `groups` groups.
+int record_columns(ScaleType type, int group_k);
+size_t record_bytes(ScaleType type, int groups);
+
+// One scale, of types whose records hold one for each row.
 size_t scale_bytes(ScaleType type);
 ScaleType as_scale_type(DType dtype);
 

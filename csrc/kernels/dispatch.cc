@@ -99,10 +99,12 @@ Activations activations_named(const std::string& name) {
   throw std::invalid_argument("activations are '" + name + "'; expected auto, bf16 or int8");
 }
 
-const KernelSet& kernels_for(Operation operation, const Format& format, Activations activations) {
-  const DispatchRow* row = chosen_row(operation, format, activations);
-  if (row != nullptr) return *row->kernels;
-  throw std::invalid_argument(std::string(format.method) + " has no kernels for " + name_of(activations) +
+Served served(Operation operation, const Format& format, Activations activations) {
+  for (const Format* kept : {&format, format.as_blocks}) {
+    const DispatchRow* row = kept == nullptr ? nullptr : chosen_row(operation, *kept, activations);
+    if (row != nullptr) return {kept, row->kernels};
+  }
+  throw std::invalid_argument(std::string(format.name) + " has no kernels for " + name_of(activations) +
                               " activations; expected auto" + (activations == Activations::kInt8 ? " or bf16" : ""));
 }
 

@@ -43,7 +43,14 @@ const char* name_of(Activations activations);
 Activations activations_named(const std::string& name);
 const char* name_of(Operation operation);
 
-// Throws std::invalid_argument when there are none.
-const KernelSet& kernels_for(Operation operation, const Format& format, Activations activations);
+// A format as a layer keeps it, and what multiplies it.
+struct Served {
+  const Format* format;
+  const KernelSet* kernels;
+};
+
+// The format, or its blocks where only they have kernels for these activations. Throws std::invalid_argument when
+// neither has.
+Served served(Operation operation, const Format& format, Activations activations);
 
 }  // namespace kt

@@ -9,6 +9,9 @@ struct FewTokens {
   using Weights = typename Ops::Weights;
   static constexpr int kLanes = Ops::kLanes;
   static constexpr int kVecs = P::kVecs;
+  static constexpr int kSums = Codes::kSums;
+
+  static inline int least(int a, int b) { return a < b ? a : b; }
 
   struct Ahead {
     const uint8_t* panel;
@@ -25,13 +28,15 @@ struct FewTokens {
     const TokenRows<Ops> a = {g.a.data, g.a.groups, g.a.stride};
     const typename Codes::Tables tables(layout);
     const int end = g.first_k + g.k_count;
+    const int step_k = P::step_of(layout), sum_k = P::sum_of(layout);
+    const int groups_ahead = P::kAheadK / layout.group_k;  // a division at every step would take as long as its sums
 
     // Columns P::kAheadK further on, in the following panels when these end.
     const auto ahead = [&](int k) __attribute__((always_inline)) {
       const int further = k + P::kAheadK;
       return further < end ? Ahead{panel, further} : Ahead{following, g.first_k + further - end};
     };
-    const auto accumulate = [&](Sum(&acc)[kTokens][kPanels][kVecs], int begin,
+    const auto accumulate = [&](Sum(&acc)[kSums][kTokens][kPanels][kVecs], int begin,
                                 int count) __attribute__((always_inline)) {
       typename Codes::Cursor chunk = Codes::at(layout, panel, begin);
       const Ahead target = ahead(begin);
@@ -51,8 +56,8 @@ struct FewTokens {
                 const Weights weights = P::own(Codes::weights(decoded[q][j]));
 #pragma GCC unroll 16
                 for (int t = 0; t < kTokens; ++t) {
-                  Sum& sum = acc[t][p][s * Codes::kOutputs + j];
-                  sum = Ops::dot(sum, weights, a.at(t, k - g.first_k + Ops::kDotK * q));
+                  Sum& each = acc[q * kSums / Codes::kDots][t][p][s * Codes::kOutputs + j];
+                  each = Ops::dot(each, weights, a.at(t, k - g.first_k + Ops::kDotK * q));
                 }
               }
             }
@@ -77,40 +82,70 @@ struct FewTokens {
     if constexpr (Scales::kScaled) {
       typename Scales::Constants constants[kPanels];
 #pragma GCC unroll 16
-      for (int p = 0; p < kPanels; ++p)
-        constants[p] = Scales::constants(P::header_of(layout, panel + p * layout.panel_bytes));
-      const int groups_ahead = P::kAheadK / layout.group_k;  // a division at every step would take as long as its sums
-      int step = 0;
-      P::for_steps(layout, g.first_k, end, [&](int k, int count, int group) __attribute__((always_inline)) {
-        Sum acc[kTokens][kPanels][kVecs];
+      for (int p = 0; p < kPanels; ++p) constants[p] = {layout, P::header_of(layout, panel + p * layout.panel_bytes)};
+      const typename Scales::Records records(layout);
+      typename P::GroupWalk walk(layout, g.first_k);
+      int sum = 0;
+      // Sums of `count` columns from `k` on, times their scales, to `to`.
+      const auto add_sums = [&](Vec(&to)[kTokens][kPanels][kVecs], int k, int count) __attribute__((always_inline)) {
+        Sum acc[kSums][kTokens][kPanels][kVecs];
 #pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) {
-          const Sum first = P::open(tables, a.group(t, step));
+        for (int u = 0; u < kSums; ++u) {
 #pragma GCC unroll 16
-          for (Sum& sum : reinterpret_cast<Sum(&)[kPanels * kVecs]>(acc[t])) sum = first;
-        }
-        const Ahead target = ahead(k);
-        const int far_group = target.panel == panel ? group + groups_ahead : target.k / layout.group_k;
-        const uint8_t* far = P::record_at(layout, target.panel, far_group);
+          for (int t = 0; t < kTokens; ++t) {
+            const Sum first = P::open(tables, a.group(t, sum + u));
 #pragma GCC unroll 16
-        for (int p = 0; p < kPanels; ++p) __builtin_prefetch(far + p * layout.panel_bytes, 0, 3);
-        accumulate(acc, k, count);
-        const uint8_t* record = P::record_at(layout, panel, group);
-#pragma GCC unroll 16
-        for (int p = 0; p < kPanels; ++p) {
-#pragma GCC unroll 16
-          for (int v = 0; v < kVecs; ++v) {
-            const auto scales = Scales::load(record + p * layout.panel_bytes, v * kLanes, constants[p]);
-#pragma GCC unroll 16
-            for (int t = 0; t < kTokens; ++t) {
-              total[t][p][v] = scales.add(total[t][p][v], P::close(acc[t][p][v]), a.group(t, step));
-            }
+            for (Sum& each : reinterpret_cast<Sum(&)[kPanels * kVecs]>(acc[u][t])) each = first;
           }
         }
-        ++step;
-      });
+        const Ahead target = ahead(k);
+        const int far_group = target.panel == panel ? walk.group + groups_ahead : target.k / layout.group_k;
+#pragma GCC unroll 16
+        for (int p = 0; p < kPanels; ++p) {
+          records.prefetch(records.at(target.panel + p * layout.panel_bytes, far_group));
+        }
+        accumulate(acc, k, count);
+#pragma GCC unroll 16
+        for (int u = 0; u < kSums; ++u, ++sum) {
+#pragma GCC unroll 16
+          for (int p = 0; p < kPanels; ++p) {
+            const auto place = records.at(panel + p * layout.panel_bytes, walk.group);
+#pragma GCC unroll 16
+            for (int v = 0; v < kVecs; ++v) {
+              const auto scales = Scales::load(place, v * kLanes, constants[p]);
+#pragma GCC unroll 16
+              for (int t = 0; t < kTokens; ++t) {
+                to[t][p][v] = scales.add(to[t][p][v], P::close(acc[u][t][p][v]));
+                total[t][p][v] = scales.add_low(total[t][p][v], a.group(t, sum));
+              }
+            }
+          }
+          walk.go_to(k + (u + 1) * sum_k);
+        }
+      };
+      for (int k = g.first_k; k < end; k += step_k) {
+        const int step_end = end - k < step_k ? end : k + step_k;
+        if constexpr (Ops::kInteger) {
+          Vec step[kTokens][kPanels][kVecs];
+#pragma GCC unroll 16
+          for (Vec& each : reinterpret_cast<Vec(&)[kTokens * kPanels * kVecs]>(step)) each = Ops::zero();
+          const int first_sum = sum;
+          for (int s = k; s < step_end; s += kSums * sum_k) add_sums(step, s, least(kSums * sum_k, step_end - s));
+#pragma GCC unroll 16
+          for (int t = 0; t < kTokens; ++t) {
+            const Vec scale = Ops::set(a.group(t, first_sum)->scale);
+#pragma GCC unroll 16
+            for (int i = 0; i < kPanels * kVecs; ++i) {
+              Vec& each = reinterpret_cast<Vec(&)[kPanels * kVecs]>(total[t])[i];
+              each = Ops::fma(reinterpret_cast<Vec(&)[kPanels * kVecs]>(step[t])[i], scale, each);
+            }
+          }
+        } else {
+          add_sums(total, k, step_end - k);
+        }
+      }
     } else {
-      accumulate(total, g.first_k, g.k_count);
+      accumulate(reinterpret_cast<Sum(&)[1][kTokens][kPanels][kVecs]>(total), g.first_k, g.k_count);
     }
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {

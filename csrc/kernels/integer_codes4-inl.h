@@ -6,7 +6,7 @@
 
 struct IntegerCodes4 : OnePlane<8, 128> {
   static constexpr bool kScaled = true;
-  using ScaleTypes = ScaleList<F32Scales, Bf16Scales, F16Scales, E8m0Scales, E4m3Scales>;
+  using ScaleTypes = ScaleList<F32Scales, Bf16Scales, F16Scales, E8m0Scales, E4m3Scales, F16MinScales, SuperMinScales>;
   static constexpr int kDots = 2, kOutputs = 1;
   static constexpr void (*kPrepareRow)(const kt::PrepareArgs&) = kt::prepare_nibble_order;
   struct Tables {

@@ -6,7 +6,7 @@
 
 struct IntegerCodes8 : OnePlane<4, 128> {
   static constexpr bool kScaled = true;
-  using ScaleTypes = ScaleList<F32Scales>;
+  using ScaleTypes = ScaleList<F32Scales, F16Scales>;
   static constexpr int kDots = 1, kOutputs = 1;
   static constexpr void (*kPrepareRow)(const kt::PrepareArgs&) = kt::prepare_column_order;
   struct Tables {

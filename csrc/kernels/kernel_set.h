@@ -8,8 +8,13 @@
 // whatever the number of tokens or the blocking, and splitting K over calls continues from the stored fp32 total. So
 // the result of a token does not depend on its neighbours, on the number of threads or on how the caller cuts the work.
 //
-// With int8 activations the steps are int8_step_k columns, their sums are exact integers, and what is added is
-// (scale of the weights * scale of the activations) * sum, in fp32, ascending: the same bits on every instruction set.
+// With int8 activations a step is int8_step_k columns, which share a scale of the activations, and has a sum for every
+// int8_sum_k of them, which share a scale of the weights; sums are exact integers. In fp32, ascending:
+//
+//     step = fma(sum, scale of the weights, step) from zero, and, where groups have a low,
+//     total = fma(low, RowGroup::total, total), for each sum; then total = fma(step, scale of the activations, total)
+//
+// so that the bits are the same on every instruction set.
 #pragma once
 
 #include <stddef.h>
@@ -19,22 +24,23 @@
 
 namespace kt {
 
-// Element type of the rows a kernel multiplies. kInt8: a row is cut into steps of PanelLayout::int8_step_k columns,
-// each with a RowGroup; the columns stand in the order the kernel's prepare_row gave them.
+// Element type of the rows a kernel multiplies. kInt8: every PanelLayout::int8_sum_k columns of a row have a RowGroup;
+// the columns stand in the order the kernel's prepare_row gave them.
 enum class Activation : int { kBf16, kF32, kInt8 };
 
 enum class Store : int { kOverwrite, kAccumulate };
 
-// What goes with one step of a row of int8 activations.
+// What goes with one sum of a row of int8 activations.
 struct RowGroup {
-  float scale;      // of the codes: value = scale * code. NaN where the step holds a number that is not finite.
+  float scale;      // of the whole step: value = scale * code. NaN where the step holds a number that is not finite.
   int16_t sums[2];  // of the codes at positions 0, 1 and 2, 3 of every four: what codes with an offset take back
+  float total;      // scale * (sum of all the codes): what groups with a low multiply
 };
 
 // Rows of activations, all with the same stride.
 struct ActivationRows {
   const uint8_t* data;    // of the first row
-  const uint8_t* groups;  // kInt8: RowGroups of the first row, one per step
+  const uint8_t* groups;  // kInt8: RowGroups of the first row, ascending
   size_t stride;          // bytes from a row to the next, of both
 };
 
@@ -55,11 +61,14 @@ struct GemmArgs {
   uint8_t* scratch;  // KernelSet::scratch_bytes(tokens, k_count), 64-byte aligned
 };
 
-// h[t, i] = act(c[t, gate i]) * c[t, up i]; gate and up panels alternate: columns [64*p, 64*p+32) are gate rows
-// 32*p.., the next 32 are the same up rows. `h` has the element type of the row kernels.
+// h[t, 32*p + i] = act(gate[t, panel_stride*p + i]) * up[t, panel_stride*p + i] for i < 32. `h` has the element type of
+// the row kernels.
 struct SwigluArgs {
-  const float* c;
-  size_t c_stride;
+  const float* gate;
+  size_t gate_stride;
+  const float* up;
+  size_t up_stride;
+  size_t panel_stride;
   int tokens;
   int panel_pairs;
   void* h;

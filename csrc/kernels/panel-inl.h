@@ -1,4 +1,5 @@
-// One panel as the GEMMs read it: codes by column, scales by group, steps of columns that share a scale. Included by
+// One panel as the GEMMs read it: codes by column, scales by group, steps of columns that share a scale (of the
+// activations, where those are int8; each group in it has a sum of its own then). Included by
 // gemm-inl.h.
 
 template <class Ops, class Codes>
@@ -21,11 +22,6 @@ struct Panel {
     return header;
   }
 
-  static inline __attribute__((always_inline)) const uint8_t* record_at(const kt::PanelLayout& layout,
-                                                                        const uint8_t* panel, int group) {
-    return panel + layout.header_offset + kt::kPanelHeaderBytes + group * layout.scale_stride;
-  }
-
   // Codes made for other Ops give pairs of bf16.
   template <class Decoded>
   static inline __attribute__((always_inline)) typename Ops::Weights own(const Decoded& weights) {
@@ -36,7 +32,7 @@ struct Panel {
     }
   }
 
-  // The sum of a step, before its first product and after its last.
+  // A sum, before its first product and after its last.
   static inline __attribute__((always_inline)) typename Ops::Sum open(const Tables& tables, const kt::RowGroup* group) {
     if constexpr (Ops::kInteger) {
       return Ops::open(tables.offset, group);
@@ -54,24 +50,28 @@ struct Panel {
     }
   }
 
+  // Columns of a step, and of each of its sums.
   static inline __attribute__((always_inline)) int step_of(const kt::PanelLayout& layout) {
     return Ops::kInteger ? layout.int8_step_k : layout.step_k;
   }
-
-  // Calls step(k, count, group) for every step of [begin, end).
-  template <class Step>
-  static inline __attribute__((always_inline)) void for_steps(const kt::PanelLayout& l, int begin, int end, Step step) {
-    const int step_k = step_of(l);
-    int group = begin / l.group_k;
-    int group_end = (group + 1) * l.group_k;
-    for (int k = begin; k < end; k += step_k) {
-      if (k >= group_end) {
-        ++group;
-        group_end += l.group_k;
-      }
-      step(k, end - k < step_k ? end - k : step_k, group);
-    }
+  static inline __attribute__((always_inline)) int sum_of(const kt::PanelLayout& layout) {
+    return Ops::kInteger ? layout.int8_sum_k : layout.step_k;
   }
+
+  // The group of scales of each sum, ascending.
+  struct GroupWalk {
+    int group_k;
+    int group;
+    int group_end;
+    inline __attribute__((always_inline)) GroupWalk(const kt::PanelLayout& layout, int k)
+        : group_k(layout.group_k), group(k / group_k), group_end((group + 1) * group_k) {}
+    // Goes on to the sum that begins with column k.
+    inline __attribute__((always_inline)) void go_to(int k) {
+      if (k < group_end) return;
+      ++group;
+      group_end += group_k;
+    }
+  };
 
   static inline const uint8_t* panel_at(const kt::GemmArgs& g, int p) { return g.panels + p * g.layout->panel_bytes; }
   static inline float* columns_of(const kt::GemmArgs& g, int p) { return g.c + p * kt::kPanelRows; }
@@ -87,7 +87,7 @@ struct Panel {
   }
 };
 
-// The activations of some tokens, by column and by step.
+// The activations of some tokens, by column and by sum.
 template <class Ops>
 struct TokenRows {
   const uint8_t* data;
@@ -97,7 +97,7 @@ struct TokenRows {
   inline __attribute__((always_inline)) const typename Ops::Element* at(int token, int column) const {
     return reinterpret_cast<const typename Ops::Element*>(data + token * stride) + column;
   }
-  inline __attribute__((always_inline)) const kt::RowGroup* group(int token, int step) const {
-    return reinterpret_cast<const kt::RowGroup*>(groups + token * stride) + step;
+  inline __attribute__((always_inline)) const kt::RowGroup* group(int token, int sum) const {
+    return reinterpret_cast<const kt::RowGroup*>(groups + token * stride) + sum;
   }
 };

@@ -6,7 +6,8 @@
 // A chunk holds all 32 rows of kChunkK columns. Codes know where chunks stand: a Cursor points at one, at() finds it,
 // next() is the one behind, shifted() the same in another panel, prefetch() asks for its lines. One vector of a chunk,
 // a slice, gives kDots x kDotK columns (ascending) for kOutputs vectors of rows: output j of slice s is vector
-// s * kOutputs + j of the panel. Every decoded value is exact, or exact but for the factor 1 / kSumFactor.
+// s * kOutputs + j of the panel. A group of scales is a whole number of chunks, or, where kSums > 1, so many parts of
+// a chunk are one group each. Every decoded value is exact, or exact but for the factor 1 / kSumFactor.
 
 // The chunks of a panel one behind the other.
 template <int kColumns, int kBytes>
@@ -14,6 +15,7 @@ struct OnePlane {
   static constexpr int kChunkK = kColumns, kChunkBytes = kBytes;
   static constexpr int kSliceBytes = 4 * Ops::kLanes;  // one vector of codes
   static constexpr int kSlices = kChunkBytes / kSliceBytes;
+  static constexpr int kSums = 1;
   using Cursor = const uint8_t*;
   static inline __attribute__((always_inline)) Cursor at(const kt::PanelLayout&, const uint8_t* panel, int k) {
     return panel + static_cast<size_t>(k) * kBytes / kColumns;

@@ -59,12 +59,13 @@ struct Rows {
   static void swiglu(const kt::SwigluArgs& s) {
     using Element = typename Ops::Element;
     for (int t = 0; t < s.tokens; ++t) {
-      const float* c = s.c + t * s.c_stride;
+      const float* gates = s.gate + t * s.gate_stride;
+      const float* ups = s.up + t * s.up_stride;
       Element* h = static_cast<Element*>(s.h) + t * s.h_stride;
       for (int p = 0; p < s.panel_pairs; ++p) {
         for (int i = 0; i < kt::kPanelRows; i += kLanes) {
-          const Vec gate = Ops::load(c + 2 * p * kt::kPanelRows + i);
-          const Vec up = Ops::load(c + (2 * p + 1) * kt::kPanelRows + i);
+          const Vec gate = Ops::load(gates + p * s.panel_stride + i);
+          const Vec up = Ops::load(ups + p * s.panel_stride + i);
           Ops::store_activation(gated(gate, up, s.limit, s.alpha), h + p * kt::kPanelRows + i);
         }
       }

@@ -1,53 +1,117 @@
-// How the scales beside the codes are read and what a step adds to a total: one type for each way of storing them,
-// chosen once per call. Included before the codes, which list the types they may meet.
+// How the scales beside the codes are read and what a sum of products adds to a total: one type for each way of storing
+// them, chosen once per call. Included before the codes, which list the types they may meet.
 //
 // A Scales type provides, for the Ops it is made for:
 //   kType                             what PanelLayout::scale_type calls it
-//   constants(PanelHeader)            of one panel: Constants
-//   load(record, row, constants)      what kLanes rows from `row` on need at a step: Step
-// A Step is kept as fp32 by ManyTokens; add(total, sum, group) is the total after a step. (A type whose steps also have
-// a minimum adds it there times group->sums.)
+//   Records(layout)                   where records stand: at(panel, group) is a Place, prefetch(Place) asks for it
+//   Constants(layout, PanelHeader)    of one panel
+//   Step                              what kLanes rows need at the sum of a group: ScaledStep or LowStep
+//   load(place, row, constants)       the Step of kLanes rows from `row` on
 
-// scale * sum of the step, by one fused multiply-add.
+// scale * sum, by one fused multiply-add.
 template <class Ops>
 struct ScaledStep {
   using Vec = typename Ops::Vec;
+  static constexpr bool kLow = false;
+  static constexpr int kFloats = kt::kPanelRows;  // of a record for 32 rows, as ManyTokens keeps it
   Vec scale;
 
-  // A record of fp32 for 32 rows, as ManyTokens keeps it.
   static inline __attribute__((always_inline)) ScaledStep from_memory(const float* record, int row) {
     return {Ops::load(record + row)};
   }
   inline __attribute__((always_inline)) void to_memory(float* record, int row) const {
     Ops::store(record + row, scale);
   }
-  // Of one token: with int8 activations its step has a scale of its own.
-  inline __attribute__((always_inline)) Vec add(Vec total, Vec sum, const kt::RowGroup* group) const {
-    if constexpr (Ops::kInteger) {
-      return Ops::fma(sum, Ops::mul(scale, Ops::set(group->scale)), total);
-    } else {
-      return Ops::fma(sum, scale, total);
-    }
+  inline __attribute__((always_inline)) Vec add(Vec total, Vec sum) const { return Ops::fma(sum, scale, total); }
+  // What a group adds to a total beside its sum, and the same where all of a panel's groups are in memory.
+  inline __attribute__((always_inline)) Vec add_low(Vec total, const kt::RowGroup*) const { return total; }
+  static inline __attribute__((always_inline)) Vec add_low(Vec total, const float*, int, const kt::RowGroup*) {
+    return total;
+  }
+};
+
+// A group's numbers have low * (sum of the group's activations) in common besides.
+template <class Ops>
+struct LowStep {
+  using Vec = typename Ops::Vec;
+  static constexpr bool kLow = true;
+  static constexpr int kFloats = 2 * kt::kPanelRows;
+  Vec scale, low;
+
+  static inline __attribute__((always_inline)) LowStep from_memory(const float* record, int row) {
+    return {Ops::load(record + row), Ops::load(record + kt::kPanelRows + row)};
+  }
+  inline __attribute__((always_inline)) void to_memory(float* record, int row) const {
+    Ops::store(record + row, scale);
+    Ops::store(record + kt::kPanelRows + row, low);
+  }
+  inline __attribute__((always_inline)) Vec add(Vec total, Vec sum) const { return Ops::fma(sum, scale, total); }
+  inline __attribute__((always_inline)) Vec add_low(Vec total, const kt::RowGroup* group) const {
+    return Ops::fma(low, Ops::set(group->total), total);
+  }
+  static inline __attribute__((always_inline)) Vec add_low(Vec total, const float* record, int row,
+                                                           const kt::RowGroup* group) {
+    return Ops::fma(Ops::load(record + kt::kPanelRows + row), Ops::set(group->total), total);
+  }
+};
+
+// Records that stand one behind the other, one for each group.
+struct RecordPerGroup {
+  using Place = const uint8_t*;
+  size_t first, stride;
+  explicit RecordPerGroup(const kt::PanelLayout& layout)
+      : first(layout.header_offset + kt::kPanelHeaderBytes), stride(layout.scale_stride) {}
+  inline __attribute__((always_inline)) Place at(const uint8_t* panel, int group) const {
+    return panel + first + group * stride;
+  }
+  static inline __attribute__((always_inline)) void prefetch(Place record) { __builtin_prefetch(record, 0, 3); }
+};
+
+// Records of kSuperK columns: what these have in common, in kCommonBytes, and then kGroupBytes for each group.
+template <int kCommonBytes, int kGroupBytes>
+struct RecordOfGroups {
+  struct Place {
+    const uint8_t* common;
+    const uint8_t* own;
+  };
+  size_t first, stride;
+  int groups, log2_groups;
+  explicit RecordOfGroups(const kt::PanelLayout& layout)
+      : first(layout.header_offset + kt::kPanelHeaderBytes),
+        stride(layout.scale_stride),
+        groups(kt::kSuperK / layout.group_k),
+        log2_groups(__builtin_ctz(groups)) {}
+  inline __attribute__((always_inline)) Place at(const uint8_t* panel, int group) const {
+    const uint8_t* record = panel + first + (group >> log2_groups) * stride;
+    return {record, record + kCommonBytes + (group & (groups - 1)) * kGroupBytes};
+  }
+  static inline __attribute__((always_inline)) void prefetch(Place place) {
+    __builtin_prefetch(place.common, 0, 3);
+    __builtin_prefetch(place.own, 0, 3);
   }
 };
 
 // What most types have in common.
-template <kt::ScaleType type>
+template <class Ops, kt::ScaleType type>
 struct StoredAs {
   static constexpr kt::ScaleType kType = type;
   static constexpr bool kScaled = type != kt::ScaleType::kNone;
-  struct Constants {};
-  static inline Constants constants(const kt::PanelHeader&) { return {}; }
+  using Records = RecordPerGroup;
+  using Step = ScaledStep<Ops>;
+  struct Constants {
+    Constants() = default;
+    Constants(const kt::PanelLayout&, const kt::PanelHeader&) {}
+  };
 };
 
 // Formats without scales: the sum of all columns is the total.
 template <class Ops>
-struct NoScales : StoredAs<kt::ScaleType::kNone> {};
+struct NoScales : StoredAs<Ops, kt::ScaleType::kNone> {};
 
 template <class Ops>
-struct ScalarScales : StoredAs<kt::ScaleType::kScalar> {
+struct ScalarScales : StoredAs<Ops, kt::ScaleType::kScalar> {
   static inline __attribute__((always_inline)) ScaledStep<Ops> load(const uint8_t* record, int,
-                                                                    const StoredAs::Constants&) {
+                                                                    const typename ScalarScales::Constants&) {
     float scale;
     __builtin_memcpy(&scale, record, sizeof(scale));
     return {Ops::set(scale)};
@@ -55,44 +119,45 @@ struct ScalarScales : StoredAs<kt::ScaleType::kScalar> {
 };
 
 template <class Ops>
-struct F32Scales : StoredAs<kt::ScaleType::kF32> {
+struct F32Scales : StoredAs<Ops, kt::ScaleType::kF32> {
   static inline __attribute__((always_inline)) ScaledStep<Ops> load(const uint8_t* record, int row,
-                                                                    const StoredAs::Constants&) {
+                                                                    const typename F32Scales::Constants&) {
     return {Ops::load(reinterpret_cast<const float*>(record) + row)};
   }
 };
 
 template <class Ops>
-struct Bf16Scales : StoredAs<kt::ScaleType::kBf16> {
+struct Bf16Scales : StoredAs<Ops, kt::ScaleType::kBf16> {
   static inline __attribute__((always_inline)) ScaledStep<Ops> load(const uint8_t* record, int row,
-                                                                    const StoredAs::Constants&) {
+                                                                    const typename Bf16Scales::Constants&) {
     return {Ops::from_bf16(reinterpret_cast<const uint16_t*>(record) + row)};
   }
 };
 
 template <class Ops>
-struct F16Scales : StoredAs<kt::ScaleType::kF16> {
+struct F16Scales : StoredAs<Ops, kt::ScaleType::kF16> {
   static inline __attribute__((always_inline)) ScaledStep<Ops> load(const uint8_t* record, int row,
-                                                                    const StoredAs::Constants&) {
+                                                                    const typename F16Scales::Constants&) {
     return {Ops::from_f16(reinterpret_cast<const uint16_t*>(record) + row)};
   }
 };
 
 template <class Ops>
-struct E8m0Scales : StoredAs<kt::ScaleType::kE8m0> {
+struct E8m0Scales : StoredAs<Ops, kt::ScaleType::kE8m0> {
   static inline __attribute__((always_inline)) ScaledStep<Ops> load(const uint8_t* record, int row,
-                                                                    const StoredAs::Constants&) {
+                                                                    const typename E8m0Scales::Constants&) {
     return {Ops::from_e8m0(record + row)};
   }
 };
 
 template <class Ops>
-struct E4m3Scales : StoredAs<kt::ScaleType::kE4m3> {
+struct E4m3Scales : StoredAs<Ops, kt::ScaleType::kE4m3> {
   struct Constants {
     typename Ops::Vec factor;
+    Constants() = default;
+    // from_e4m3 gives 2^-8 of the value.
+    Constants(const kt::PanelLayout&, const kt::PanelHeader& header) : factor(Ops::set(header.factor * 256)) {}
   };
-  // from_e4m3 gives 2^-8 of the value.
-  static inline Constants constants(const kt::PanelHeader& header) { return {Ops::set(header.factor * 256)}; }
   static inline __attribute__((always_inline)) ScaledStep<Ops> load(const uint8_t* record, int row,
                                                                     const Constants& constants) {
     return {Ops::mul(Ops::from_e4m3(record + row), constants.factor)};

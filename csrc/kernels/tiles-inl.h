@@ -12,20 +12,21 @@ struct ManyTokens {
   static constexpr int kWeightBytes = sizeof(Weights);  // one vector of decoded weights
   // Decoded weights of one block of a panel, which stay in L1 beside the activations.
   static constexpr size_t kDecodedBytes = size_t{16} << 10;
-  // Up to here totals belong in registers. (Zen 5, 1 thread in L2, 2026-11-21, 512 tokens, three interleaved runs:
-  // steps of 16 / 32 / 128 columns reach 366-372 / 409-426 / 448-464 GFLOP/s with totals in memory, 389-402 / 414-426 /
-  // 387-441 in registers. Zen 4, 1 thread, AVX512-VNNI, 60 tokens, 2026-11-30: steps of 32 / 64 columns 240 / 305 Gop/s
-  // in memory, 329 / 373 in registers.)
+  // Up to here totals of steps of one sum belong in registers. (Zen 5, 1 thread in L2, 2026-11-21, 512 tokens, three
+  // interleaved runs: steps of 16 / 32 / 128 columns reach 366-372 / 409-426 / 448-464 GFLOP/s with totals in memory,
+  // 389-402 / 414-426 / 387-441 in registers. Zen 4, 1 thread, AVX512-VNNI, 60 tokens, 2026-11-30: steps of 32 / 64
+  // columns 240 / 305 Gop/s in memory, 329 / 373 in registers.)
   static constexpr int kShortStep = Ops::kInteger ? kt::kLargestInt8StepK : 32;
   // Columns of a decoded block.
   static constexpr int kBlockK = static_cast<int>(kDecodedBytes / (kVecs * kWeightBytes)) * Ops::kDotK;
   // What the codes of a block take; the next block's are behind them.
   static constexpr size_t kBlockCodeBytes = static_cast<size_t>(kBlockK) / Codes::kChunkK * Codes::kChunkBytes;
   static constexpr bool kDecodes = Codes::kScaled || Ops::kWidens;  // many tokens: through scratch
-  // Behind the block stand the scales of its steps, in fp32.
-  static constexpr size_t kScratchBytes = kDecodedBytes + kBlockK / kt::kSmallestStepK * kt::kPanelRows * sizeof(float);
+  // Behind the block stand what its sums are multiplied by, and the lows of their groups, in fp32.
+  static constexpr size_t kScratchBytes =
+      kDecodedBytes + kBlockK / kt::kSmallestStepK * 2 * kt::kPanelRows * sizeof(float);
 
-  // A block of one panel ready for the tiles: Weights [k / kDotK][kVecs] and, per step, its 32 scales in fp32.
+  // A block of one panel ready for the tiles: Weights [k / kDotK][kVecs] and, per sum, a Step of 32 rows.
   struct Block {
     const uint8_t* weights;
     const float* scales;
@@ -35,9 +36,11 @@ struct ManyTokens {
   };
 
   // Sums of kTokens x kTileVecs vectors in registers, starting at vector `first_vec` of the panel.
-  template <int kTokens>
+  template <int kTokens, class Step>
   struct Tile {
+    static constexpr int kCount = kTokens;
     static constexpr int kUsed = Ops::kTileVecs;
+    static constexpr int kRecord = Step::kFloats;
     using Sums = Sum[kTokens][kUsed];
     using Totals = Vec[kTokens][kUsed];
 
@@ -47,7 +50,7 @@ struct ManyTokens {
     const uint8_t* w;
     TokenRows<Ops> a;
     int column;  // of the call
-    int step;    // of the call
+    int sum;     // of the call
     float* c;
     size_t c_stride;
     int first_row;
@@ -61,7 +64,7 @@ struct ManyTokens {
           w(block.weights + first_vec * kWeightBytes),
           a{g.a.data + first_token * g.a.stride, g.a.groups + first_token * g.a.stride, g.a.stride},
           column(block.first),
-          step(Ops::kInteger ? block.first / P::step_of(*g.layout) : 0),
+          sum(Ops::kInteger ? block.first / P::sum_of(*g.layout) : 0),
           c(columns + first_token * g.c_stride + first_vec * kLanes),
           c_stride(g.c_stride),
           first_row(first_vec * kLanes) {
@@ -98,85 +101,131 @@ struct ManyTokens {
         }
       }
     }
-    // The sums of the next step, which begins `k` columns into the block.
-    inline __attribute__((always_inline)) void next_step(Sums& sums, int k) {
+    // The products of the next `count` columns, all of one sum.
+    inline __attribute__((always_inline)) void next_sums(Sums& sums, int count) {
       for (int t = 0; t < kTokens; ++t) {
-        for (int v = 0; v < kUsed; ++v) sums[t][v] = P::open(tables, a.group(t, step));
+        for (int v = 0; v < kUsed; ++v) sums[t][v] = P::open(tables, a.group(t, sum));
       }
-      const int step_k = P::step_of(*g.layout);
-      accumulate(sums, block.count - k < step_k ? block.count - k : step_k);
+      accumulate(sums, count);
     }
-    // Adds a token's sum of the step to a total.
-    inline __attribute__((always_inline)) Vec added(Vec total, Sum sum, const ScaledStep<Ops>& scales, int t) const {
-      return scales.add(total, P::close(sum), a.group(t, step));
+    // What kLanes rows from vector `v` on need of a record.
+    inline __attribute__((always_inline)) Step step_of(const float* record, int v) const {
+      return Step::from_memory(record, first_row + v * kLanes);
     }
-    inline __attribute__((always_inline)) ScaledStep<Ops> scales(const float* record, int v) const {
-      return ScaledStep<Ops>::from_memory(record, first_row + v * kLanes);
+    // Adds what steps of several sums came to, and the lows of their groups, to the totals (of zero at first).
+    inline __attribute__((always_inline)) void add_steps(const Totals& steps, const float* record, int first_sum,
+                                                         kt::Store store) const {
+      for (int v = 0; v < kUsed; ++v) {
+        for (int t = 0; t < kTokens; ++t) {
+          Vec value = store == kt::Store::kOverwrite ? Ops::zero() : Ops::load(total(t, v));
+          for (int s = first_sum; Step::kLow && s < sum; ++s) {
+            value = Step::add_low(value, record + (s - first_sum) * kRecord, first_row + v * kLanes, a.group(t, s));
+          }
+          Ops::store(total(t, v), Ops::fma(steps[t][v], Ops::set(a.group(t, first_sum)->scale), value));
+        }
+      }
+    }
+    // A token's total after a step of one sum.
+    inline __attribute__((always_inline)) Vec added(Vec total, Sum of_step, const Step& step, int t) const {
+      if constexpr (Ops::kInteger) {
+        const kt::RowGroup* group = a.group(t, sum);
+        return Ops::fma(step.add(Ops::zero(), P::close(of_step)), Ops::set(group->scale), step.add_low(total, group));
+      } else {
+        return step.add(total, P::close(of_step));
+      }
     }
   };
 
-  // Three ways with the same arithmetic: without scales the sums are the totals.
+  static inline int least(int a, int b) { return a < b ? a : b; }
+
+  // Ways with the same arithmetic. Without scales the sums are the totals.
   struct Unscaled {
     static constexpr int kMostTokens = Ops::kTileTokens;
-    template <int kTokens>
-    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
-      typename Tile<kTokens>::Totals sums;
+    template <class T>
+    static inline __attribute__((always_inline)) void run(T tile, kt::Store store) {
+      typename T::Totals sums;
       tile.load(sums, store);
       tile.accumulate(sums, tile.block.count);
       tile.save(sums);
     }
   };
 
-  // With scales, all registers for the sums of a step: totals wait in memory. Best for long steps.
+  // With scales and one sum a step, all registers for sums: totals wait in memory. Best for long steps.
   struct TotalsInMemory {
     static constexpr int kMostTokens = Ops::kTileTokens;
-    template <int kTokens>
-    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
+    template <class T>
+    static inline __attribute__((always_inline)) void run(T tile, kt::Store store) {
       const float* record = tile.block.scales;
       const int step_k = P::step_of(*tile.g.layout);
-      for (int k = 0; k < tile.block.count; k += step_k, record += kt::kPanelRows, ++tile.step) {
-        typename Tile<kTokens>::Sums sums;
-        tile.next_step(sums, k);
+      for (int k = 0; k < tile.block.count; k += step_k, record += T::kRecord, ++tile.sum) {
+        typename T::Sums sums;
+        tile.next_sums(sums, least(step_k, tile.block.count - k));
         const bool fresh = k == 0 && store == kt::Store::kOverwrite;
-        for (int v = 0; v < Tile<kTokens>::kUsed; ++v) {
-          const ScaledStep<Ops> scales = tile.scales(record, v);
-          for (int t = 0; t < kTokens; ++t) {
+        for (int v = 0; v < T::kUsed; ++v) {
+          const auto step = tile.step_of(record, v);
+          for (int t = 0; t < T::kCount; ++t) {
             float* total = tile.total(t, v);
-            Ops::store(total, tile.added(fresh ? Ops::zero() : Ops::load(total), sums[t][v], scales, t));
+            Ops::store(total, tile.added(fresh ? Ops::zero() : Ops::load(total), sums[t][v], step, t));
           }
         }
       }
     }
   };
 
-  // With scales, half of the registers for totals.
+  // The same with half of the registers for totals.
   struct TotalsInRegisters {
     static constexpr int kMostTokens = Ops::kShortStepTokens;
-    template <int kTokens>
-    static inline __attribute__((always_inline)) void run(Tile<kTokens> tile, kt::Store store) {
-      typename Tile<kTokens>::Totals totals;
+    template <class T>
+    static inline __attribute__((always_inline)) void run(T tile, kt::Store store) {
+      typename T::Totals totals;
       tile.load(totals, store);
       const float* record = tile.block.scales;
       const int step_k = P::step_of(*tile.g.layout);
-      for (int k = 0; k < tile.block.count; k += step_k, record += kt::kPanelRows, ++tile.step) {
-        typename Tile<kTokens>::Sums sums;
-        tile.next_step(sums, k);
-        for (int v = 0; v < Tile<kTokens>::kUsed; ++v) {
-          const ScaledStep<Ops> scales = tile.scales(record, v);
-          for (int t = 0; t < kTokens; ++t) totals[t][v] = tile.added(totals[t][v], sums[t][v], scales, t);
+      for (int k = 0; k < tile.block.count; k += step_k, record += T::kRecord, ++tile.sum) {
+        typename T::Sums sums;
+        tile.next_sums(sums, least(step_k, tile.block.count - k));
+        for (int v = 0; v < T::kUsed; ++v) {
+          const auto step = tile.step_of(record, v);
+          for (int t = 0; t < T::kCount; ++t) totals[t][v] = tile.added(totals[t][v], sums[t][v], step, t);
         }
       }
       tile.save(totals);
     }
   };
 
-  template <class Way, int kMost>
+  // Several sums a step (int8): the step's own total is in registers beside them, totals wait in memory.
+  struct StepsInRegisters {
+    static constexpr int kMostTokens = Ops::kShortStepTokens != 0 ? Ops::kShortStepTokens : Ops::kTileTokens;
+    template <class T>
+    static inline __attribute__((always_inline)) void run(T tile, kt::Store store) {
+      const float* record = tile.block.scales;
+      const int step_k = P::step_of(*tile.g.layout), sum_k = P::sum_of(*tile.g.layout);
+      for (int k = 0; k < tile.block.count; k += step_k) {
+        typename T::Totals steps;
+        for (Vec& each : reinterpret_cast<Vec(&)[T::kCount * T::kUsed]>(steps)) each = Ops::zero();
+        const float* const first_record = record;
+        const int first_sum = tile.sum;
+        const int end = least(k + step_k, tile.block.count);
+        for (int s = k; s < end; s += sum_k, record += T::kRecord, ++tile.sum) {
+          typename T::Sums sums;
+          tile.next_sums(sums, least(sum_k, end - s));
+          for (int v = 0; v < T::kUsed; ++v) {
+            const auto step = tile.step_of(record, v);
+            for (int t = 0; t < T::kCount; ++t) steps[t][v] = step.add(steps[t][v], P::close(sums[t][v]));
+          }
+        }
+        tile.add_steps(steps, first_record, first_sum, k == 0 ? store : kt::Store::kAccumulate);
+      }
+    }
+  };
+
+  template <class Way, class Step, int kMost>
   static void tile_of(const kt::GemmArgs& g, const Block& block, const typename Codes::Tables& tables, float* columns,
                       int first_token, int first_vec, kt::Store store, int tokens) {
     if (tokens == kMost) {
-      Way::template run<kMost>(Tile<kMost>(g, block, tables, first_token, columns, first_vec), store);
+      Way::run(Tile<kMost, Step>(g, block, tables, first_token, columns, first_vec), store);
     } else if constexpr (kMost > 1) {
-      tile_of<Way, kMost - 1>(g, block, tables, columns, first_token, first_vec, store, tokens);
+      tile_of<Way, Step, kMost - 1>(g, block, tables, columns, first_token, first_vec, store, tokens);
     }
   }
 
@@ -194,7 +243,7 @@ struct ManyTokens {
   }
 
   // All tokens over one block, in tiles of nearly equal size: a short last tile would leave its adders idle.
-  template <class Way>
+  template <class Way, class Step>
   static void tiles_of(const kt::GemmArgs& g, const Block& block, float* columns, kt::Store store) {
     const typename Codes::Tables tables(*g.layout);
     Fetch next = {block.next, block.count / Codes::kChunkK};
@@ -203,21 +252,26 @@ struct ManyTokens {
       const int count = (g.tokens - t + left - 1) / left;
       if constexpr (kDecodes) fetch(next, left);
       for (int v = 0; v < kVecs; v += Ops::kTileVecs) {
-        tile_of<Way, Way::kMostTokens>(g, block, tables, columns, t, v, store, count);
+        tile_of<Way, Step, Way::kMostTokens>(g, block, tables, columns, t, v, store, count);
       }
       t += count;
     }
   }
 
+  template <class Step>
   static void tiles(const kt::GemmArgs& g, const Block& block, float* columns, kt::Store store) {
     if constexpr (!Codes::kScaled) {
-      tiles_of<Unscaled>(g, block, columns, store);
-    } else if constexpr (Ops::kShortStepTokens == 0) {
-      tiles_of<TotalsInMemory>(g, block, columns, store);
-    } else if (P::step_of(*g.layout) <= kShortStep) {
-      tiles_of<TotalsInRegisters>(g, block, columns, store);
+      tiles_of<Unscaled, Step>(g, block, columns, store);
     } else {
-      tiles_of<TotalsInMemory>(g, block, columns, store);
+      if constexpr (Ops::kInteger) {
+        if (P::sum_of(*g.layout) < P::step_of(*g.layout)) {
+          return tiles_of<StepsInRegisters, Step>(g, block, columns, store);
+        }
+      }
+      if constexpr (Ops::kShortStepTokens != 0) {
+        if (P::step_of(*g.layout) <= kShortStep) return tiles_of<TotalsInRegisters, Step>(g, block, columns, store);
+      }
+      tiles_of<TotalsInMemory, Step>(g, block, columns, store);
     }
   }
 
@@ -242,12 +296,15 @@ struct ManyTokens {
 
   template <class Scales>
   static void decode_scales(const kt::GemmArgs& g, const uint8_t* panel, int begin, int count, float* record) {
-    const auto constants = Scales::constants(P::header_of(*g.layout, panel));
-    P::for_steps(*g.layout, begin, begin + count, [&](int, int, int group) {
-      const uint8_t* stored = P::record_at(*g.layout, panel, group);
-      for (int v = 0; v < kVecs; ++v) Scales::load(stored, v * kLanes, constants).to_memory(record, v * kLanes);
-      record += kt::kPanelRows;
-    });
+    const typename Scales::Constants constants(*g.layout, P::header_of(*g.layout, panel));
+    const typename Scales::Records records(*g.layout);
+    typename P::GroupWalk walk(*g.layout, begin);
+    const int sum_k = P::sum_of(*g.layout);
+    for (int k = begin; k < begin + count; k += sum_k, record += Scales::Step::kFloats) {
+      walk.go_to(k);
+      const auto place = records.at(panel, walk.group);
+      for (int v = 0; v < kVecs; ++v) Scales::load(place, v * kLanes, constants).to_memory(record, v * kLanes);
+    }
   }
 
   template <class Scales>
@@ -266,11 +323,13 @@ struct ManyTokens {
       float* columns = P::columns_of(g, p);
       if constexpr (kDecodes) {
         for (int k = 0; k < g.k_count; k += kBlockK) {
-          const int count = g.k_count - k < kBlockK ? g.k_count - k : kBlockK;
-          tiles(g, decoded<Scales>(g, panel, k, count), columns, k == 0 ? g.store : kt::Store::kAccumulate);
+          const int count = least(kBlockK, g.k_count - k);
+          tiles<typename Scales::Step>(g, decoded<Scales>(g, panel, k, count), columns,
+                                       k == 0 ? g.store : kt::Store::kAccumulate);
         }
       } else {
-        tiles(g, {Codes::at(*g.layout, panel, g.first_k), nullptr, 0, g.k_count, {}}, columns, g.store);
+        tiles<typename Scales::Step>(g, {Codes::at(*g.layout, panel, g.first_k), nullptr, 0, g.k_count, {}}, columns,
+                                     g.store);
       }
     }
   }

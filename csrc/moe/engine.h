@@ -22,6 +22,7 @@ namespace kt {
 struct WorkerScratch {
   Buffer gathered;  // activations of one expert, side by side
   Buffer product;   // GEMM output of one piece
+  Buffer gate;      // the same of gate alone, while up's is computed
   Buffer kernel;    // GemmArgs::scratch
   Buffer row;       // one row of hidden states in fp32
   Buffer sum;       // weighted sums of one strip of hidden columns
@@ -29,7 +30,8 @@ struct WorkerScratch {
 
 // What a pass computes on its way, of all tokens: shared by all calls, or owned by a layer that needs it afterwards.
 struct PassBuffers {
-  Buffer hidden;        // hidden states as the kernel multiplies them
+  Buffer hidden;        // hidden states as gate's kernel multiplies them
+  Buffer hidden_of_up;  // the same for up's, where that is not the same kernel
   Buffer intermediate;  // SwiGLU output of every pair
   Buffer prepared;      // the same as the kernel multiplies it, where that is not what SwiGLU gives
 };

@@ -22,61 +22,70 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-ForwardPass::ForwardPass(Engine& engine, PassBuffers& buffers, const KernelSet& kernels, const LayerConfig& config,
-                         const ExpertWeights& weights, const Routing& routing, const ForwardArgs& args)
+ForwardPass::ForwardPass(Engine& engine, PassBuffers& buffers, const LayerConfig& config, const ExpertWeights& weights,
+                         const Routing& routing, const ForwardArgs& args)
     : engine_(engine),
       buffers_(buffers),
-      kernels_(kernels),
       config_(config),
       weights_(weights),
       routing_(routing),
       args_(args),
-      gate_up_gemm_(kernels, weights.gate_up_layout()),
-      down_gemm_(kernels, weights.down_layout()) {
-  plan_rows();
+      gate_(weights, Projection::kGate),
+      up_(weights, Projection::kUp),
+      down_(weights, Projection::kDown) {
+  plan_hidden(gate_, buffers_.hidden);
+  if (weights.paired()) {
+    up_.rows = gate_.rows;
+  } else {
+    plan_hidden(up_, buffers_.hidden_of_up);
+  }
+  plan_intermediate();
   plan_pieces();
   reserve_scratch();
 }
 
 int ForwardPass::pairs_per_piece(const ActiveExpert& expert) const {
   if (expert.pairs >= kManyTokens) return kPairsForMany;
-  return std::max(1, static_cast<int>(kPieceBytes / (2 * weights_.gate_up_layout().panel_bytes)));
+  return std::max(1, static_cast<int>(kPieceBytes / (gate_.layout.panel_bytes + up_.layout.panel_bytes)));
 }
 
-void ForwardPass::plan_rows() {
+void ForwardPass::plan_hidden(Operand& operand, Buffer& buffer) {
   const LayerShape& shape = config_.shape;
-  converts_hidden_ = args_.hidden_type != DType::kBf16 || kernels_.activation != Activation::kBf16 ||
-                     shape.hidden != shape.hidden_padded();
-  if (converts_hidden_) {
-    const RowFormat& rows = gate_up_gemm_.row_format();
-    const size_t stride = rows.stride(shape.hidden_padded());
-    buffers_.hidden.reserve(args_.routing.tokens * stride);
-    hidden_ = {buffers_.hidden.data(), stride, rows.elements(shape.hidden_padded())};
-  } else {
-    hidden_ = {static_cast<const uint8_t*>(args_.hidden), size_t{2} * shape.hidden, 0};
-  }
-  const int columns = shape.intermediate_padded();
-  swiglu_stride_ = RowFormat(kernels_.rows->activation, weights_.down_layout()).stride(columns);
-  buffers_.intermediate.reserve(routing_.pairs() * swiglu_stride_);
-  if (!prepares()) {
-    intermediate_ = {buffers_.intermediate.data(), swiglu_stride_, 0};
+  const bool as_they_are = args_.hidden_type == DType::kBf16 && operand.kernels.activation == Activation::kBf16 &&
+                           shape.hidden == shape.hidden_padded();
+  if (as_they_are) {
+    operand.rows = {static_cast<const uint8_t*>(args_.hidden), size_t{2} * shape.hidden, 0};
     return;
   }
-  const RowFormat& rows = down_gemm_.row_format();
+  const RowFormat& rows = operand.gemm.row_format();
+  const size_t stride = rows.stride(shape.hidden_padded());
+  buffer.reserve(args_.routing.tokens * stride);
+  operand.rows = {buffer.data(), stride, rows.elements(shape.hidden_padded())};
+}
+
+void ForwardPass::plan_intermediate() {
+  const int columns = config_.shape.intermediate_padded();
+  swiglu_stride_ = RowFormat(down_.kernels.rows->activation, down_.layout).stride(columns);
+  buffers_.intermediate.reserve(routing_.pairs() * swiglu_stride_);
+  if (!down_.prepares()) {
+    down_.rows = {buffers_.intermediate.data(), swiglu_stride_, 0};
+    return;
+  }
+  const RowFormat& rows = down_.gemm.row_format();
   buffers_.prepared.reserve(routing_.pairs() * rows.stride(columns));
-  intermediate_ = {buffers_.prepared.data(), rows.stride(columns), rows.elements(columns)};
+  down_.rows = {buffers_.prepared.data(), rows.stride(columns), rows.elements(columns)};
 }
 
 void ForwardPass::plan_pieces() {
   for (int s = 0; s < engine_.pools().subpools(); ++s) {
     const size_t panel_sums = static_cast<size_t>(args_.routing.tokens) * kPanelRows * sizeof(float);
-    const int panels = weights_.down_panels(s).count();
+    const int panels = weights_.panels(Projection::kDown, s).count();
     const int threads = engine_.pools().threads_in(s);
     const int even_share = std::max(1, panels / (4 * threads));  // four strips a thread even out delays
     const int fits = std::max(2, static_cast<int>(kSumBytes / panel_sums));
     const int per_strip = std::min({kMaxStripPanels, even_share, fits});
     const auto pieces_of = [&](const ActiveExpert& expert) {
-      return ceil_div(weights_.gate_up_panels(s).count(), pairs_per_piece(expert));
+      return ceil_div(weights_.panels(Projection::kGate, s).count(), pairs_per_piece(expert));
     };
     subpools_.emplace_back(routing_.experts(), pieces_of, ceil_div(panels, per_strip), per_strip);
   }
@@ -91,77 +100,116 @@ void ForwardPass::reserve_scratch() {
     const size_t strip_columns = static_cast<size_t>(subpools_[subpool].panels_per_strip) * kPanelRows;
     WorkerScratch& scratch = engine_.scratch(worker);
     for (const ActiveExpert& expert : routing_.experts()) {
-      gate_up_gemm_.reserve(scratch, expert.pairs, size_t{2} * pairs_per_piece(expert) * kPanelRows, node);
-      down_gemm_.reserve(scratch, expert.pairs, strip_columns, node);
+      const size_t pair_columns = size_t{2} * pairs_per_piece(expert) * kPanelRows;
+      gate_.gemm.reserve(scratch, expert.pairs, pair_columns, node);
+      up_.gemm.reserve(scratch, expert.pairs, pair_columns, node);
+      if (!weights_.paired()) scratch.gate.reserve(expert.pairs * pair_columns / 2 * sizeof(float), node);
+      down_.gemm.reserve(scratch, expert.pairs, strip_columns, node);
     }
     scratch.sum.reserve(args_.routing.tokens * strip_columns * sizeof(float), node);
-    if (prepares()) scratch.row.reserve(config_.shape.hidden_padded() * sizeof(float), node);
+    if (gate_.prepares() || up_.prepares()) scratch.row.reserve(config_.shape.hidden_padded() * sizeof(float), node);
   }
 }
 
 void ForwardPass::operator()(const Worker& worker) {
-  if (converts_hidden_) {
-    prepare_hidden(worker);
+  if (converts_hidden()) {
+    prepare_hidden(worker, gate_, buffers_.hidden);
+    if (!weights_.paired()) prepare_hidden(worker, up_, buffers_.hidden_of_up);
     worker.barrier();
   }
   gate_up(worker);
   worker.barrier();
-  if (prepares()) {
+  if (down_.prepares()) {
     prepare_intermediate(worker);
     worker.barrier();
   }
   down(worker);
 }
 
-void ForwardPass::prepare_hidden(const Worker& worker) {
-  const int hidden = config_.shape.hidden;
+void ForwardPass::prepare_hidden(const Worker& worker, const Operand& operand, const Buffer& buffer) {
+  if (operand.rows.data == args_.hidden) return;
+  const int hidden = config_.shape.hidden, padding = config_.shape.hidden_padded() - hidden;
   const size_t in_bytes = args_.hidden_type == DType::kF32 ? 4 : 2;
-  const ConvertFn convert = kernels_.rows->load_rows[static_cast<int>(args_.hidden_type)];
+  const ConvertFn convert = operand.kernels.rows->load_rows[static_cast<int>(args_.hidden_type)];
   for (int t = worker.index; t < args_.routing.tokens; t += worker.pools->threads()) {
-    uint8_t* const out = buffers_.hidden.data() + t * hidden_.stride;
-    uint8_t* const converted = prepares() ? engine_.scratch(worker.index).row.data() : out;
+    uint8_t* const out = buffer.data() + t * operand.rows.stride;
+    uint8_t* const converted = operand.prepares() ? engine_.scratch(worker.index).row.data() : out;
     convert(static_cast<const uint8_t*>(args_.hidden) + t * in_bytes * hidden, converted, hidden);
-    std::memset(converted + hidden * swiglu_element(), 0, (config_.shape.hidden_padded() - hidden) * swiglu_element());
-    if (!prepares()) continue;
-    kernels_.prepare_row(
-        {&weights_.gate_up_layout(), reinterpret_cast<const float*>(converted), out, out + hidden_.groups_at});
+    std::memset(converted + hidden * operand.element(), 0, padding * operand.element());
+    if (!operand.prepares()) continue;
+    operand.kernels.prepare_row(
+        {&operand.layout, reinterpret_cast<const float*>(converted), out, out + operand.rows.groups_at});
   }
 }
 
 void ForwardPass::gate_up(const Worker& worker) {
+  const auto multiply = weights_.paired() ? &ForwardPass::multiply_paired : &ForwardPass::multiply_apart;
   subpools_[worker.subpool].pieces.take(
       engine_.pools().threads_in(worker.subpool),
       [&](const ActiveExpert& expert, int index) { return gate_up_piece(worker.subpool, expert, index); },
-      [&](const GateUpPiece& taken, const GateUpPiece& next) { multiply_gate_up(worker, taken, next.panels); });
+      [&](const GateUpPiece& taken, const GateUpPiece& next) { (this->*multiply)(worker, taken, next); });
 }
 
 ForwardPass::GateUpPiece ForwardPass::gate_up_piece(int subpool, const ActiveExpert& expert, int index) const {
   const int first_pair = index * pairs_per_piece(expert);
-  const int pairs = std::min(pairs_per_piece(expert), weights_.gate_up_panels(subpool).count() - first_pair);
-  return {&expert, first_pair, pairs,
-          weights_.gate_up(subpool, expert.expert) + 2 * first_pair * weights_.gate_up_layout().panel_bytes};
+  const int pairs = weights_.panels(Projection::kGate, subpool).count() - first_pair;
+  return {&expert, first_pair, std::min(pairs_per_piece(expert), pairs)};
 }
 
-void ForwardPass::multiply_gate_up(const Worker& worker, const GateUpPiece& piece, const uint8_t* next_panels) {
+// gate and up panels alternate, in memory and so in the product.
+void ForwardPass::multiply_paired(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next) {
   const ActiveExpert& expert = *piece.expert;
-  const GroupedGemm::Panels panels = {piece.panels, 2 * piece.pairs, next_panels};
-  const GroupedGemm::Rows rows = {hidden_, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs};
-  const size_t column =
-      static_cast<size_t>(weights_.gate_up_panels(worker.subpool).begin + piece.first_pair) * kPanelRows;
-  const auto swiglu = [&](const float* product, size_t stride, int first_row, int row_count) {
-    uint8_t* const h = buffers_.intermediate.data() + (expert.first_pair + first_row) * swiglu_stride_;
-    kernels_.rows->swiglu({product, stride, row_count, piece.pairs, h + column * swiglu_element(),
-                           swiglu_stride_ / swiglu_element(), config_.swiglu_limit, config_.swiglu_alpha});
+  const auto panels_of = [&](const GateUpPiece& p) {
+    return weights_.panel(Projection::kGate, worker.subpool, p.expert->expert, p.first_pair);
   };
-  gate_up_gemm_.multiply(engine_.scratch(worker.index), panels, rows, swiglu);
+  const auto epilogue = [&](const float* product, size_t stride, int first_row, int row_count) {
+    swiglu(worker, piece, {product, stride, product + kPanelRows, stride, 2 * kPanelRows, row_count}, first_row);
+  };
+  gate_.gemm.multiply(engine_.scratch(worker.index), {panels_of(piece), 2 * piece.pairs, panels_of(next)},
+                      {gate_.rows, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs}, epilogue);
+}
+
+void ForwardPass::multiply_apart(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next) {
+  const ActiveExpert& expert = *piece.expert;
+  WorkerScratch& scratch = engine_.scratch(worker.index);
+  const auto multiply = [&](const Operand& operand, Projection which, auto epilogue) {
+    const auto panels_of = [&](const GateUpPiece& p) {
+      return weights_.panel(which, worker.subpool, p.expert->expert, p.first_pair);
+    };
+    operand.gemm.multiply(scratch, {panels_of(piece), piece.pairs, panels_of(next)},
+                          {operand.rows, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs},
+                          epilogue);
+  };
+  const size_t columns = static_cast<size_t>(piece.pairs) * kPanelRows;
+  float* const gates = scratch.gate.as<float>();
+  multiply(gate_, Projection::kGate, [&](const float* product, size_t stride, int first_row, int row_count) {
+    for (int r = 0; r < row_count; ++r) {
+      std::copy_n(product + r * stride, columns, gates + (first_row + r) * columns);
+    }
+  });
+  multiply(up_, Projection::kUp, [&](const float* product, size_t stride, int first_row, int row_count) {
+    swiglu(worker, piece, {gates + first_row * columns, columns, product, stride, kPanelRows, row_count}, first_row);
+  });
+}
+
+// Columns of the piece's pairs, of `args.tokens` rows of the expert from `first_row` on.
+void ForwardPass::swiglu(const Worker& worker, const GateUpPiece& piece, SwigluArgs args, int first_row) const {
+  const size_t column =
+      static_cast<size_t>(weights_.panels(Projection::kGate, worker.subpool).begin + piece.first_pair) * kPanelRows;
+  uint8_t* const h = buffers_.intermediate.data() + (piece.expert->first_pair + first_row) * swiglu_stride_;
+  args.panel_pairs = piece.pairs;
+  args.h = h + column * down_.element();
+  args.h_stride = swiglu_stride_ / down_.element();
+  args.limit = config_.swiglu_limit;
+  args.alpha = config_.swiglu_alpha;
+  down_.kernels.rows->swiglu(args);
 }
 
 void ForwardPass::prepare_intermediate(const Worker& worker) {
   for (int p = worker.index; p < routing_.pairs(); p += worker.pools->threads()) {
     const uint8_t* from = buffers_.intermediate.data() + p * swiglu_stride_;
-    uint8_t* const out = buffers_.prepared.data() + p * intermediate_.stride;
-    kernels_.prepare_row(
-        {&weights_.down_layout(), reinterpret_cast<const float*>(from), out, out + intermediate_.groups_at});
+    uint8_t* const out = buffers_.prepared.data() + p * down_.rows.stride;
+    down_.kernels.prepare_row({&down_.layout, reinterpret_cast<const float*>(from), out, out + down_.rows.groups_at});
   }
 }
 
@@ -176,7 +224,7 @@ void ForwardPass::down(const Worker& worker) {
 
 void ForwardPass::down_strip(const Worker& worker, int strip) {
   const SubpoolPlan& plan = subpools_[worker.subpool];
-  const PanelRange share = weights_.down_panels(worker.subpool);
+  const PanelRange share = weights_.panels(Projection::kDown, worker.subpool);
   const int first_panel = strip * plan.panels_per_strip;
   const int panels = std::min(plan.panels_per_strip, share.count() - first_panel);
   const int columns = panels * kPanelRows;
@@ -188,9 +236,8 @@ void ForwardPass::down_strip(const Worker& worker, int strip) {
   std::memset(sum, 0, sum_bytes);
 
   const std::vector<ActiveExpert>& experts = routing_.experts();
-  const PanelLayout& layout = weights_.down_layout();
   const auto panels_at = [&](const ActiveExpert& expert, int panel) {
-    return weights_.down(worker.subpool, expert.expert) + panel * layout.panel_bytes;
+    return weights_.panel(Projection::kDown, worker.subpool, expert.expert, panel);
   };
   for (size_t i = 0; i < experts.size(); ++i) {
     const ActiveExpert& expert = experts[i];
@@ -198,11 +245,11 @@ void ForwardPass::down_strip(const Worker& worker, int strip) {
                                                  : panels_at(experts[0], std::min(following, share.count() - 1));
     const auto add = [&](const float* product, size_t stride, int first_row, int row_count) {
       const int pair = expert.first_pair + first_row;
-      kernels_.rows->weighted_sum({product, stride, row_count, columns, routing_.token_of_pair().data() + pair,
-                                   routing_.weight_of_pair().data() + pair, sum, static_cast<size_t>(columns)});
+      down_.kernels.rows->weighted_sum({product, stride, row_count, columns, routing_.token_of_pair().data() + pair,
+                                        routing_.weight_of_pair().data() + pair, sum, static_cast<size_t>(columns)});
     };
-    down_gemm_.multiply(scratch, {panels_at(expert, first_panel), panels, next},
-                        {intermediate_, nullptr, expert.first_pair, expert.pairs}, add);
+    down_.gemm.multiply(scratch, {panels_at(expert, first_panel), panels, next},
+                        {down_.rows, nullptr, expert.first_pair, expert.pairs}, add);
   }
   store_strip(sum, columns, (share.begin + first_panel) * kPanelRows, columns);
 }
@@ -211,8 +258,8 @@ void ForwardPass::store_strip(const float* sum, size_t sum_stride, int first_col
   const int hidden = config_.shape.hidden;
   const int live = std::min(columns, hidden - first_column);
   const size_t out_bytes = args_.output_type == DType::kF32 ? 4 : 2;
-  const ConvertFn store = kernels_.rows->store_rows[static_cast<int>(args_.output_type)];
-  const ConvertFn widen = kernels_.rows->widen_rows[static_cast<int>(args_.output_type)];
+  const ConvertFn store = down_.kernels.rows->store_rows[static_cast<int>(args_.output_type)];
+  const ConvertFn widen = down_.kernels.rows->widen_rows[static_cast<int>(args_.output_type)];
   alignas(64) float row[kMaxStripPanels * kPanelRows];
   for (int t = 0; t < args_.routing.tokens; ++t) {
     uint8_t* out = static_cast<uint8_t*>(args_.output) + (static_cast<size_t>(t) * hidden + first_column) * out_bytes;

@@ -1,7 +1,7 @@
 // The arithmetic of one forward call, cut into pieces that the workers take.
 //
-// Phases, with a barrier after each: hidden states as the kernel multiplies them (unless they already are), SwiGLU
-// outputs of every pair, those as the kernel multiplies them (int8: a row's scales need all of it), down.
+// Phases, with a barrier after each: hidden states as kernels multiply them (unless they already are), SwiGLU outputs
+// of every pair, those as the kernel multiplies them (int8: a row's scales need all of it), down.
 #pragma once
 
 #include <atomic>
@@ -16,18 +16,29 @@ namespace kt {
 class ForwardPass {
  public:
   // `buffers` must outlive the pass; after it they hold what was computed on the way.
-  ForwardPass(Engine& engine, PassBuffers& buffers, const KernelSet& kernels, const LayerConfig& config,
-              const ExpertWeights& weights, const Routing& routing, const ForwardArgs& args);
+  ForwardPass(Engine& engine, PassBuffers& buffers, const LayerConfig& config, const ExpertWeights& weights,
+              const Routing& routing, const ForwardArgs& args);
 
   void operator()(const Worker& worker);
 
  private:
+  // A matrix of the experts, and the rows it is multiplied by.
+  struct Operand {
+    Operand(const ExpertWeights& weights, Projection which)
+        : kernels(weights.kernels(which)), layout(weights.layout(which)), gemm(kernels, layout) {}
+    bool prepares() const { return kernels.prepare_row != nullptr; }
+    size_t element() const { return kernels.rows->activation == Activation::kBf16 ? 2 : 4; }
+
+    const KernelSet& kernels;
+    const PanelLayout& layout;
+    GroupedGemm gemm;
+    RowTable rows;
+  };
   // Some gate+up panel pairs of an expert.
   struct GateUpPiece {
     const ActiveExpert* expert;
     int first_pair;
     int pairs;
-    const uint8_t* panels;
   };
   struct SubpoolPlan {
     template <class PiecesOf>
@@ -40,34 +51,33 @@ class ForwardPass {
     std::atomic<int> next_strip{0};
   };
 
-  void plan_rows();
+  void plan_hidden(Operand& operand, Buffer& buffer);
+  void plan_intermediate();
   void plan_pieces();
   void reserve_scratch();
-  void prepare_hidden(const Worker& worker);
+  void prepare_hidden(const Worker& worker, const Operand& operand, const Buffer& buffer);
   void gate_up(const Worker& worker);
   GateUpPiece gate_up_piece(int subpool, const ActiveExpert& expert, int index) const;
-  void multiply_gate_up(const Worker& worker, const GateUpPiece& piece, const uint8_t* next_panels);
+  void multiply_paired(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
+  void multiply_apart(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
+  void swiglu(const Worker& worker, const GateUpPiece& piece, SwigluArgs args, int first_row) const;
   void prepare_intermediate(const Worker& worker);
   void down(const Worker& worker);
   void down_strip(const Worker& worker, int strip);
   void store_strip(const float* sum, size_t sum_stride, int first_column, int columns) const;
-  bool prepares() const { return kernels_.prepare_row != nullptr; }
-  size_t swiglu_element() const { return kernels_.rows->activation == Activation::kBf16 ? 2 : 4; }
+  bool converts_hidden() const { return gate_.rows.data != args_.hidden || up_.rows.data != args_.hidden; }
   int pairs_per_piece(const ActiveExpert& expert) const;
 
   Engine& engine_;
   PassBuffers& buffers_;
-  const KernelSet& kernels_;
   const LayerConfig& config_;
   const ExpertWeights& weights_;
   const Routing& routing_;
   const ForwardArgs& args_;
-  const GroupedGemm gate_up_gemm_;
-  const GroupedGemm down_gemm_;
-  bool converts_hidden_ = false;
-  RowTable hidden_;           // of every token
+  Operand gate_;              // its rows are tokens
+  Operand up_;                // the same
+  Operand down_;              // its rows are pairs
   size_t swiglu_stride_ = 0;  // bytes, of buffers_.intermediate
-  RowTable intermediate_;     // of every pair, as the kernel multiplies it
   std::deque<SubpoolPlan> subpools_;
 };
 

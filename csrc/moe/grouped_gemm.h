@@ -12,18 +12,18 @@
 
 namespace kt {
 
-// How a row of a kernel's activations lies in memory: its elements, then (int8) one RowGroup per step.
+// How a row of a kernel's activations lies in memory: its elements, then (int8) its RowGroups.
 class RowFormat {
  public:
   RowFormat(Activation activation, const PanelLayout& layout)
       : element_bytes_(activation == Activation::kInt8   ? 1
                        : activation == Activation::kBf16 ? 2
                                                          : 4),
-        step_k_(activation == Activation::kInt8 ? layout.int8_step_k : 0) {}
+        sum_k_(activation == Activation::kInt8 ? layout.int8_sum_k : 0) {}
 
   size_t elements(int k) const { return k * element_bytes_; }
-  // Bytes of the RowGroups of `k` columns, which begin at a step.
-  size_t groups(int k) const { return step_k_ == 0 ? 0 : (k + step_k_ - 1) / step_k_ * sizeof(RowGroup); }
+  // Bytes of the RowGroups of `k` columns, which begin at a sum.
+  size_t groups(int k) const { return sum_k_ == 0 ? 0 : (k + sum_k_ - 1) / sum_k_ * sizeof(RowGroup); }
   // From one row of `k` columns to the next: a multiple of 64.
   size_t stride(int k) const { return (elements(k) + groups(k) + 63) / 64 * 64 + kPadding; }
 
@@ -32,7 +32,7 @@ class RowFormat {
   static constexpr size_t kPadding = 64;
 
   size_t element_bytes_;
-  int step_k_;
+  int sum_k_;
 };
 
 // Rows of activations of a whole call.

@@ -1,5 +1,6 @@
 #include "moe/layer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -24,14 +25,19 @@ void require_swiglu_constant(float value, const char* name) {
   }
 }
 
-void require_matrices(const std::vector<MatrixSource>& matrices, const char* name, const Format& format) {
+void require_matrices(const std::vector<MatrixSource>& matrices, const std::string& name, const Format& format) {
   for (size_t e = 0; e < matrices.size(); ++e) {
-    const bool needs_scales = format.rows_per_scale > 0;
+    const bool needs_scales = format.scales_apart();
     if (matrices[e].codes != nullptr && (!needs_scales || matrices[e].scales != nullptr)) continue;
-    throw std::invalid_argument(std::string(name) + " matrix of expert " + std::to_string(e) +
-                                " has a null pointer for its " + (matrices[e].codes == nullptr ? "weights" : "scales") +
-                                "; expected an address");
+    throw std::invalid_argument(name + " matrix of expert " + std::to_string(e) + " has a null pointer for its " +
+                                (matrices[e].codes == nullptr ? "weights" : "scales") + "; expected an address");
   }
+}
+
+void require_format(const Format& format, const std::string& method) {
+  if (method == format.method()) return;
+  throw std::invalid_argument(std::string("format ") + format.name + " belongs to method " + format.method() +
+                              ", not to the layer's method " + method);
 }
 
 template <class T>
@@ -48,10 +54,8 @@ void fill_with_nothing(const ForwardArgs& args, int hidden) {
 }  // namespace
 
 MoeLayer::MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config)
-    : engine_(std::move(engine)),
-      config_(config),
-      format_(format_of(config.method)),
-      kernels_(kernels_for(Operation::kForward, format_, config.activations)) {
+    : engine_(std::move(engine)), config_(config), formats_(formats_of_method(config.method)) {
+  if (formats_.size() == 1) served(Operation::kForward, *formats_[0], config.activations);
   require_positive(config.shape.num_experts, "num_experts");
   require_positive(config.shape.hidden, "hidden");
   require_positive(config.shape.intermediate, "intermediate");
@@ -61,21 +65,63 @@ MoeLayer::MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config)
   require_swiglu_constant(config.swiglu_alpha, "swiglu_alpha");
 }
 
-void MoeLayer::load(const ExpertSources& sources, const FormatOptions& options) {
-  const size_t experts = config_.shape.num_experts;
-  if (sources.gate.size() != experts || sources.up.size() != experts || sources.down.size() != experts) {
-    throw std::invalid_argument("load got " + std::to_string(sources.gate.size()) + " gate, " +
-                                std::to_string(sources.up.size()) + " up and " + std::to_string(sources.down.size()) +
-                                " down matrices for " + std::to_string(experts) +
-                                " experts; give one of each per expert");
+std::vector<std::string> MoeLayer::kernels() const {
+  std::vector<std::string> names;
+  const auto weights = std::atomic_load(&weights_);
+  if (weights == nullptr) {
+    if (formats_.size() > 1) return names;
+    return {served(Operation::kForward, *formats_[0], config_.activations).kernels->name};
   }
-  require_matrices(sources.gate, "gate", format_);
-  require_matrices(sources.up, "up", format_);
-  require_matrices(sources.down, "down", format_);
+  for (const Projection p : kProjections) {
+    const char* name = weights->kernels(p).name;
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+  return names;
+}
+
+const Format& MoeLayer::only_format() const {
+  if (formats_.size() == 1) return *formats_[0];
+  throw std::invalid_argument("method " + config_.method + " has " + std::to_string(formats_.size()) +
+                              " formats; name the one of each matrix");
+}
+
+void MoeLayer::load(const ExpertSources& sources, const ExpertFormats& formats, const FormatOptions& options) {
+  PerProjection<Served> kept;
+  for (const Projection p : kProjections) {
+    require_format(*formats[p], config_.method);
+    kept[p] = served(Operation::kForward, *formats[p], config_.activations);
+  }
   const auto lock = engine_->exclusive();
-  auto weights = std::make_shared<ExpertWeights>(format_, options, config_.shape, engine_->pools());
+  const auto weights = weights_of(sources, kept, options);
   weights->load(sources);
-  std::atomic_store(&weights_, std::shared_ptr<const ExpertWeights>(std::move(weights)));
+  std::atomic_store(&weights_, std::shared_ptr<const ExpertWeights>(weights));
+}
+
+void MoeLayer::borrow(const ExpertSources& sources, const ExpertFormats& formats) {
+  PerProjection<Served> kept;
+  for (const Projection p : kProjections) {
+    require_format(*formats[p], config_.method);
+    const Format& blocks = formats[p]->as_blocks != nullptr ? *formats[p]->as_blocks : *formats[p];
+    kept[p] = served(Operation::kForward, blocks, config_.activations);
+  }
+  const auto lock = engine_->exclusive();
+  const auto weights = weights_of(sources, kept, {});
+  weights->borrow(sources);
+  std::atomic_store(&weights_, std::shared_ptr<const ExpertWeights>(weights));
+}
+
+std::shared_ptr<ExpertWeights> MoeLayer::weights_of(const ExpertSources& sources, const PerProjection<Served>& served,
+                                                    const FormatOptions& options) const {
+  const size_t experts = config_.shape.num_experts;
+  const auto count = [&](Projection p) { return sources[p].size(); };
+  if (count(Projection::kGate) != experts || count(Projection::kUp) != experts || count(Projection::kDown) != experts) {
+    throw std::invalid_argument("load got " + std::to_string(count(Projection::kGate)) + " gate, " +
+                                std::to_string(count(Projection::kUp)) + " up and " +
+                                std::to_string(count(Projection::kDown)) + " down matrices for " +
+                                std::to_string(experts) + " experts; give one of each per expert");
+  }
+  for (const Projection p : kProjections) require_matrices(sources[p], name_of(p), *served[p].format);
+  return std::make_shared<ExpertWeights>(served, options, config_.shape, engine_->pools());
 }
 
 std::shared_ptr<const ExpertWeights> MoeLayer::require_weights() const {
@@ -134,7 +180,7 @@ void MoeLayer::forward(const ForwardArgs& args) {
   }
   const auto weights = require_weights();
   const auto begin = std::chrono::steady_clock::now();
-  ForwardPass pass(*engine_, engine_->pass_buffers(), kernels_, config_, *weights, routing_, args);
+  ForwardPass pass(*engine_, engine_->pass_buffers(), config_, *weights, routing_, args);
   engine_->pools().run(pass, args.caller);
   engine_->count_call(std::chrono::steady_clock::now() - begin,
                       routing_.experts().size() * weights->bytes_per_expert());
@@ -144,7 +190,7 @@ void MoeLayer::forward_reference(const ForwardArgs& args) {
   check(args);
   const auto lock = engine_->exclusive();
   routing_.group(args.routing, config_.shape.num_experts, device_mask_);
-  reference_forward(config_, kernels_, *require_weights(), routing_, args);
+  reference_forward(config_, *require_weights(), routing_, args);
 }
 
 }  // namespace kt

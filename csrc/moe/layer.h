@@ -17,6 +17,9 @@
 
 namespace kt {
 
+// Formats of an expert's matrices.
+using ExpertFormats = PerProjection<const Format*>;
+
 struct LayerConfig {
   std::string method;
   LayerShape shape;
@@ -42,14 +45,21 @@ class MoeLayer {
  public:
   MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config);
 
-  // Packs the experts of all slots. Throws std::invalid_argument for missing matrices or impossible shapes.
-  void load(const ExpertSources& sources, const FormatOptions& options);
+  // Packs the experts of all slots. Throws std::invalid_argument for missing matrices, formats of other methods or
+  // without kernels for the activations, and impossible shapes.
+  void load(const ExpertSources& sources, const ExpertFormats& formats, const FormatOptions& options);
+  // Uses blocks where they lie, as long as this layer has them. Throws as load, and for what ExpertWeights::borrow
+  // refuses.
+  void borrow(const ExpertSources& sources, const ExpertFormats& formats);
   bool loaded() const { return std::atomic_load(&weights_) != nullptr; }
   size_t weight_bytes() const {
     const auto weights = std::atomic_load(&weights_);
     return weights ? weights->bytes() : 0;
   }
-  const KernelSet& kernels() const { return kernels_; }
+  // Names of the kernels in use, each once; empty as long as that depends on the weights.
+  std::vector<std::string> kernels() const;
+  // The format of a method that has one. Throws std::invalid_argument for other methods.
+  const Format& only_format() const;
   const LayerConfig& config() const { return config_; }
   Engine& engine() { return *engine_; }
 
@@ -70,11 +80,12 @@ class MoeLayer {
 
  private:
   std::shared_ptr<const ExpertWeights> require_weights() const;
+  std::shared_ptr<ExpertWeights> weights_of(const ExpertSources& sources, const PerProjection<Served>& served,
+                                            const FormatOptions& options) const;
 
   std::shared_ptr<Engine> engine_;
   LayerConfig config_;
-  const Format& format_;
-  const KernelSet& kernels_;
+  const std::vector<const Format*> formats_;      // of the method
   std::shared_ptr<const ExpertWeights> weights_;  // replaced as a whole, also while another thread checks a call
   const uint8_t* device_mask_ = nullptr;
   Routing routing_;

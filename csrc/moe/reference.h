@@ -6,7 +6,7 @@
 
 namespace kt {
 
-void reference_forward(const LayerConfig& config, const KernelSet& kernels, const ExpertWeights& weights,
-                       const Routing& routing, const ForwardArgs& args);
+void reference_forward(const LayerConfig& config, const ExpertWeights& weights, const Routing& routing,
+                       const ForwardArgs& args);
 
 }  // namespace kt

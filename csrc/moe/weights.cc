@@ -16,12 +16,27 @@ constexpr int kDownInt8StepK = 32;
 int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 int padded_k(int k) { return (k + kPanelK - 1) / kPanelK * kPanelK; }
 
+// Panels begin at cache lines, whatever stands before them.
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 }  // namespace
 
 int LayerShape::hidden_padded() const { return padded_k(hidden); }
 int LayerShape::intermediate_padded() const { return padded_k(intermediate); }
 int LayerShape::hidden_panels() const { return panels_of(hidden); }
 int LayerShape::intermediate_panels() const { return panels_of(intermediate); }
+
+const char* name_of(Projection projection) {
+  switch (projection) {
+    case Projection::kGate:
+      return "gate";
+    case Projection::kUp:
+      return "up";
+    case Projection::kDown:
+      return "down";
+  }
+  __builtin_unreachable();
+}
 
 PanelRange subpool_share(int panels, const ThreadPools& pools, int index) {
   int before = 0;
@@ -31,22 +46,31 @@ PanelRange subpool_share(int panels, const ThreadPools& pools, int index) {
           static_cast<int>(panels * int64_t{before + pools.threads_in(index)} / total)};
 }
 
-ExpertWeights::ExpertWeights(const Format& format, const FormatOptions& options, const LayerShape& shape,
+ExpertWeights::ExpertWeights(const PerProjection<Served>& served, const FormatOptions& options, const LayerShape& shape,
                              ThreadPools& pools)
-    : format_(format),
-      options_(options),
-      shape_(shape),
-      pools_(pools),
-      gate_up_layout_(panel_layout(format, gate_up_shape(), options)),
-      down_layout_(panel_layout(format, down_shape(), options)) {
-  down_layout_.int8_step_k = std::min(down_layout_.int8_step_k, kDownInt8StepK);
-  for (int s = 0; s < pools.subpools(); ++s) {
-    const PanelRange gate_up = subpool_share(shape.intermediate_panels(), pools, s);
-    const PanelRange down = subpool_share(shape.hidden_panels(), pools, s);
-    const size_t per_expert =
-        2 * gate_up.count() * gate_up_layout_.panel_bytes + down.count() * down_layout_.panel_bytes;
-    shares_.push_back({gate_up, down, per_expert, Buffer(per_expert * shape.num_experts, pools.node_of(s))});
+    : served_(served), options_(options), shape_(shape), pools_(pools) {
+  for (const Projection p : kProjections) layouts_[p] = panel_layout(format(p), matrix(p), options);
+  PanelLayout& down = layouts_[Projection::kDown];
+  down.int8_step_k = std::min(down.int8_step_k, kDownInt8StepK);
+  down.int8_sum_k = std::min(down.int8_sum_k, down.int8_step_k);
+  paired_ = &format(Projection::kGate) == &format(Projection::kUp);
+  for (int s = 0; s < pools.subpools(); ++s) shares_.push_back(share_of(s));
+}
+
+MatrixShape ExpertWeights::matrix(Projection projection) const {
+  if (projection == Projection::kDown) return {shape_.hidden, shape_.intermediate};
+  return {shape_.intermediate, shape_.hidden};
+}
+
+ExpertWeights::Share ExpertWeights::share_of(int subpool) const {
+  Share share{};
+  for (const Projection p : kProjections) {
+    const int panels = p == Projection::kDown ? shape_.hidden_panels() : shape_.intermediate_panels();
+    share.panels[p] = subpool_share(panels, pools_, subpool);
+    share.distance[p] = layouts_[p].panel_bytes;
+    share.bytes_per_expert += aligned(share.panels[p].count() * layouts_[p].panel_bytes);
   }
+  return share;
 }
 
 size_t ExpertWeights::bytes_per_expert() const {
@@ -55,43 +79,72 @@ size_t ExpertWeights::bytes_per_expert() const {
   return total;
 }
 
+void ExpertWeights::allocate(Share& share, int subpool) const {
+  share.memory = Buffer(share.bytes_per_expert * shape_.num_experts, pools_.node_of(subpool));
+  const auto bytes = [&](Projection p) { return aligned(share.panels[p].count() * layouts_[p].panel_bytes); };
+  const size_t panel_bytes = layouts_[Projection::kGate].panel_bytes;
+  if (paired_) share.distance[Projection::kGate] = share.distance[Projection::kUp] = 2 * panel_bytes;
+  for (int expert = 0; expert < shape_.num_experts; ++expert) {
+    const uint8_t* gate = share.memory.data() + expert * share.bytes_per_expert;
+    share.first[Projection::kGate].push_back(gate);
+    share.first[Projection::kUp].push_back(gate + (paired_ ? panel_bytes : bytes(Projection::kGate)));
+    share.first[Projection::kDown].push_back(gate + bytes(Projection::kGate) + bytes(Projection::kUp));
+  }
+}
+
 void ExpertWeights::load(const ExpertSources& sources) {
+  for (size_t s = 0; s < shares_.size(); ++s) allocate(shares_[s], static_cast<int>(s));
   std::vector<std::atomic<int>> next(pools_.subpools());
   auto job = [&](const Worker& worker) {
-    const Share& share = shares_[worker.subpool];
     while (true) {
       // One expert per piece: its three matrices are read front to back.
       const int expert = next[worker.subpool].fetch_add(1);
-      if (expert >= shape_.num_experts || share.bytes_per_expert == 0) return;
-      load_expert(share, sources, expert);
+      if (expert >= shape_.num_experts) return;
+      load_expert(worker.subpool, sources, expert);
     }
   };
   pools_.run(job);
 }
 
-void ExpertWeights::load_expert(const Share& share, const ExpertSources& sources, int expert) {
-  uint8_t* out = share.memory.data() + expert * share.bytes_per_expert;
-  const auto pack = [&](const char* name, const MatrixSource& source, MatrixShape shape, const PanelLayout& layout,
-                        int panel) {
+void ExpertWeights::load_expert(int subpool, const ExpertSources& sources, int expert) {
+  const auto pack = [&](Projection p, int index) {
     try {
-      pack_panel(format_, layout, options_, source, shape, panel, out);
+      pack_panel(format(p), layouts_[p], options_, sources[p][expert], matrix(p), panels(p, subpool).begin + index,
+                 const_cast<uint8_t*>(panel(p, subpool, expert, index)));
     } catch (const std::invalid_argument& error) {
-      throw std::invalid_argument("expert " + std::to_string(expert) + ", " + name + ": " + error.what());
+      throw std::invalid_argument("expert " + std::to_string(expert) + ", " + name_of(p) + ": " + error.what());
     }
-    out += layout.panel_bytes;
   };
-  for (int p = share.gate_up.begin; p < share.gate_up.end; ++p) {
-    pack("gate", sources.gate[expert], gate_up_shape(), gate_up_layout_, p);
-    pack("up", sources.up[expert], gate_up_shape(), gate_up_layout_, p);
+  for (int i = 0; i < panels(Projection::kGate, subpool).count(); ++i) {
+    pack(Projection::kGate, i);
+    pack(Projection::kUp, i);
   }
-  for (int p = share.down.begin; p < share.down.end; ++p) {
-    pack("down", sources.down[expert], down_shape(), down_layout_, p);
+  for (int i = 0; i < panels(Projection::kDown, subpool).count(); ++i) pack(Projection::kDown, i);
+}
+
+void ExpertWeights::borrow(const ExpertSources& sources) {
+  for (const Projection p : kProjections) {
+    if (format(p).codes == CodeType::kBlocks && matrix(p).rows % kPanelRows == 0) continue;
+    throw std::invalid_argument(std::string(name_of(p)) + " of format " + format(p).name + " and " +
+                                std::to_string(matrix(p).rows) +
+                                " rows cannot be used where it lies; expected blocks and a multiple of " +
+                                std::to_string(kPanelRows) + " rows");
+  }
+  paired_ = false;
+  for (Share& share : shares_) {
+    for (const Projection p : kProjections) {
+      for (const MatrixSource& source : sources[p]) {
+        share.first[p].push_back(source.codes + share.panels[p].begin * layouts_[p].panel_bytes);
+      }
+    }
   }
 }
 
 void ExpertWeights::check_ranks(int ranks) const {
-  check_split(format_, gate_up_layout_, gate_up_shape(), ranks, 1);
-  check_split(format_, down_layout_, down_shape(), 1, ranks);
+  for (const Projection p : {Projection::kGate, Projection::kUp}) {
+    check_split(format(p), layouts_[p], matrix(p), ranks, 1);
+  }
+  check_split(format(Projection::kDown), layouts_[Projection::kDown], matrix(Projection::kDown), 1, ranks);
 }
 
 void ExpertWeights::write(int expert, const RankTargets& targets) const {
@@ -113,39 +166,46 @@ void ExpertWeights::write_alone(int expert, const RankTargets& targets) const {
 }
 
 int ExpertWeights::pieces_of(int subpool) const {
-  return shares_[subpool].gate_up.count() + shares_[subpool].down.count();
+  return panels(Projection::kGate, subpool).count() + panels(Projection::kDown, subpool).count();
 }
 
 // A piece is a pair of gate and up panels, or a down panel.
 void ExpertWeights::write_piece(int subpool, int expert, int piece, const RankTargets& targets) const {
+  const int pairs = panels(Projection::kGate, subpool).count();
+  if (piece >= pairs) return write_down(subpool, expert, piece - pairs, targets);
+  write_half(subpool, expert, piece, Projection::kGate, targets);
+  write_half(subpool, expert, piece, Projection::kUp, targets);
+}
+
+// In a transposed matrix the up columns follow the gate columns of each row, else the up rows follow the gate rows.
+void ExpertWeights::write_half(int subpool, int expert, int index, Projection which, const RankTargets& targets) const {
+  const Format& written = format(which);
+  const PanelLayout& layout = layouts_[which];
+  const bool transposed = written.order == Order::kTransposed;
   const int ranks = static_cast<int>(targets.gate_up.size());
   const int rows = shape_.intermediate / ranks;
-  const bool transposed = format_.order == Order::kTransposed;
-  // In a transposed matrix the up columns follow the gate columns of each row, else the up rows follow the gate rows.
-  const auto half = [&](const MatrixTarget& target, const MatrixPart& part, int which) {
-    const size_t codes = transposed ? size_t{4} * part.rows : written_code_bytes(format_, part);
-    const size_t scales =
-        written_scale_bytes(format_, gate_up_layout_, transposed ? MatrixPart{0, part.rows, 0, 1} : part);
-    return MatrixTarget{target.codes + which * codes, target.scales + which * scales, 2 * part.rows};
-  };
-
-  const Share& share = shares_[subpool];
-  const int pairs = share.gate_up.count();
   for (int r = 0; r < ranks; ++r) {
-    if (piece < pairs) {
-      const MatrixPart part = {r * rows, rows, 0, shape_.hidden};
-      for (int which = 0; which < 2; ++which) {
-        const uint8_t* panel = gate_up(subpool, expert) + (2 * piece + which) * gate_up_layout_.panel_bytes;
-        unpack_panel(format_, gate_up_layout_, panel, share.gate_up.begin + piece, part,
-                     half(targets.gate_up[r], part, which));
-      }
-    } else {
-      const MatrixPart part = {0, shape_.hidden, r * rows, rows};
-      MatrixTarget target = targets.down[r];
-      target.row_length = shape_.hidden;
-      const uint8_t* panel = down(subpool, expert) + (piece - pairs) * down_layout_.panel_bytes;
-      unpack_panel(format_, down_layout_, panel, share.down.begin + piece - pairs, part, target);
+    const MatrixPart part = {r * rows, rows, 0, shape_.hidden};
+    MatrixTarget target = targets.gate_up[r];
+    target.row_length = 2 * rows;
+    if (which == Projection::kUp) {
+      target.codes += transposed ? size_t{4} * rows : written_code_bytes(written, part);
+      target.scales += written_scale_bytes(written, layout, transposed ? MatrixPart{0, rows, 0, 1} : part);
     }
+    unpack_panel(written, layout, panel(which, subpool, expert, index), panels(which, subpool).begin + index, part,
+                 target);
+  }
+}
+
+void ExpertWeights::write_down(int subpool, int expert, int index, const RankTargets& targets) const {
+  const Projection which = Projection::kDown;
+  const int ranks = static_cast<int>(targets.down.size());
+  const int columns = shape_.intermediate / ranks;
+  for (int r = 0; r < ranks; ++r) {
+    MatrixTarget target = targets.down[r];
+    target.row_length = shape_.hidden;
+    unpack_panel(format(which), layouts_[which], panel(which, subpool, expert, index),
+                 panels(which, subpool).begin + index, {0, shape_.hidden, r * columns, columns}, target);
   }
 }
 

@@ -1,13 +1,15 @@
 // The packed experts of one layer, each NUMA sub-pool holding its share.
 //
-// gate/up: sub-pool s owns a range of panels of the intermediate dimension (rows of gate and up). Per expert its panels
-// stand in memory as gate 0, up 0, gate 1, up 1, ... so that one stream feeds one SwiGLU.
+// gate and up: sub-pool s owns a range of panels of the intermediate dimension. Per expert they stand in memory as gate
+// 0, up 0, gate 1, up 1, ... so that one stream feeds one SwiGLU, where both have the same format, and as all of gate
+// and then all of up where they differ.
 // down: sub-pool s owns a range of panels of the hidden dimension (rows of down), each with all of K.
 //
 // Splitting down by rows instead of columns needs the whole SwiGLU output on every node (a few KiB per token), and in
 // return there are no partial outputs to add up: the result has the same bits for any number of sub-pools.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "core/memory.h"
 #include "core/thread_pool.h"
 #include "formats/panel.h"
+#include "kernels/dispatch.h"
 
 namespace kt {
 
@@ -23,7 +26,7 @@ struct LayerShape {
   int hidden;
   int intermediate;
 
-  int hidden_padded() const;        // K of gate/up
+  int hidden_padded() const;        // K of gate and up
   int intermediate_padded() const;  // K of down
   int hidden_panels() const;
   int intermediate_panels() const;
@@ -38,12 +41,20 @@ struct PanelRange {
 // Sub-pool `index`'s share of `panels`, in proportion to its threads.
 PanelRange subpool_share(int panels, const ThreadPools& pools, int index);
 
-// One layer's experts in checkpoint layout, by slot: gate, up [intermediate, hidden], down [hidden, intermediate].
-struct ExpertSources {
-  std::vector<MatrixSource> gate;
-  std::vector<MatrixSource> up;
-  std::vector<MatrixSource> down;
+// The three matrices of an expert: gate, up [intermediate, hidden], down [hidden, intermediate].
+enum class Projection : int { kGate, kUp, kDown };
+constexpr std::array<Projection, 3> kProjections = {Projection::kGate, Projection::kUp, Projection::kDown};
+const char* name_of(Projection projection);
+
+template <class T>
+struct PerProjection {
+  std::array<T, 3> values;
+  T& operator[](Projection p) { return values[static_cast<int>(p)]; }
+  const T& operator[](Projection p) const { return values[static_cast<int>(p)]; }
 };
+
+// One layer's experts in checkpoint layout, by slot.
+using ExpertSources = PerProjection<std::vector<MatrixSource>>;
 
 // Where one expert is written back, per device rank: gate rows then up rows, and a slice of down's columns.
 struct RankTargets {
@@ -53,11 +64,15 @@ struct RankTargets {
 
 class ExpertWeights {
  public:
-  // Throws std::invalid_argument when the format cannot hold matrices of this shape.
-  ExpertWeights(const Format& format, const FormatOptions& options, const LayerShape& shape, ThreadPools& pools);
+  // Throws std::invalid_argument when a format cannot hold a matrix of this shape.
+  ExpertWeights(const PerProjection<Served>& served, const FormatOptions& options, const LayerShape& shape,
+                ThreadPools& pools);
 
   // Packs on all threads, each sub-pool its own share (first touch).
   void load(const ExpertSources& sources);
+  // Uses panels that lie in the sources as they are (CodeType::kBlocks), whose memory must outlive this. Throws
+  // std::invalid_argument for formats and shapes whose sources are not panels.
+  void borrow(const ExpertSources& sources);
 
   // Throws std::invalid_argument unless an expert can be split over `ranks`.
   void check_ranks(int ranks) const;
@@ -65,40 +80,45 @@ class ExpertWeights {
   void write(int expert, const RankTargets& targets) const;
   void write_alone(int expert, const RankTargets& targets) const;
 
-  // First panel of (sub-pool, expert); panels follow each other at their layout's panel_bytes.
-  const uint8_t* gate_up(int subpool, int expert) const {
-    return shares_[subpool].memory.data() + expert * shares_[subpool].bytes_per_expert;
+  // Panel `index` of a sub-pool's share.
+  const uint8_t* panel(Projection projection, int subpool, int expert, int index) const {
+    const Share& share = shares_[subpool];
+    return share.first[projection][expert] + index * share.distance[projection];
   }
-  const uint8_t* down(int subpool, int expert) const {
-    return gate_up(subpool, expert) + 2 * shares_[subpool].gate_up.count() * gate_up_layout_.panel_bytes;
-  }
-  const Format& format() const { return format_; }
-  const PanelLayout& gate_up_layout() const { return gate_up_layout_; }
-  const PanelLayout& down_layout() const { return down_layout_; }
-  PanelRange gate_up_panels(int subpool) const { return shares_[subpool].gate_up; }
-  PanelRange down_panels(int subpool) const { return shares_[subpool].down; }
+  // gate and up panels stand side by side: pair i is panel(kGate, …, i) and the one behind it.
+  bool paired() const { return paired_; }
+
+  const Format& format(Projection projection) const { return *served_[projection].format; }
+  const KernelSet& kernels(Projection projection) const { return *served_[projection].kernels; }
+  const PanelLayout& layout(Projection projection) const { return layouts_[projection]; }
+  // gate and up have the same range.
+  PanelRange panels(Projection projection, int subpool) const { return shares_[subpool].panels[projection]; }
   size_t bytes() const { return bytes_per_expert() * shape_.num_experts; }
   size_t bytes_per_expert() const;
 
  private:
   struct Share {
-    PanelRange gate_up;
-    PanelRange down;
+    PerProjection<PanelRange> panels;
+    PerProjection<size_t> distance;                    // bytes from a panel to the next
+    PerProjection<std::vector<const uint8_t*>> first;  // panel of an expert
     size_t bytes_per_expert;
     Buffer memory;
   };
-  MatrixShape gate_up_shape() const { return {shape_.intermediate, shape_.hidden}; }
-  MatrixShape down_shape() const { return {shape_.hidden, shape_.intermediate}; }
-  void load_expert(const Share& share, const ExpertSources& sources, int expert);
+  MatrixShape matrix(Projection projection) const;
+  Share share_of(int subpool) const;
+  void allocate(Share& share, int subpool) const;
+  void load_expert(int subpool, const ExpertSources& sources, int expert);
   int pieces_of(int subpool) const;
   void write_piece(int subpool, int expert, int piece, const RankTargets& targets) const;
+  void write_half(int subpool, int expert, int index, Projection which, const RankTargets& targets) const;
+  void write_down(int subpool, int expert, int index, const RankTargets& targets) const;
 
-  const Format& format_;
+  PerProjection<Served> served_;
   FormatOptions options_;
   LayerShape shape_;
   ThreadPools& pools_;
-  PanelLayout gate_up_layout_;
-  PanelLayout down_layout_;
+  PerProjection<PanelLayout> layouts_;
+  bool paired_;
   std::vector<Share> shares_;
 };
 

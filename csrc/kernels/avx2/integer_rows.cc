@@ -1,9 +1,9 @@
 // Rows of int8 activations from rows of fp32, on AVX2: used by every kernel that multiplies int8 activations, whatever
 // its instruction set, so that all multiply the same rows.
 //
-// Per step of layout.int8_step_k columns: scale = max |x| / 127 (times the factor of the codes), code = x / that scale
-// rounded to nearest even. A step with a number that is not finite gets the scale NaN and codes 0: its row's results
-// are NaN, and no other's.
+// Per step of int8_step_k columns, a RowGroup for every int8_sum_k of them: scale = max |x| / 127 (times the factor of
+// the codes), code = x / that scale rounded to nearest even. A step with a number that is not finite gets the scale NaN
+// and codes 0: its row's results are NaN, and no other's.
 #include <immintrin.h>
 
 #include "kernels/kernel_sets.h"
@@ -25,8 +25,28 @@ inline __m128i codes_of(const float* x, __m256 scale) {
   return _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
 }
 
-// One step: `columns` is a multiple of 16.
-void prepare_step(const float* x, int columns, __m128i order, float factor, uint8_t* data, kt::RowGroup* group) {
+// Codes of columns that share a sum, and what is known of them; a multiple of 16.
+void prepare_sum(const float* x, int columns, __m128i order, float scale, float factor, uint8_t* data,
+                 kt::RowGroup* group) {
+  __m128i sums = _mm_setzero_si128();  // of positions 0, 1 | 2, 3 of every four
+  for (int k = 0; k < columns; k += 16) {
+    const __m128i codes =
+        _mm_packs_epi16(codes_of(x + k, _mm256_set1_ps(scale)), codes_of(x + k + 8, _mm256_set1_ps(scale)));
+    const __m128i ordered = _mm_shuffle_epi8(codes, order);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(data + k), ordered);
+    sums = _mm_add_epi16(sums, _mm_maddubs_epi16(_mm_set1_epi8(1), ordered));
+  }
+  sums = _mm_add_epi16(sums, _mm_unpackhi_epi64(sums, sums));
+  sums = _mm_add_epi16(sums, _mm_srli_si128(sums, 4));
+  const int two = _mm_cvtsi128_si32(sums);
+  group->scale = scale * factor;
+  __builtin_memcpy(group->sums, &two, sizeof(two));
+  group->total = group->scale * static_cast<float>(group->sums[0] + group->sums[1]);
+}
+
+// One step, whose sums are `sum_k` columns each.
+void prepare_step(const float* x, int columns, int sum_k, __m128i order, float factor, uint8_t* data,
+                  kt::RowGroup* groups) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
   __m256 largest = _mm256_setzero_ps();
   for (int k = 0; k < columns; k += 8) {
@@ -39,33 +59,23 @@ void prepare_step(const float* x, int columns, __m128i order, float factor, uint
   for (int32_t b : bits) {
     if (b >= 0x7F800000) {
       __builtin_memset(data, 0, columns);
-      *group = {__builtin_nanf(""), {0, 0}};
+      for (int k = 0; k < columns; k += sum_k) *groups++ = {__builtin_nanf(""), {0, 0}, __builtin_nanf("")};
       return;
     }
   }
   const float least = largest_of(largest) / 127;
   const float scale = least > kLeastScale ? least : kLeastScale;
-  __m128i sums = _mm_setzero_si128();  // of positions 0, 1 | 2, 3 of every four
-  for (int k = 0; k < columns; k += 16) {
-    const __m128i codes =
-        _mm_packs_epi16(codes_of(x + k, _mm256_set1_ps(scale)), codes_of(x + k + 8, _mm256_set1_ps(scale)));
-    const __m128i ordered = _mm_shuffle_epi8(codes, order);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(data + k), ordered);
-    sums = _mm_add_epi16(sums, _mm_maddubs_epi16(_mm_set1_epi8(1), ordered));
+  for (int k = 0; k < columns; k += sum_k) {
+    prepare_sum(x + k, columns - k < sum_k ? columns - k : sum_k, order, scale, factor, data + k, groups++);
   }
-  sums = _mm_add_epi16(sums, _mm_unpackhi_epi64(sums, sums));
-  sums = _mm_add_epi16(sums, _mm_srli_si128(sums, 4));
-  group->scale = scale * factor;
-  const int two = _mm_cvtsi128_si32(sums);
-  __builtin_memcpy(group->sums, &two, sizeof(two));
 }
 
 void prepare(const kt::PrepareArgs& p, __m128i order) {
-  const int step_k = p.layout->int8_step_k;
-  kt::RowGroup* group = reinterpret_cast<kt::RowGroup*>(p.groups);
-  for (int k = 0; k < p.layout->k_padded; k += step_k, ++group) {
+  const int step_k = p.layout->int8_step_k, sum_k = p.layout->int8_sum_k;
+  kt::RowGroup* groups = reinterpret_cast<kt::RowGroup*>(p.groups);
+  for (int k = 0; k < p.layout->k_padded; k += step_k, groups += step_k / sum_k) {
     const int columns = p.layout->k_padded - k < step_k ? p.layout->k_padded - k : step_k;
-    prepare_step(p.from + k, columns, order, p.layout->integer_factor, p.data + k, group);
+    prepare_step(p.from + k, columns, sum_k, order, p.layout->integer_factor, p.data + k, groups);
   }
 }
 

@@ -121,10 +121,22 @@ struct Avx2 {
     pairs[3] = _mm256_unpackhi_epi8(b_low, b_high);
   }
 
+  // Bytes, and their nibbles.
+  static inline __m256i bytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline Vec from_bytes(const uint8_t* p) { return _mm256_cvtepi32_ps(bytes(p)); }
+  static inline Vec from_signed_bytes(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline Vec from_low_nibbles(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_and_si256(bytes(p), _mm256_set1_epi32(15)));
+  }
+  static inline Vec from_high_nibbles(const uint8_t* p) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes(p), 4)); }
+
   // 2^(b-127); b = 0 is a denormal, 0x00400000.
   static inline Vec from_e8m0(const uint8_t* p) {
-    const __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(b, 23), _mm256_set1_epi32(0x00400000)));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(bytes(p), 23), _mm256_set1_epi32(0x00400000)));
   }
   // 2^-8 of the value: as IEEE half, whose exponent has one bit more, e4m3 reads that much smaller. NaN becomes a
   // number (PanelHeader::nan_rows takes care of it).

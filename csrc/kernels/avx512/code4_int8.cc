@@ -12,6 +12,8 @@ using Ops = Avx512ShortSums;
 
 #include "kernels/scales-inl.h"
 
+#include "kernels/lows-inl.h"
+
 #include "kernels/planes-inl.h"
 
 #include "kernels/integer_codes4-inl.h"

@@ -107,10 +107,22 @@ struct Avx512 {
     pairs[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), values);
   }
 
+  // Bytes, and their nibbles.
+  static inline __m512i bytes(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline Vec from_bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(bytes(p)); }
+  static inline Vec from_signed_bytes(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline Vec from_low_nibbles(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_and_si512(bytes(p), _mm512_set1_epi32(15)));
+  }
+  static inline Vec from_high_nibbles(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes(p), 4)); }
+
   // 2^(b-127); b = 0 is a denormal, 0x00400000.
   static inline Vec from_e8m0(const uint8_t* p) {
-    const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(b, 23), _mm512_set1_epi32(0x00400000)));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(bytes(p), 23), _mm512_set1_epi32(0x00400000)));
   }
   // 2^-8 of the value: as IEEE half, whose exponent has one bit more, e4m3 reads that much smaller. NaN becomes a
   // number (PanelHeader::nan_rows takes care of it).

@@ -14,6 +14,8 @@ using Ops = AvxVnni;
 
 #include "kernels/scales-inl.h"
 
+#include "kernels/lows-inl.h"
+
 #include "kernels/planes-inl.h"
 
 #include "kernels/integer_codes4-inl.h"
