@@ -27,6 +27,7 @@ from kt_kernel.formats.records import RECORDS
 SHAPE = SHAPES["S"]
 REPEATS = 4
 GROUP_SIZE = 128
+_METHODS = [name for name in kt_kernel_ext.METHODS if RECORDS[name].storage]  # of safetensors
 _CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": GROUP_SIZE, "sym": True, "desc_act": False}
 
 
@@ -99,12 +100,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--method", choices=kt_kernel_ext.METHODS, action="append", help="default: all")
+    parser.add_argument("--method", choices=_METHODS, action="append", help="default: all")
     parser.add_argument("--threads", type=int, default=kt_kernel_ext.topology()["physical_cores"])
     parser.add_argument("--directory", help="where the files go meanwhile (default: the system's)")
     parser.add_argument("--json", action="store_true", help="one JSON line per method instead of the table")
     arguments = parser.parse_args()
-    for method in arguments.method or kt_kernel_ext.METHODS:
+    for method in arguments.method or _METHODS:
         with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
             row = measure(method, SHAPE, arguments.threads, Path(directory))
         if arguments.json:

@@ -10,6 +10,7 @@ chooses: `kt doctor` prints that.
 from __future__ import annotations
 
 import sys
+from itertools import starmap
 from pathlib import Path
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -20,21 +21,25 @@ END = "<!-- end of support matrix -->"
 def matrix(rows: list[dict]) -> str:
     """The dispatch table's rows as a Markdown table, in the table's order (first match wins).
 
-    Methods that share a kernel share a line.
+    Methods that share a kernel share a line; a method with several formats is followed by those meant.
     """
-    methods: dict[tuple[str, ...], list[str]] = {}
+    methods: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
         line = (row["operation"], row["activations"], row["kernel"], " ".join(row["needs"]))
-        methods.setdefault(line, []).append(row["method"])
+        methods.setdefault(line, {}).setdefault(row["method"], []).append(row["format"])
     lines = [
         "| methods | operation | activations | kernel | CPU features it needs |",
         "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {', '.join(names)} | {operation} | {activations} | `{kernel}` | {needs} |"
-        for (operation, activations, kernel, needs), names in methods.items()
-    ]
+    for (operation, activations, kernel, needs), of_line in methods.items():
+        names = ", ".join(starmap(described, of_line.items()))
+        lines.append(f"| {names} | {operation} | {activations} | `{kernel}` | {needs} |")
     return "\n".join(lines)
+
+
+def described(method: str, formats: list[str]) -> str:
+    """The method, and which of its formats, where it has several."""
+    return method if formats == [method] else f"{method} ({', '.join(formats)})"
 
 
 def with_matrix(readme: str, table: str) -> str:

@@ -74,6 +74,10 @@ class SafetensorsFile(MappedFile):
 
 
 def _read_header(path: str, file: mmap.mmap | bytes, size: int) -> dict[str, TensorInfo]:
+    if file[:4] == b"GGUF":
+        raise CheckpointError(
+            f"file '{path}' is GGUF, expected safetensors; GGUF is read as it is, with method LLAMAFILE."
+        )
     if size < _LENGTH_BYTES:
         raise CheckpointError(
             f"file '{path}' is cut off: it has {size} bytes, less than a safetensors header."

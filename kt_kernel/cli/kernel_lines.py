@@ -8,19 +8,38 @@ from collections.abc import Iterator, Sequence
 COLUMNS = 80
 
 _NONE = "-"
+_INDENT = "  "
 
 
 def summary_lines(rows: Sequence[dict]) -> Iterator[str]:
-    """One line per method: the activations that "auto" is, their kernel, and that of the other kind."""
+    """One line per method: the activations that "auto" is, their kernel, and that of the other kind.
+
+    A method with several formats has a line for those that run alike, below their names.
+    """
     yield f"{'method':16}{'auto is':9}{'its kernel':26}other activations"
     for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = [row for row in rows if row["method"] == method]
-        chosen = next((row for row in of_method if row["state"] == "chosen"), None)
-        if chosen is None:
-            yield f"{method:16}{_NONE:9}no kernel for this CPU"
+        formats: dict[str, list[str]] = {}
+        for name in dict.fromkeys(row["format"] for row in rows if row["method"] == method):
+            choice = _choice([row for row in rows if row["format"] == name])
+            formats.setdefault(choice, []).append(name)
+        if list(formats.values()) == [[method]]:
+            yield f"{method:16}{next(iter(formats))}"
             continue
-        other = _first_possible(row for row in of_method if row["activations"] != chosen["activations"])
-        yield f"{method:16}{chosen['activations']:9}{chosen['kernel']:26}{other}"
+        yield f"{method:16}by the type of each matrix:"
+        for choice, names in formats.items():
+            yield from textwrap.wrap(
+                " ".join(names), COLUMNS, initial_indent=_INDENT, subsequent_indent=_INDENT
+            )
+            yield f"{'':16}{choice}"
+
+
+def _choice(rows: Sequence[dict]) -> str:
+    """Of one format."""
+    chosen = next((row for row in rows if row["state"] == "chosen"), None)
+    if chosen is None:
+        return f"{_NONE:9}no kernel for this CPU"
+    other = _first_possible(row for row in rows if row["activations"] != chosen["activations"])
+    return f"{chosen['activations']:9}{chosen['kernel']:26}{other}"
 
 
 def _first_possible(rows: Iterator[dict]) -> str:
@@ -29,12 +48,14 @@ def _first_possible(rows: Iterator[dict]) -> str:
 
 
 def detail_lines(rows: Sequence[dict]) -> Iterator[str]:
-    """Every kernel, the one tried first on top, with its state and reason; methods may share them."""
-    methods: dict[tuple, list[str]] = {}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        lines = tuple(line for row in rows if row["method"] == method for line in _row_lines(row))
-        methods.setdefault(lines, []).append(method)
-    for lines, names in methods.items():
+    """Every kernel, the one tried first on top, with its state and reason; formats may share them."""
+    formats: dict[tuple, list[str]] = {}
+    for name in dict.fromkeys(row["format"] for row in rows):
+        of_format = [row for row in rows if row["format"] == name]
+        method = of_format[0]["method"]
+        lines = tuple(line for row in of_format for line in _row_lines(row))
+        formats.setdefault(lines, []).append(name if name == method else f"{method} {name}")
+    for lines, names in formats.items():
         yield from textwrap.wrap(", ".join(names), COLUMNS)
         yield from lines
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.checkpoint.sources import detect_method
@@ -115,20 +116,21 @@ def check_weight_storage(
         )
 
 
-def announce_kernels(name: str, activations: str) -> None:
-    """Log, once per process, method and kind of activations, which kernels run it here and why."""
-    if (name, activations) in _announced:
-        return
-    _announced.add((name, activations))
-    for row in kt_kernel_ext.dispatch_table():
-        if row["method"] == name and _is_taken(row, activations):
+def announce_kernels(formats: Iterable[str], activations: str) -> None:
+    """Log, once per process, format and kind of activations, which kernels run it here and why."""
+    for name in dict.fromkeys(formats):
+        if (name, activations) in _announced:
+            continue
+        _announced.add((name, activations))
+        rows = (row for row in kt_kernel_ext.dispatch_table() if row["format"] == name)
+        row = next((row for row in rows if _is_taken(row, activations)), None)
+        if row is not None:
             kernel = f"{row['kernel']}, {row['activations']} activations ({row['reason']})"
             logger.info("kernels for %s: %s: %s", name, row["operation"], kernel)
-            return
 
 
 def _is_taken(row: dict, activations: str) -> bool:
-    """Of a method's rows in the order of the table, the first that this is true of is the one in use."""
+    """Of a format's rows in the order of the table, the first that this is true of is the one in use."""
     if activations == _AUTO_ACTIVATIONS:
         return row["state"] == "chosen"
     return row["state"] != "unavailable" and row["activations"] == activations

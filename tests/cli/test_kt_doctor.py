@@ -38,7 +38,14 @@ def test_verbose_kernels_say_all_of_the_table_in_80_columns():
 
 
 def _row(**changes) -> dict:
-    row = {"method": "M", "operation": "experts", "kernel": "k", "activations": "bf16", "machines": "any"}
+    row = {
+        "method": "M",
+        "format": "M",
+        "operation": "experts",
+        "kernel": "k",
+        "activations": "bf16",
+        "machines": "any",
+    }
     return {**row, "needs": ["avx2"], "state": "available", "reason": "because", **changes}
 
 
@@ -48,11 +55,22 @@ def test_the_chosen_kernel_stands_beside_the_best_of_the_other_activations():
         _row(kernel="best", activations="int8", state="chosen"),
         _row(kernel="other"),
         _row(kernel="last"),
-        _row(method="N", kernel="none", state="unavailable"),
+        _row(method="N", format="N", kernel="none", state="unavailable"),
     ]
     _, line, without = kernel_lines.summary_lines(rows)
     assert line.split() == ["M", "int8", "best", "bf16:", "other"]
     assert without.split()[:3] == ["N", "-", "no"]
+
+
+def test_formats_of_a_method_that_run_alike_share_a_line():
+    names = [f"TYPE{number}" for number in range(20)]
+    rows = [_row(format=name, kernel="k", state="chosen") for name in names]
+    rows.append(_row(format="RARE", kernel="slow", state="chosen"))
+    _, head, *lines = kernel_lines.summary_lines(rows)
+    assert head == "M               by the type of each matrix:"
+    assert max(map(len, lines)) <= kernel_lines.COLUMNS
+    words = " ".join(lines).split()
+    assert words == [*names, "bf16", "k", "-", "RARE", "bf16", "slow", "-"]
 
 
 @pytest.mark.parametrize("detail", doctor.Detail)

@@ -17,11 +17,13 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from gguf_headers import ARRAY, STRING, U32, Header, Tensor, entry, part, usual
 
 from kt_kernel.errors import KTError
+from kt_kernel.gguf.experts import GgufExperts
 from kt_kernel.gguf.model import GgufModel
 
 # Python's own objects for a few dozen tensors, and one message.
@@ -43,6 +45,21 @@ def _with_many_tensors() -> bytes:
     return Header(tensors=tensors, metadata=[entry("general.alignment", U32, 64)], alignment=64).bytes()
 
 
+def _with_experts() -> bytes:
+    q4_0, rows, experts = 2, 32, 2
+    tensors = [
+        Tensor(f"blk.0.ffn_{name}_exps.weight", (32, rows, experts), q4_0, bytes(18 * rows * experts))
+        for name in ("gate", "up", "down")
+    ]
+    tensors.append(Tensor("blk.0.ffn_down_exps.bias", (rows, experts), 0, bytes(4 * rows * experts)))
+    tensors += [
+        Tensor(f"blk.1.ffn_{name}.{expert}.weight", (32, rows), q4_0, bytes(18 * rows))
+        for name in ("gate", "up", "down")
+        for expert in range(experts)
+    ]
+    return Header(tensors=tensors).bytes()
+
+
 def _parts() -> list[bytes]:
     first, second = (
         part(number, 2, [Tensor(f"{number}", (8,), 0, bytes(32))], 2, entry("a", U32, 1)) for number in (0, 1)
@@ -50,7 +67,7 @@ def _parts() -> list[bytes]:
     return [first.bytes(), second.bytes()]
 
 
-_WHOLE = (usual().bytes(), Header().bytes(), _with_vocabulary(), _with_many_tensors())
+_WHOLE = (usual().bytes(), Header().bytes(), _with_vocabulary(), _with_many_tensors(), _with_experts())
 _PARTS = _parts()
 
 
@@ -140,6 +157,10 @@ def read_everything(path: Path) -> str:
             assert view.numel() == info.bytes
             assert int(view.reshape(-1)[-1]) >= 0  # a place outside the file would end the process
         model.drop_pages(model.tensors)
+        experts = GgufExperts(model)
+        for layer in experts.layer_bytes():
+            with suppress(KTError):
+                experts.views(layer, "LLAMAFILE", num_experts=2, hidden=32, intermediate=32)
         _ = model.architecture
     except KTError as error:
         message = str(error)

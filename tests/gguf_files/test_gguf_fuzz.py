@@ -8,5 +8,5 @@ from fuzz_reader import run
 def test_damaged_files_are_read_or_refused(tmp_path, seed):
     outcomes = run(range(1000 * seed, 1000 * seed + 1000), tmp_path)
     assert (
-        outcomes["CheckpointError"] > 500 and outcomes["read"] > 50
+        outcomes["CheckpointError"] > 500 and outcomes["read"] > 20
     )  # damage that nothing sees tests nothing
