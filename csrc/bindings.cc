@@ -153,7 +153,7 @@ kt::ExpertFormats expert_formats(const MoeLayer& layer, const std::vector<std::s
     throw std::invalid_argument("got " + std::to_string(names.size()) + " formats; expected one of gate, up and down");
   }
   for (size_t i = 0; i < formats.values.size(); ++i) {
-    formats.values[i] = names.empty() ? &layer.only_format() : &kt::format_of(names[i]);
+    formats.values[i] = names.empty() ? &layer.only_format() : &kt::format_of(layer.config().method, names[i]);
   }
   return formats;
 }
@@ -245,7 +245,7 @@ py::list dispatch() {
   py::list rows;
   for (const kt::Format* format : kt::all_formats()) {
     for (const kt::DispatchRow& row : kt::dispatch_table()) {
-      if (row.codes == format->codes) rows.append(described(row, *format));
+      if (row.serves(row.operation, *format, kt::Activations::kAuto)) rows.append(described(row, *format));
     }
   }
   return rows;

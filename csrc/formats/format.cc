@@ -6,24 +6,20 @@
 #include "formats/bf16.h"
 #include "formats/code4.h"
 #include "formats/e4m3.h"
+#include "formats/gguf_formats.h"
 #include "formats/integers.h"
 
 namespace kt {
 
 const std::vector<const Format*>& all_formats() {
-  static const std::vector<const Format*> all = {
-      &kFormatBf16,  &kFormatFp8,   &kFormatFp8PerChannel, &kFormatMxfp8,   &kFormatRawInt4, &kFormatGptqInt4,
-      &kFormatMxfp4, &kFormatNvfp4, &kFormatAmxInt4,       &kFormatAmxInt8, &kFormatMoeInt4, &kFormatMoeInt8};
+  static const std::vector<const Format*> all = [] {
+    std::vector<const Format*> rows = {&kFormatBf16,    &kFormatFp8,      &kFormatFp8PerChannel, &kFormatMxfp8,
+                                       &kFormatRawInt4, &kFormatGptqInt4, &kFormatMxfp4,         &kFormatNvfp4,
+                                       &kFormatAmxInt4, &kFormatAmxInt8,  &kFormatMoeInt4,       &kFormatMoeInt8};
+    rows.insert(rows.end(), gguf_panel_formats().begin(), gguf_panel_formats().end());
+    return rows;
+  }();
   return all;
-}
-
-const Format& format_of(const std::string& name) {
-  std::string known;
-  for (const Format* format : all_formats()) {
-    if (name == format->name) return *format;
-    known += (known.empty() ? "" : ", ") + std::string(format->name);
-  }
-  throw std::invalid_argument("no weight format '" + name + "'; there are " + known);
 }
 
 std::vector<const Format*> formats_of_method(const std::string& method) {
@@ -37,6 +33,15 @@ std::vector<const Format*> formats_of_method(const std::string& method) {
   std::string names;
   for (const std::string& name : known) names += (names.empty() ? "" : ", ") + name;
   throw std::invalid_argument("no weight format for method '" + method + "'; there are " + names);
+}
+
+const Format& format_of(const std::string& method, const std::string& name) {
+  std::string known;
+  for (const Format* format : formats_of_method(method)) {
+    if (name == format->name) return *format;
+    known += (known.empty() ? "" : ", ") + std::string(format->name);
+  }
+  throw std::invalid_argument("no weight format '" + name + "' of method " + method + "; there are " + known);
 }
 
 }  // namespace kt

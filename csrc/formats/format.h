@@ -12,6 +12,8 @@
 
 namespace kt {
 
+struct GgufType;
+
 // Matrices are [rows, k]: k is the dimension that is summed over.
 struct MatrixShape {
   int rows;
@@ -31,14 +33,6 @@ struct CodeTable {
   int zero_code;
 };
 
-// Blocks of a GGUF file, codes and scales of some columns of a row together (formats/gguf/).
-struct BlockParts;
-struct GgufBlocks {
-  int columns;
-  int bytes;
-  void (*parts)(const uint8_t* block, BlockParts& parts);
-};
-
 constexpr int kWholeRow = -1;     // one scale for all columns
 constexpr int kGroupOption = -2;  // the checkpoint's group size decides (FormatOptions)
 
@@ -54,8 +48,8 @@ struct Format {
   ScaleType scale;
   // How scales are written back; kNone = as the panels keep them.
   ScaleType written_scale;
-  // GGUF types only.
-  const GgufBlocks* blocks = nullptr;
+  // The blocks of its matrices in a GGUF file (formats/gguf/gguf_types.h); null = other checkpoints.
+  const GgufType* blocks = nullptr;
   int code_offset = 0;  // what stored codes have too much, where there is no table
   // The method that reads it, where that has several formats; null = it has this one, of the same name.
   const char* shared_method = nullptr;
@@ -76,8 +70,8 @@ struct FormatOptions {
 // In the order in which they are listed to users.
 const std::vector<const Format*>& all_formats();
 
-// Throws std::invalid_argument naming the formats there are.
-const Format& format_of(const std::string& name);
+// Throws std::invalid_argument naming the formats of the method. (Methods may have formats of the same name: MXFP4.)
+const Format& format_of(const std::string& method, const std::string& name);
 
 // Throws std::invalid_argument naming the methods there are.
 std::vector<const Format*> formats_of_method(const std::string& method);

@@ -7,6 +7,8 @@
 #include <stdexcept>
 
 #include "formats/codes/code_kind.h"
+#include "formats/gguf/gguf_types.h"
+#include "formats/gguf_panel.h"
 #include "formats/numbers.h"
 #include "formats/panel_scales.h"
 
@@ -49,6 +51,11 @@ int group_columns(const Format& format, MatrixShape shape, const FormatOptions& 
 
 // Rows are whole bytes, and columns of a transposed matrix whole words of 32 bits.
 void check_packing(const Format& format, MatrixShape shape) {
+  if (format.blocks != nullptr) {
+    if (shape.k % format.blocks->columns == 0) return;
+    fail(format,
+         "a matrix " + text(shape) + " does not divide into blocks of " + text(format.blocks->columns) + " columns");
+  }
   const int bits = code_kind(format.codes).bits;
   const int columns = std::max(1, (format.order == Order::kTransposed ? 32 : 8) / bits);
   if (shape.k % columns == 0) return;
@@ -85,15 +92,19 @@ void set_integers(const Format& format, PanelLayout& layout) {
   const int bits = code_kind(format.codes).bits;
   int largest = 0;
   layout.integer_factor = 1;
-  layout.integer_offset = format.code_offset;
+  // Codes of 5 bits are centred even where the format does not, so that sums of 32 columns fit 16 bits.
+  layout.integer_offset = format.codes == CodeType::kCode5 ? 16 : format.code_offset;
   if (format.table != nullptr) {
     largest = set_table(format, layout);
   } else if (bits < 8) {
-    largest = std::max(format.code_offset, (1 << bits) - 1 - format.code_offset);
+    largest = std::max(layout.integer_offset, (1 << bits) - 1 - layout.integer_offset);
   }
   layout.int8_step_k = kLargestInt8StepK;
   layout.int8_sum_k = std::min(layout.step_k, kLargestInt8StepK);
-  if (bits == 8 || format.codes == CodeType::kCode4Wide) return;
+  if (bits == 8 || format.codes == CodeType::kCode4Wide) {
+    layout.integer_offset = kSignedOffset;
+    return;
+  }
   // AVX2 sums the products of every second pair of columns in 16 bits.
   while (largest * 127 * layout.int8_sum_k / 2 > INT16_MAX) layout.int8_sum_k /= 2;
 }
@@ -146,12 +157,14 @@ PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOp
 
 void pack_panel(const Format& format, const PanelLayout& layout, const FormatOptions& options,
                 const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
+  if (format.blocks != nullptr) return pack_gguf_panel(format, layout, source, shape, index, panel);
   const int rows = std::clamp(shape.rows - index * kPanelRows, 0, kPanelRows);
   pack_codes(format, layout, {source.codes, shape, index, rows}, panel);
   pack_scales(format, layout, options, source, shape, index, panel);
 }
 
 double element(const Format& format, const PanelLayout& layout, const uint8_t* panel, int row, int column) {
+  if (format.blocks != nullptr) return gguf_element(format, layout, panel, row, column);
   return code_kind(format.codes).value(format, panel, row, column) * scale_value(layout, panel, row, column);
 }
 
@@ -179,16 +192,18 @@ void check_split(const Format& format, const PanelLayout& layout, MatrixShape sh
 
 void unpack_panel(const Format& format, const PanelLayout& layout, const uint8_t* panel, int index,
                   const MatrixPart& part, const MatrixTarget& target) {
+  if (format.blocks != nullptr) return unpack_gguf_panel(format, layout, panel, index, part, target);
   unpack_codes(format, panel, index, part, target);
   unpack_scales(format, layout, panel, index, part, target);
 }
 
 size_t written_code_bytes(const Format& format, const MatrixPart& part) {
+  if (format.blocks != nullptr) return sizeof(uint16_t) * part.rows * part.columns;  // bf16
   return part.rows * row_bytes(format, part.columns);
 }
 
 size_t written_scale_bytes(const Format& format, const PanelLayout& layout, const MatrixPart& part) {
-  if (layout.scale_type == ScaleType::kNone) return 0;
+  if (layout.scale_type == ScaleType::kNone || format.blocks != nullptr) return 0;
   const ScaleType type = format.written_scale == ScaleType::kNone ? layout.scale_type : format.written_scale;
   const size_t rows = (part.rows + format.rows_per_scale - 1) / format.rows_per_scale;
   return rows * ((part.columns + layout.group_k - 1) / layout.group_k) * scale_bytes(type);

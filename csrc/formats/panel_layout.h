@@ -48,6 +48,8 @@ constexpr int kLargestStepK = 128;  // columns summed before a scale is applied
 constexpr int kSmallestStepK = 16;
 // Columns that share a scale of int8 activations: what an AMX tile takes at once.
 constexpr int kLargestInt8StepK = 64;
+// What is added to signed bytes where instructions want bytes without a sign.
+constexpr int kSignedOffset = 128;
 
 // How the panels of one matrix are laid out. `header_offset` is a multiple of 64, like `panel_bytes`.
 struct PanelLayout {

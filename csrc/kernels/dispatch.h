@@ -29,7 +29,11 @@ struct DispatchRow {
     return kernels->activation == Activation::kInt8 ? Activations::kInt8 : Activations::kBf16;
   }
   bool serves(Operation asked, const Format& format, Activations wanted) const {
-    return operation == asked && codes == format.codes && (wanted == Activations::kAuto || wanted == activations());
+    // Panels of GGUF types are for int8: with bf16 their blocks are multiplied as they are.
+    const bool has_scales =
+        format.blocks == nullptr || codes == CodeType::kBlocks || activations() == Activations::kInt8;
+    return operation == asked && codes == format.codes && has_scales &&
+           (wanted == Activations::kAuto || wanted == activations());
   }
 };
 

@@ -93,7 +93,7 @@ struct FewTokens {
         for (int u = 0; u < kSums; ++u) {
 #pragma GCC unroll 16
           for (int t = 0; t < kTokens; ++t) {
-            const Sum first = P::open(tables, a.group(t, sum + u));
+            const Sum first = P::open(a.group(t, sum + u));
 #pragma GCC unroll 16
             for (Sum& each : reinterpret_cast<Sum(&)[kPanels * kVecs]>(acc[u][t])) each = first;
           }
@@ -115,8 +115,7 @@ struct FewTokens {
               const auto scales = Scales::load(place, v * kLanes, constants[p]);
 #pragma GCC unroll 16
               for (int t = 0; t < kTokens; ++t) {
-                to[t][p][v] = scales.add(to[t][p][v], P::close(acc[u][t][p][v]));
-                total[t][p][v] = scales.add_low(total[t][p][v], a.group(t, sum));
+                to[t][p][v] = scales.add(to[t][p][v], P::close(acc[u][t][p][v]), a.group(t, sum));
               }
             }
           }

@@ -11,9 +11,7 @@ struct IntegerCodes4 : OnePlane<8, 128> {
   static constexpr void (*kPrepareRow)(const kt::PrepareArgs&) = kt::prepare_nibble_order;
   struct Tables {
     Ops::Bytes integers;
-    Ops::Offset offset;
-    explicit Tables(const kt::PanelLayout& layout)
-        : integers(Ops::byte_table(layout.integers)), offset(Ops::offset(layout.integer_offset)) {}
+    explicit Tables(const kt::PanelLayout& layout) : integers(Ops::byte_table(layout.integers)) {}
   };
   using Decoded = Ops::Bytes;
   static inline __attribute__((always_inline)) void decode(const Tables& t, Cursor chunk, int slice,

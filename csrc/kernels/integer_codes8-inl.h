@@ -10,8 +10,7 @@ struct IntegerCodes8 : OnePlane<4, 128> {
   static constexpr int kDots = 1, kOutputs = 1;
   static constexpr void (*kPrepareRow)(const kt::PrepareArgs&) = kt::prepare_column_order;
   struct Tables {
-    Ops::Offset offset;
-    explicit Tables(const kt::PanelLayout&) : offset(Ops::offset(Ops::kSignedOffset)) {}
+    explicit Tables(const kt::PanelLayout&) {}
   };
   using Decoded = Ops::Bytes;
   static inline __attribute__((always_inline)) void decode(const Tables&, Cursor chunk, int slice,

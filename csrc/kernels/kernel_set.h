@@ -11,8 +11,8 @@
 // With int8 activations a step is int8_step_k columns, which share a scale of the activations, and has a sum for every
 // int8_sum_k of them, which share a scale of the weights; sums are exact integers. In fp32, ascending:
 //
-//     step = fma(sum, scale of the weights, step) from zero, and, where groups have a low,
-//     total = fma(low, RowGroup::total, total), for each sum; then total = fma(step, scale of the activations, total)
+//     step = fma(sum, scale of the weights, step) from zero, and where groups have a low step = fma(low,
+//     RowGroup::total, step), for each sum; then total = fma(step, scale of the activations, total)
 //
 // so that the bits are the same on every instruction set.
 #pragma once
@@ -32,9 +32,10 @@ enum class Store : int { kOverwrite, kAccumulate };
 
 // What goes with one sum of a row of int8 activations.
 struct RowGroup {
-  float scale;      // of the whole step: value = scale * code. NaN where the step holds a number that is not finite.
-  int16_t sums[2];  // of the codes at positions 0, 1 and 2, 3 of every four: what codes with an offset take back
-  float total;      // scale * (sum of all the codes): what groups with a low multiply
+  float scale;       // of the whole step: value = scale * code. NaN where the step holds a number that is not finite.
+  float total;       // sum of the codes: what groups with a low multiply
+  int32_t open;      // -PanelLayout::integer_offset * that sum, what integer sums begin with,
+  int16_t opens[2];  // and of the codes at positions 0, 1 and 2, 3 of every four alone, modulo 2^16
 };
 
 // Rows of activations, all with the same stride.

@@ -33,9 +33,9 @@ struct Panel {
   }
 
   // A sum, before its first product and after its last.
-  static inline __attribute__((always_inline)) typename Ops::Sum open(const Tables& tables, const kt::RowGroup* group) {
+  static inline __attribute__((always_inline)) typename Ops::Sum open(const kt::RowGroup* group) {
     if constexpr (Ops::kInteger) {
-      return Ops::open(tables.offset, group);
+      return Ops::open(group);
     } else {
       return Ops::zero();
     }

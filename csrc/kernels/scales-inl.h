@@ -12,7 +12,6 @@
 template <class Ops>
 struct ScaledStep {
   using Vec = typename Ops::Vec;
-  static constexpr bool kLow = false;
   static constexpr int kFloats = kt::kPanelRows;  // of a record for 32 rows, as ManyTokens keeps it
   Vec scale;
 
@@ -22,11 +21,8 @@ struct ScaledStep {
   inline __attribute__((always_inline)) void to_memory(float* record, int row) const {
     Ops::store(record + row, scale);
   }
-  inline __attribute__((always_inline)) Vec add(Vec total, Vec sum) const { return Ops::fma(sum, scale, total); }
-  // What a group adds to a total beside its sum, and the same where all of a panel's groups are in memory.
-  inline __attribute__((always_inline)) Vec add_low(Vec total, const kt::RowGroup*) const { return total; }
-  static inline __attribute__((always_inline)) Vec add_low(Vec total, const float*, int, const kt::RowGroup*) {
-    return total;
+  inline __attribute__((always_inline)) Vec add(Vec total, Vec sum, const kt::RowGroup*) const {
+    return Ops::fma(sum, scale, total);
   }
 };
 
@@ -34,7 +30,6 @@ struct ScaledStep {
 template <class Ops>
 struct LowStep {
   using Vec = typename Ops::Vec;
-  static constexpr bool kLow = true;
   static constexpr int kFloats = 2 * kt::kPanelRows;
   Vec scale, low;
 
@@ -45,13 +40,8 @@ struct LowStep {
     Ops::store(record + row, scale);
     Ops::store(record + kt::kPanelRows + row, low);
   }
-  inline __attribute__((always_inline)) Vec add(Vec total, Vec sum) const { return Ops::fma(sum, scale, total); }
-  inline __attribute__((always_inline)) Vec add_low(Vec total, const kt::RowGroup* group) const {
-    return Ops::fma(low, Ops::set(group->total), total);
-  }
-  static inline __attribute__((always_inline)) Vec add_low(Vec total, const float* record, int row,
-                                                           const kt::RowGroup* group) {
-    return Ops::fma(Ops::load(record + kt::kPanelRows + row), Ops::set(group->total), total);
+  inline __attribute__((always_inline)) Vec add(Vec total, Vec sum, const kt::RowGroup* group) const {
+    return Ops::fma(low, Ops::set(group->total), Ops::fma(sum, scale, total));
   }
 };
 

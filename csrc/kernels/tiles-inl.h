@@ -26,6 +26,10 @@ struct ManyTokens {
   static constexpr size_t kScratchBytes =
       kDecodedBytes + kBlockK / kt::kSmallestStepK * 2 * kt::kPanelRows * sizeof(float);
 
+  // Products of a turn of the innermost loop. (Zen 4, 1 thread, AVX512-VNNI, 60 tokens, 2026-11-30: Q4_0 73 % of the
+  // peak with one, 75 % with two and four, Q6_K 65, 68 and 66 %.)
+  static constexpr int kAtOnce = Ops::kInteger ? 2 : 1;
+
   // A block of one panel ready for the tiles: Weights [k / kDotK][kVecs] and, per sum, a Step of 32 rows.
   struct Block {
     const uint8_t* weights;
@@ -90,21 +94,24 @@ struct ManyTokens {
     }
     // Moves on by `count` columns.
     inline __attribute__((always_inline)) void accumulate(Sums& sums, int count) {
-      for (int i = 0; i < count; i += Ops::kDotK, w += kVecs * kWeightBytes, column += Ops::kDotK) {
-        Weights weights[kUsed];
-        for (int v = 0; v < kUsed; ++v) {
-          if constexpr (!kDecodes) __builtin_prefetch(w + v * kWeightBytes + P::kAheadBytes, 0, 3);
-          weights[v] = Ops::load_weights(w + v * kWeightBytes);
-        }
-        for (int t = 0; t < kTokens; ++t) {
-          for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::dot(sums[t][v], weights[v], a.at(t, column));
+      for (int i = 0; i < count; i += kAtOnce * Ops::kDotK) {
+#pragma GCC unroll 2
+        for (int j = 0; j < kAtOnce; ++j, w += kVecs * kWeightBytes, column += Ops::kDotK) {
+          Weights weights[kUsed];
+          for (int v = 0; v < kUsed; ++v) {
+            if constexpr (!kDecodes) __builtin_prefetch(w + v * kWeightBytes + P::kAheadBytes, 0, 3);
+            weights[v] = Ops::load_weights(w + v * kWeightBytes);
+          }
+          for (int t = 0; t < kTokens; ++t) {
+            for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::dot(sums[t][v], weights[v], a.at(t, column));
+          }
         }
       }
     }
     // The products of the next `count` columns, all of one sum.
     inline __attribute__((always_inline)) void next_sums(Sums& sums, int count) {
       for (int t = 0; t < kTokens; ++t) {
-        for (int v = 0; v < kUsed; ++v) sums[t][v] = P::open(tables, a.group(t, sum));
+        for (int v = 0; v < kUsed; ++v) sums[t][v] = P::open(a.group(t, sum));
       }
       accumulate(sums, count);
     }
@@ -112,16 +119,13 @@ struct ManyTokens {
     inline __attribute__((always_inline)) Step step_of(const float* record, int v) const {
       return Step::from_memory(record, first_row + v * kLanes);
     }
-    // Adds what steps of several sums came to, and the lows of their groups, to the totals (of zero at first).
-    inline __attribute__((always_inline)) void add_steps(const Totals& steps, const float* record, int first_sum,
-                                                         kt::Store store) const {
-      for (int v = 0; v < kUsed; ++v) {
-        for (int t = 0; t < kTokens; ++t) {
-          Vec value = store == kt::Store::kOverwrite ? Ops::zero() : Ops::load(total(t, v));
-          for (int s = first_sum; Step::kLow && s < sum; ++s) {
-            value = Step::add_low(value, record + (s - first_sum) * kRecord, first_row + v * kLanes, a.group(t, s));
-          }
-          Ops::store(total(t, v), Ops::fma(steps[t][v], Ops::set(a.group(t, first_sum)->scale), value));
+    // Adds what steps of several sums came to, the first of them `first_sum`, to the totals (of zero at first).
+    inline __attribute__((always_inline)) void add_steps(const Totals& steps, int first_sum, kt::Store store) const {
+      for (int t = 0; t < kTokens; ++t) {
+        const Vec scale = Ops::set(a.group(t, first_sum)->scale);
+        for (int v = 0; v < kUsed; ++v) {
+          const Vec before = store == kt::Store::kOverwrite ? Ops::zero() : Ops::load(total(t, v));
+          Ops::store(total(t, v), Ops::fma(steps[t][v], scale, before));
         }
       }
     }
@@ -129,9 +133,9 @@ struct ManyTokens {
     inline __attribute__((always_inline)) Vec added(Vec total, Sum of_step, const Step& step, int t) const {
       if constexpr (Ops::kInteger) {
         const kt::RowGroup* group = a.group(t, sum);
-        return Ops::fma(step.add(Ops::zero(), P::close(of_step)), Ops::set(group->scale), step.add_low(total, group));
+        return Ops::fma(step.add(Ops::zero(), P::close(of_step), group), Ops::set(group->scale), total);
       } else {
-        return step.add(total, P::close(of_step));
+        return step.add(total, P::close(of_step), nullptr);
       }
     }
   };
@@ -195,7 +199,7 @@ struct ManyTokens {
 
   // Several sums a step (int8): the step's own total is in registers beside them, totals wait in memory.
   struct StepsInRegisters {
-    static constexpr int kMostTokens = Ops::kShortStepTokens != 0 ? Ops::kShortStepTokens : Ops::kTileTokens;
+    static constexpr int kMostTokens = Ops::kSumTokens;
     template <class T>
     static inline __attribute__((always_inline)) void run(T tile, kt::Store store) {
       const float* record = tile.block.scales;
@@ -203,7 +207,6 @@ struct ManyTokens {
       for (int k = 0; k < tile.block.count; k += step_k) {
         typename T::Totals steps;
         for (Vec& each : reinterpret_cast<Vec(&)[T::kCount * T::kUsed]>(steps)) each = Ops::zero();
-        const float* const first_record = record;
         const int first_sum = tile.sum;
         const int end = least(k + step_k, tile.block.count);
         for (int s = k; s < end; s += sum_k, record += T::kRecord, ++tile.sum) {
@@ -211,10 +214,12 @@ struct ManyTokens {
           tile.next_sums(sums, least(sum_k, end - s));
           for (int v = 0; v < T::kUsed; ++v) {
             const auto step = tile.step_of(record, v);
-            for (int t = 0; t < T::kCount; ++t) steps[t][v] = step.add(steps[t][v], P::close(sums[t][v]));
+            for (int t = 0; t < T::kCount; ++t) {
+              steps[t][v] = step.add(steps[t][v], P::close(sums[t][v]), tile.a.group(t, tile.sum));
+            }
           }
         }
-        tile.add_steps(steps, first_record, first_sum, k == 0 ? store : kt::Store::kAccumulate);
+        tile.add_steps(steps, first_sum, k == 0 ? store : kt::Store::kAccumulate);
       }
     }
   };

@@ -40,6 +40,7 @@ from formats import (
     random_matrix,
     to_bf16,
 )
+from gguf_blocks import GGUF_METHOD, GgufFormat
 
 # Promise of every method by its activations: normalised mean squared error of a layer against decoded weights
 # and double sums.
@@ -160,11 +161,13 @@ def random_experts(seed: int, count: int, hidden: int, intermediate: int, format
     """Sizes that the format cannot have as a number of columns are rounded up."""
     rng = np.random.default_rng(seed)
     hidden, intermediate = format.fit(hidden), format.fit(intermediate)
-    return Experts(
-        random_matrix(rng, format, count, intermediate, hidden),
-        random_matrix(rng, format, count, intermediate, hidden),
-        random_matrix(rng, format, count, hidden, intermediate),
-    )
+
+    def matrix(rows: int, columns: int):
+        if isinstance(format, GgufFormat):
+            return format.random_matrix(rng, count, rows, columns)
+        return random_matrix(rng, format, count, rows, columns)
+
+    return Experts(matrix(intermediate, hidden), matrix(intermediate, hidden), matrix(hidden, intermediate))
 
 
 def bf16_experts(gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> Experts:
@@ -193,11 +196,16 @@ def random_call(seed: int, experts: Experts, tokens: int, top_k: int) -> Call:
 
 
 def chosen_kernels() -> dict[str, dict[str, str]]:
-    """method -> kind of activations -> the kernels that this process multiplies them with."""
+    """method -> kind of activations -> the kernels that this process multiplies them with.
+
+    A method of several formats has them under their names: "LLAMAFILE Q4_K".
+    """
     chosen: dict[str, dict[str, str]] = {}
     for row in ext.dispatch_table():
         if row["state"] != "unavailable":
-            chosen.setdefault(row["method"], {}).setdefault(row["activations"], row["kernel"])
+            several = row["method"] == GGUF_METHOD
+            name = f"{row['method']} {row['format']}" if several else row["method"]
+            chosen.setdefault(name, {}).setdefault(row["activations"], row["kernel"])
     return chosen
 
 
@@ -221,9 +229,15 @@ def make_layer(engine, experts: Experts, **changes):
 
 
 def load_pointers(layer, experts: Experts, gate: list, up: list, down: list) -> None:
-    """load_experts of pointers, with the group size and scale dtype of `experts`."""
+    """load_experts of pointers, with the group size and scale dtype of `experts`, or its types of blocks."""
+    names = [part.format.type for part in experts.parts] if isinstance(experts.format, GgufFormat) else []
     layer.load_experts(
-        gate, up, down, group_size=experts.format.group, scale_dtype=experts.format.scale_dtype
+        gate,
+        up,
+        down,
+        formats=names,
+        group_size=experts.format.group,
+        scale_dtype=experts.format.scale_dtype,
     )
 
 

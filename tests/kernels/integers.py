@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import numpy as np
 from formats import PLAIN, TABLES, Format, Matrix, finite_codes, to_bf16
+from gguf_blocks import GgufFormat, exact_q8_0
 from harness import Call, Experts, mixed_ids
 
 HOLDS_64, HOLDS_1 = 0, 1  # columns of x with int8 activations
@@ -48,9 +49,12 @@ def exact_matrix(
     rng: np.random.Generator, format: Format, values: np.ndarray, exponents: tuple[int, ...]
 ) -> Matrix:
     """`values` [E, rows, columns] in a format, exactly: scales are random powers of two with these exponents
-    and the codes make up for them. NVFP4 hides a power of two of its own in the factor."""
+    and the codes make up for them. NVFP4 hides a power of two of its own in the factor. GGUF types: as Q8_0.
+    """
     if format.codes == "bf16":
         return format.matrix(to_bf16(values))
+    if isinstance(format, GgufFormat):
+        return exact_q8_0(values)
     count, rows, columns = values.shape
     scales = np.exp2(rng.choice(exponents, (count, *format.scales_shape(rows, columns))))
     spread = scales.repeat(format.block_rows, axis=1)[:, :rows]

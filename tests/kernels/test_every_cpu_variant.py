@@ -14,6 +14,7 @@ import re
 import pytest
 import trapped_amx
 from formats import CODES, INT8_PATHS, OTHER_NAMES
+from gguf_blocks import GGUF_METHOD, PANEL_TYPES
 from harness import chosen_kernels, ext, make_layer, random_experts
 from isolation import python
 
@@ -29,6 +30,10 @@ WITH_TRAPS = trapped_amx.seen()
 # The look-ups of these kernels need VBMI, which all CPUs with AVX512-BF16 but Cooper Lake have.
 E4M3_BF16 = "avx512_bf16" if "avx512_vbmi" in DETECTED else "avx512"
 FMA = "_fma" if "fma_beats_dot" in WITH_TRAPS else ""
+
+
+# Codes that only GGUF types have, by the name of their kernels.
+GGUF_CODES = ("code2", "code3", "code4wide", "code5", "code6")
 
 
 def kernels(bf16: str, e4m3: str, code4: str, int8: str, integers: str) -> dict[tuple[str, str], str]:
@@ -74,6 +79,7 @@ ARITHMETIC = [
     "test_stray_reads_and_writes.py",
     "test_special_values.py",
     "test_swiglu.py",
+    "test_gguf_panels.py",
 ]
 
 
@@ -110,14 +116,19 @@ def variants(names) -> list:
 def kernels_of_each_method(variant: str) -> dict[str, dict[str, str]]:
     """As chosen_kernels() in a process capped to the variant."""
     codes_of_kind = {"bf16": "bf16", "e4m3": "e4m3", "int4": "code4", "e2m1": "code4", "int8": "int8"}
+    methods = CODES | {name: CODES[other] for name, other in OTHER_NAMES.items()}
     return {
         method: {
             activations: kernel
             for (codes, activations), kernel in VARIANTS[variant][1].items()
             if codes == codes_of_kind[kind]
         }
-        for method, kind in (CODES | {name: CODES[other] for name, other in OTHER_NAMES.items()}).items()
+        for method, kind in methods.items()
     }
+
+
+def of_plain_methods(chosen: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    return {name: kernels for name, kernels in chosen.items() if not name.startswith(GGUF_METHOD)}
 
 
 def named(chosen: dict[str, dict[str, str]]) -> set[str]:
@@ -129,7 +140,7 @@ def representatives() -> list[str]:
 
     Where traps stand in for features, one variant will do: that with AMX has the other kernels as well.
     """
-    found, tested = [], named(chosen_kernels())
+    found, tested = [], named(of_plain_methods(chosen_kernels()))
     for name, (needs, _) in VARIANTS.items():
         new = named(kernels_of_each_method(name)) - tested
         if new and (name == "amx" or needs <= DETECTED or lacking(name)):
@@ -154,7 +165,13 @@ def test_cap_is_obeyed_and_chooses_its_kernels(variant, process_of):
     assert features["variant"] == features["cap"] == variant
     assert set(features["detected"]) == (DETECTED if needs <= DETECTED else WITH_TRAPS)
     assert needs <= set(features["active"]) <= needs | TOLERATED.get(variant, set())
-    assert features["chosen"] == kernels_of_each_method(variant)
+    chosen = features["chosen"]
+    assert of_plain_methods(chosen) == kernels_of_each_method(variant)
+    with_int8 = VARIANTS[variant][1]["code4", "int8"].partition(".")[2]
+    for type in PANEL_TYPES:
+        # AMX has kernels of its own for the codes of other methods alone.
+        codes, _, tier = chosen[f"{GGUF_METHOD} {type}"]["int8"].partition("_int8.")
+        assert tier == ("avx512_vnni" if with_int8 == "amx" and codes in GGUF_CODES else with_int8)
 
 
 @pytest.mark.parametrize("variant", variants(representatives()))
@@ -253,6 +270,31 @@ def test_int8_activations_give_the_same_bits(variant, digests_here, process_of):
 def test_int8_activations_give_the_same_bits_on_haswell(digests_here):
     found = digests("INT8_PATHS", *SMALL_INT8_SIZES, KT_TEST_EMULATED_CPU="Haswell")
     assert found == digests_here[SMALL_INT8_SIZES]
+
+
+GGUF_DIGESTS = "import test_gguf_panels; print(*test_gguf_panels.digests(), sep='\\n')"
+
+
+def gguf_digests(**environment: str) -> list[str]:
+    done = python("-c", GGUF_DIGESTS, **environment)
+    assert done.returncode == 0, done.stdout
+    return [line for line in done.stdout.splitlines() if not line.startswith("qemu")]
+
+
+@pytest.fixture(scope="module")
+def gguf_digests_here() -> list[str]:
+    return gguf_digests()
+
+
+@pytest.mark.parametrize("variant", variants(["avx2", "avx_vnni", "avx512", "avx512_vnni", "amx"]))
+def test_types_of_gguf_files_give_the_same_bits(variant, gguf_digests_here, process_of):
+    found = gguf_digests(**process_of(variant))
+    assert len(set(found)) > 3 * len(PANEL_TYPES)
+    assert found == gguf_digests_here
+
+
+def test_types_of_gguf_files_give_the_same_bits_on_haswell(gguf_digests_here):
+    assert gguf_digests(KT_TEST_EMULATED_CPU="Haswell") == gguf_digests_here
 
 
 def run_arithmetic(*options: str, **environment: str):

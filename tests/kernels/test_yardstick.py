@@ -25,11 +25,12 @@ from formats import (
     to_bf16,
     unpack,
 )
+from gguf_blocks import GGUF_METHOD
 from harness import ext
 
 
 def test_every_method_of_the_extension_is_tested():
-    assert set(ext.METHODS) == {*METHODS, *OTHER_NAMES}
+    assert set(ext.METHODS) == {*METHODS, *OTHER_NAMES, GGUF_METHOD}
     assert [format.method for format in ONE_PER_METHOD] == list(METHODS)
     assert len({str(format) for format in FORMATS}) == len(FORMATS)
 

@@ -86,8 +86,7 @@ struct IntegerTiles {
           for (int i = s; i < s + per_step && i < sums.count; ++i) {
             const Step step = Step::from_memory(sums.records + i * Step::kFloats, row);
             const int32_t* sum = sums.values + i * kSumSize + t * kt::kPanelRows + row;
-            of_step = step.add(of_step, _mm512_cvtepi32_ps(_mm512_load_si512(sum)));
-            total = step.add_low(total, a.group(t, sums.first + i));
+            of_step = step.add(of_step, _mm512_cvtepi32_ps(_mm512_load_si512(sum)), a.group(t, sums.first + i));
           }
           total = Ops::fma(of_step, Ops::set(a.group(t, sums.first + s)->scale), total);
         }

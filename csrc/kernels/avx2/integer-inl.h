@@ -1,5 +1,5 @@
 // Int8 activations on AVX2: two ways to sum the products of bytes. Each is an Ops (gemm-inl.h) with, beyond that:
-//   Bytes, load_bytes, low_nibbles, high_nibbles, byte_table, look_up
+//   Bytes, load_bytes, low_nibbles, high_nibbles, shifted, bits, with_bits, byte_table, look_up
 //   unsigned_weights, signed_weights   bytes that are codes + offset, or two's complement codes, as Weights
 //   Offset, offset(int), open          a step's sum before its first product: -offset * (sum of the activations)
 
@@ -18,6 +18,22 @@ struct Avx2Bytes : Avx2 {
   static inline Bytes load_bytes(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
   static inline Bytes low_nibbles(Bytes words) { return _mm256_and_si256(words, _mm256_set1_epi8(15)); }
   static inline Bytes high_nibbles(Bytes words) { return low_nibbles(_mm256_srli_epi16(words, 4)); }
+  // Bits of bytes, moved down within words of 16 bits (kDown < 0: up): bits that come from other bytes are the caller's
+  // to mask.
+  template <int kDown>
+  static inline Bytes shifted(Bytes words) {
+    if constexpr (kDown > 0) return _mm256_srli_epi16(words, kDown);
+    if constexpr (kDown < 0) return _mm256_slli_epi16(words, -kDown);
+    return words;
+  }
+  template <int kMask>
+  static inline Bytes bits(Bytes bytes) {
+    return _mm256_and_si256(bytes, _mm256_set1_epi8(kMask));
+  }
+  template <int kMask>
+  static inline Bytes with_bits(Bytes bytes, Bytes more) {
+    return _mm256_or_si256(bytes, bits<kMask>(more));
+  }
   static inline Bytes byte_table(const uint8_t* values) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
   }
@@ -25,11 +41,6 @@ struct Avx2Bytes : Avx2 {
   static inline __m256i four(const int8_t* a) {
     int word;
     __builtin_memcpy(&word, a, sizeof(word));
-    return _mm256_set1_epi32(word);
-  }
-  static inline __m256i sums_of(const kt::RowGroup* group) {
-    int word;
-    __builtin_memcpy(&word, group->sums, sizeof(word));
     return _mm256_set1_epi32(word);
   }
   static inline Vec from_int32(__m256i sums) { return _mm256_cvtepi32_ps(sums); }
@@ -42,14 +53,14 @@ struct Avx2Bytes : Avx2 {
 struct Avx2ShortSums : Avx2Bytes {
   using Sum = Shorts;
   using Weights = __m256i;
-  using Offset = __m256i;
 
   static inline Weights load_weights(const uint8_t* p) { return load_bytes(p); }
   static inline void store_weights(uint8_t* p, Weights w) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), w); }
   static inline Weights unsigned_weights(Bytes bytes) { return bytes; }
-  static inline Offset offset(int offset) { return _mm256_set1_epi16(static_cast<short>(-offset)); }
-  static inline Sum open(Offset offset, const kt::RowGroup* group) {
-    return (Sum)_mm256_mullo_epi16(sums_of(group), offset);
+  static inline Sum open(const kt::RowGroup* group) {
+    int word;
+    __builtin_memcpy(&word, group->opens, sizeof(word));
+    return (Sum)_mm256_set1_epi32(word);
   }
   // At most 24 * 127 * 2: VPMADDUBSW does not saturate.
   static inline Sum dot(Sum sum, Weights w, const int8_t* a) { return sum + (Sum)_mm256_maddubs_epi16(w, four(a)); }
@@ -61,14 +72,11 @@ struct Avx2ShortSums : Avx2Bytes {
 struct Avx2LongSums : Avx2Bytes {
   using Sum = Ints;
   using Weights = __m256i;
-  struct Offset {};
-  static constexpr int kSignedOffset = 0;
 
   static inline Weights load_weights(const uint8_t* p) { return load_bytes(p); }
   static inline void store_weights(uint8_t* p, Weights w) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), w); }
   static inline Weights signed_weights(Bytes bytes) { return bytes; }
-  static inline Offset offset(int) { return {}; }
-  static inline Sum open(Offset, const kt::RowGroup*) { return Sum{}; }
+  static inline Sum open(const kt::RowGroup*) { return Sum{}; }
   static inline Sum dot(Sum sum, Weights w, const int8_t* a) {
     const __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four(a), w));
     return sum + (Sum)added_pairs(products);

@@ -26,7 +26,7 @@ inline __m128i codes_of(const float* x, __m256 scale) {
 }
 
 // Codes of columns that share a sum, and what is known of them; a multiple of 16.
-void prepare_sum(const float* x, int columns, __m128i order, float scale, float factor, uint8_t* data,
+void prepare_sum(const kt::PanelLayout& layout, const float* x, int columns, __m128i order, float scale, uint8_t* data,
                  kt::RowGroup* group) {
   __m128i sums = _mm_setzero_si128();  // of positions 0, 1 | 2, 3 of every four
   for (int k = 0; k < columns; k += 16) {
@@ -39,14 +39,19 @@ void prepare_sum(const float* x, int columns, __m128i order, float scale, float 
   sums = _mm_add_epi16(sums, _mm_unpackhi_epi64(sums, sums));
   sums = _mm_add_epi16(sums, _mm_srli_si128(sums, 4));
   const int two = _mm_cvtsi128_si32(sums);
-  group->scale = scale * factor;
-  __builtin_memcpy(group->sums, &two, sizeof(two));
-  group->total = group->scale * static_cast<float>(group->sums[0] + group->sums[1]);
+  const int first = static_cast<int16_t>(two), second = two >> 16;
+  const int offset = layout.integer_offset;
+  group->scale = scale * layout.integer_factor;
+  group->total = static_cast<float>(first + second);
+  group->open = -offset * (first + second);
+  group->opens[0] = static_cast<int16_t>(-offset * first);
+  group->opens[1] = static_cast<int16_t>(-offset * second);
 }
 
 // One step, whose sums are `sum_k` columns each.
-void prepare_step(const float* x, int columns, int sum_k, __m128i order, float factor, uint8_t* data,
+void prepare_step(const kt::PanelLayout& layout, const float* x, int columns, __m128i order, uint8_t* data,
                   kt::RowGroup* groups) {
+  const int sum_k = layout.int8_sum_k;
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
   __m256 largest = _mm256_setzero_ps();
   for (int k = 0; k < columns; k += 8) {
@@ -59,14 +64,14 @@ void prepare_step(const float* x, int columns, int sum_k, __m128i order, float f
   for (int32_t b : bits) {
     if (b >= 0x7F800000) {
       __builtin_memset(data, 0, columns);
-      for (int k = 0; k < columns; k += sum_k) *groups++ = {__builtin_nanf(""), {0, 0}, __builtin_nanf("")};
+      for (int k = 0; k < columns; k += sum_k) *groups++ = {__builtin_nanf(""), 0, 0, {0, 0}};
       return;
     }
   }
   const float least = largest_of(largest) / 127;
   const float scale = least > kLeastScale ? least : kLeastScale;
   for (int k = 0; k < columns; k += sum_k) {
-    prepare_sum(x + k, columns - k < sum_k ? columns - k : sum_k, order, scale, factor, data + k, groups++);
+    prepare_sum(layout, x + k, columns - k < sum_k ? columns - k : sum_k, order, scale, data + k, groups++);
   }
 }
 
@@ -75,7 +80,7 @@ void prepare(const kt::PrepareArgs& p, __m128i order) {
   kt::RowGroup* groups = reinterpret_cast<kt::RowGroup*>(p.groups);
   for (int k = 0; k < p.layout->k_padded; k += step_k, groups += step_k / sum_k) {
     const int columns = p.layout->k_padded - k < step_k ? p.layout->k_padded - k : step_k;
-    prepare_step(p.from + k, columns, sum_k, order, p.layout->integer_factor, p.data + k, groups);
+    prepare_step(*p.layout, p.from + k, columns, order, p.data + k, groups);
   }
 }
 

@@ -16,6 +16,7 @@ struct Avx2 {
   static constexpr int kTileTokens = 6;
   static constexpr int kTileVecs = 2;
   static constexpr int kShortStepTokens = 0;
+  static constexpr int kSumTokens = 6;
   static constexpr int kFewTokens = 2;
   static constexpr int kFewVectors = 8;
 

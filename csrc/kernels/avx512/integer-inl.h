@@ -1,6 +1,6 @@
 // Int8 activations on AVX512 (F, BW): two ways to sum the products of bytes. Each is an Ops (gemm-inl.h) with, beyond
 // that:
-//   Bytes, load_bytes, low_nibbles, high_nibbles, byte_table, look_up
+//   Bytes, load_bytes, low_nibbles, high_nibbles, shifted, bits, with_bits, byte_table, look_up
 //   unsigned_weights, signed_weights   bytes that are codes + offset, or two's complement codes, as Weights
 //   Offset, offset(int), open          a step's sum before its first product: -offset * (sum of the activations)
 
@@ -19,6 +19,23 @@ struct Avx512Bytes : Avx512 {
   static inline Bytes load_bytes(const uint8_t* p) { return _mm512_load_si512(p); }
   static inline Bytes low_nibbles(Bytes words) { return _mm512_and_si512(words, _mm512_set1_epi8(15)); }
   static inline Bytes high_nibbles(Bytes words) { return low_nibbles(_mm512_srli_epi16(words, 4)); }
+  // Bits of bytes, moved down within words of 16 bits (kDown < 0: up): bits that come from other bytes are the caller's
+  // to mask.
+  template <int kDown>
+  static inline Bytes shifted(Bytes words) {
+    if constexpr (kDown > 0) return _mm512_srli_epi16(words, kDown);
+    if constexpr (kDown < 0) return _mm512_slli_epi16(words, -kDown);
+    return words;
+  }
+  template <int kMask>
+  static inline Bytes bits(Bytes bytes) {
+    return _mm512_and_si512(bytes, _mm512_set1_epi8(kMask));
+  }
+  template <int kMask>
+  static inline Bytes with_bits(Bytes bytes, Bytes more) {
+    constexpr int kAOrBAndC = 0xF8;
+    return _mm512_ternarylogic_epi32(bytes, more, _mm512_set1_epi8(kMask), kAOrBAndC);
+  }
   static inline Bytes byte_table(const uint8_t* values) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
   }
@@ -26,11 +43,6 @@ struct Avx512Bytes : Avx512 {
   static inline __m512i four(const int8_t* a) {
     int word;
     __builtin_memcpy(&word, a, sizeof(word));
-    return _mm512_set1_epi32(word);
-  }
-  static inline __m512i sums_of(const kt::RowGroup* group) {
-    int word;
-    __builtin_memcpy(&word, group->sums, sizeof(word));
     return _mm512_set1_epi32(word);
   }
   static inline Vec from_int32(__m512i sums) { return _mm512_cvtepi32_ps(sums); }
@@ -43,14 +55,14 @@ struct Avx512Bytes : Avx512 {
 struct Avx512ShortSums : Avx512Bytes {
   using Sum = Shorts;
   using Weights = __m512i;
-  using Offset = __m512i;
 
   static inline Weights load_weights(const uint8_t* p) { return load_bytes(p); }
   static inline void store_weights(uint8_t* p, Weights w) { _mm512_store_si512(p, w); }
   static inline Weights unsigned_weights(Bytes bytes) { return bytes; }
-  static inline Offset offset(int offset) { return _mm512_set1_epi16(static_cast<short>(-offset)); }
-  static inline Sum open(Offset offset, const kt::RowGroup* group) {
-    return (Sum)_mm512_mullo_epi16(sums_of(group), offset);
+  static inline Sum open(const kt::RowGroup* group) {
+    int word;
+    __builtin_memcpy(&word, group->opens, sizeof(word));
+    return (Sum)_mm512_set1_epi32(word);
   }
   // At most 24 * 127 * 2: VPMADDUBSW does not saturate.
   static inline Sum dot(Sum sum, Weights w, const int8_t* a) { return sum + (Sum)_mm512_maddubs_epi16(w, four(a)); }
@@ -62,14 +74,11 @@ struct Avx512ShortSums : Avx512Bytes {
 struct Avx512LongSums : Avx512Bytes {
   using Sum = Ints;
   using Weights = __m512i;
-  struct Offset {};
-  static constexpr int kSignedOffset = 0;
 
   static inline Weights load_weights(const uint8_t* p) { return load_bytes(p); }
   static inline void store_weights(uint8_t* p, Weights w) { _mm512_store_si512(p, w); }
   static inline Weights signed_weights(Bytes bytes) { return bytes; }
-  static inline Offset offset(int) { return {}; }
-  static inline Sum open(Offset, const kt::RowGroup*) { return Sum{}; }
+  static inline Sum open(const kt::RowGroup*) { return Sum{}; }
   static inline Sum dot(Sum sum, Weights w, const int8_t* a) {
     const __m512i four_columns = four(a);
     const __m512i with_sign =

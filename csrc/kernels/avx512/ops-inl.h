@@ -17,6 +17,7 @@ struct Avx512 {
   static constexpr int kTileTokens = 12;
   static constexpr int kTileVecs = 2;
   static constexpr int kShortStepTokens = 0;
+  static constexpr int kSumTokens = 5;
   static constexpr int kFewTokens = 4;
   // More panels at once are more streams than the prefetchers follow (Zen 5, 2026-11-21, cold RAWINT4: 4 sums 95 % of
   // the read bandwidth, 8 sums 62 %).
