@@ -26,11 +26,16 @@ def cell(row: dict) -> str:
     return f"{row['ms']:.3g} ms, {row[f'share_of_{limit}']:.0%} of {limit}{marks}"
 
 
+def label(row: dict) -> str:
+    """Method and, where it has several, format."""
+    return row["method"] if row["format"] == row["method"] else f"{row['method']} {row['format']}"
+
+
 def table(rows: Iterable[dict]) -> str:
     """Markdown: kernels down, shapes and token counts across."""
     lines: dict[tuple[str, str, str], dict[tuple[str, int], str]] = {}
     for row in rows:
-        kernel = (row["method"], row["activations"], row["kernel"])
+        kernel = (label(row), row["activations"], row["kernel"])
         lines.setdefault(kernel, {})[row["shape"], row["tokens"]] = cell(row)
     columns = sorted({key for cells in lines.values() for key in cells}, key=lambda key: (key[0] != "S", key))
     heads = ["method", "activations", "kernel", *(f"{shape}, {tokens}" for shape, tokens in columns)]

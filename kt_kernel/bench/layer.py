@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from kt_kernel import KTMoEWrapper
+from kt_kernel.bench.random_blocks import random_blocks
 from kt_kernel.bench.shapes import Call, Shape
 from kt_kernel.errors import InputError
 from kt_kernel.formats.matrices import LayerExperts
@@ -28,10 +29,20 @@ def random_expert(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 class RandomLayer(KTMoEWrapper):
-    """All slots hold the same random expert; `expert_bytes` is its size in a checkpoint, scales included."""
+    """All slots hold the same random expert; `expert_bytes` is its size in a checkpoint, scales included.
+
+    `ggml_type`: of a LLAMAFILE layer, one of `random_blocks.BENCHED`; by default what it is quantised to.
+    """
 
     def __init__(
-        self, method: str, shape: Shape, *, threads: int, max_tokens: int, activations: str = "auto"
+        self,
+        method: str,
+        shape: Shape,
+        *,
+        threads: int,
+        max_tokens: int,
+        activations: str = "auto",
+        ggml_type: str | None = None,
     ) -> None:
         super().__init__(
             layer_idx=0,
@@ -46,8 +57,12 @@ class RandomLayer(KTMoEWrapper):
             method=method,
             activations=activations,
         )
-        self.activations = activations
-        experts = quantize_experts(method, *([matrix] for matrix in random_expert(shape)))
+        self.shape, self.activations = shape, activations
+        if ggml_type is None:
+            experts = quantize_experts(method, *([matrix] for matrix in random_expert(shape)))
+        else:
+            experts = random_blocks(ggml_type, shape)
+        self.format = experts.formats[0] if experts.formats else method
         self.expert_bytes = _checkpoint_bytes(experts)
         self._load(experts, [0] * shape.experts, InputError)
 

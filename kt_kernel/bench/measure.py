@@ -15,7 +15,7 @@ from kt_kernel import kt_kernel_ext
 from kt_kernel.bench.layer import RandomLayer
 from kt_kernel.bench.limits import Limits, measure_limits, median_limits
 from kt_kernel.bench.shapes import Call, Shape, random_call
-from kt_kernel.bench.targets import FOUR_BIT_WITH_SCALES, Target, target_for
+from kt_kernel.bench.targets import FOUR_BIT_WITH_SCALES, Target, gguf_target, target_for
 
 # torch's OpenMP threads spin for about a millisecond after their work and would share our cores meanwhile.
 _SETTLE_SECONDS = 0.01
@@ -45,13 +45,15 @@ THOROUGH = Effort(rounds=5, seconds=0.4, least=2)
 
 @dataclass(frozen=True)
 class Row:
-    """`gigabytes_per_second` counts the distinct experts used, as stored in a checkpoint, scales included.
+    """`format`: the type of a GGUF layer, else the method's name.
+    `gigabytes_per_second` counts the distinct experts used, as stored in a checkpoint, scales included.
 
     Shares: of the measured read bandwidth; of the measured peak of the products that `activations` asks for
     (`peak_limit`); `roof`: the time that the slower of these two limits alone would take / time.
     """
 
     method: str
+    format: str
     activations: str
     kernel: str
     shape: str
@@ -69,6 +71,11 @@ class Row:
     other_ms: dict[str, float] = field(default_factory=dict)
 
     @property
+    def label(self) -> str:
+        """Method and, where it has several, format."""
+        return self.method if self.format == self.method else f"{self.method} {self.format}"
+
+    @property
     def misses_target(self) -> bool:
         """Whether there is a target and it is not reached."""
         return self.target is not None and self.share(self.target.limit) < self.target.share
@@ -78,21 +85,17 @@ class Row:
         return getattr(self, f"share_of_{limit}")
 
 
-def kernels(method: str) -> dict[str, str]:
+def kernels(method: str, ggml_type: str | None = None) -> dict[str, str]:
     """Activations ("auto" among them) -> name of the kernel that runs the method with them here."""
     named: dict[str, str] = {}
     for row in kt_kernel_ext.dispatch_table():
-        if row["method"] == method and row["state"] != "unavailable":
+        if row["method"] != method or row["format"] != (ggml_type or row["format"]):
+            continue
+        if row["state"] != "unavailable":
             named.setdefault(row["activations"], row["kernel"])
             if row["state"] == "chosen":
                 named["auto"] = row["kernel"]
     return named
-
-
-def resolved(method: str, activations: str) -> str:
-    """What "auto" stands for on this machine."""
-    known = kernels(method)
-    return next(kind for kind, name in known.items() if kind != "auto" and name == known[activations])
 
 
 def peak_limit(activations: str, bits_per_weight: float) -> str:
@@ -124,6 +127,7 @@ def measure_method(
     effort: Effort,
     others: Others | None = None,
     activations: Sequence[str] = ("auto",),
+    ggml_type: str | None = None,
 ) -> list[Row]:
     """A row per token count and kind of activations: medians over the calls of all rounds.
 
@@ -131,7 +135,14 @@ def measure_method(
     count, and the calls of `others` and of different activations alternate.
     """
     layers = [
-        RandomLayer(method, shape, threads=threads, max_tokens=max(tokens), activations=kind)
+        RandomLayer(
+            method,
+            shape,
+            threads=threads,
+            max_tokens=max(tokens),
+            activations=kind,
+            ggml_type=ggml_type,
+        )
         for kind in activations
     ]
     samples = {
@@ -182,8 +193,9 @@ def _seconds_in_a_row(
 
 
 def _row(layer: RandomLayer, shape: Shape, tokens: int, samples: _Samples, limits: Limits) -> Row:
-    kernel = kernels(layer.method)[layer.activations]
-    activations = resolved(layer.method, layer.activations)
+    known = kernels(layer.method, layer.format)
+    kernel = known[layer.activations]
+    activations = next(kind for kind, name in known.items() if kind != "auto" and name == kernel)
     medians = {name: statistics.median(seconds) for name, seconds in samples.seconds.items()}
     ours = medians.pop(_OURS)
     bytes_read = statistics.mean(samples.distinct_experts) * layer.expert_bytes
@@ -192,6 +204,7 @@ def _row(layer: RandomLayer, shape: Shape, tokens: int, samples: _Samples, limit
     compute_seconds = shape.flops(tokens) / limits[peak_limit(activations, bits)]["per_second"]
     return Row(
         method=layer.method,
+        format=layer.format,
         activations=activations,
         kernel=kernel,
         shape=shape.name,
@@ -204,10 +217,16 @@ def _row(layer: RandomLayer, shape: Shape, tokens: int, samples: _Samples, limit
         share_of_read=read_seconds / ours,
         share_of_peak=compute_seconds / ours,
         share_of_roof=max(read_seconds, compute_seconds) / ours,
-        target=target_for(kernel, bits, shape.name, tokens, activations),
+        target=_target(layer, kernel, bits, tokens, activations),
         limits=limits,
         other_ms={name: 1e3 * seconds for name, seconds in medians.items()},
     )
+
+
+def _target(layer: RandomLayer, kernel: str, bits: float, tokens: int, activations: str) -> Target | None:
+    if layer.format != layer.method:
+        return gguf_target(kernel, layer.format, layer.shape.name, tokens)
+    return target_for(kernel, bits, layer.shape.name, tokens, activations)
 
 
 def _seconds(function: Callable[[Call], object], call: Call) -> float:

@@ -34,7 +34,7 @@ def text_line(row: Row) -> str:
     )
     others = "".join(f"  {name} {ms:.2f} ms = {ms / row.ms:.2f}x" for name, ms in row.other_ms.items())
     return (
-        f"{row.method:>14} {row.activations} {row.shape} {row.tokens:>5} tokens {row.ms:>9.2f} ms"
+        f"{row.label:>17} {row.activations} {row.shape} {row.tokens:>5} tokens {row.ms:>9.2f} ms"
         f" {row.gigabytes_per_second:>6.1f} GB/s  read {row.share_of_read:>4.0%}"
         f"  peak {row.share_of_peak:>4.0%}  roof {row.share_of_roof:>4.0%}{target}{others}"
     )

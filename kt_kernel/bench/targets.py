@@ -46,6 +46,20 @@ def target_for(
     return None
 
 
+_GGUF_READ = {"Q8_0": 0.75, **dict.fromkeys(("Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4"), 0.70)}
+
+
+def gguf_target(kernel: str, ggml_type: str, shape: str, tokens: int) -> Target | None:
+    """The target of the types that people use most, with int8 activations; None for all others."""
+    if "_int8." not in kernel or ggml_type not in _GGUF_READ:
+        return None
+    if tokens == _FEW:
+        return Target("read", 0.60 if kernel.endswith(".avx2") else _GGUF_READ[ggml_type])
+    if tokens == _MANY:
+        return Target("peak", 0.65 if shape == "L" else 0.50)
+    return None
+
+
 def _int8_target(kernel: str, bits_per_weight: float, shape: str, tokens: int) -> Target | None:
     """Integers are read as they are, so with one token only unpacking nibbles without VNNI costs anything."""
     if tokens == _FEW:

@@ -15,7 +15,7 @@ from kt_kernel.bench import limits, measure, shapes
 from kt_kernel.bench.layer import RandomLayer
 from kt_kernel.bench.measure import Effort, measure_method, peak_limit
 from kt_kernel.bench.report import verdict
-from kt_kernel.bench.targets import Target, target_for
+from kt_kernel.bench.targets import Target, gguf_target, target_for
 from kt_kernel.cli import bench
 from kt_kernel.cli.main import app
 
@@ -43,6 +43,7 @@ BITS_PER_WEIGHT = {
     "MOE_INT8": 8 + 32 * (2 / 256 + 1 / 128) / 3,
     "MXFP4": 4 + 8 / 32,
     "NVFP4": 4 + 8 / 16 + 3 * 32 / TINY.expert_elements,
+    "LLAMAFILE": 8 + 16 / 32,
 }
 
 
@@ -78,7 +79,9 @@ def test_table_has_a_verdict_for_every_method(tiny):
     result = kt_bench("--tokens", "1,3")
     assert result.exit_code == 0, result.output
     chosen = {
-        row["method"]: row["kernel"] for row in kt_kernel_ext.dispatch_table() if row["state"] == "chosen"
+        row["method"]: row["kernel"]
+        for row in kt_kernel_ext.dispatch_table()
+        if row["state"] == "chosen" and row["format"] in (row["method"], "Q8_0")
     }
     for method, kernel in chosen.items():
         line = next(line for line in result.stdout.splitlines() if line.split()[:2] == [method, kernel])
@@ -196,6 +199,23 @@ def test_targets(kernel, bits, shape, tokens, target):
     assert target_for(kernel, bits, shape, tokens, activations) == target
 
 
+@pytest.mark.parametrize(
+    ("kernel", "ggml_type", "shape", "tokens", "target"),
+    [
+        ("int8_int8.avx512_vnni", "Q8_0", "S", 1, Target("read", 0.75)),
+        ("code6_int8.avx512_vnni", "Q6_K", "L", 1, Target("read", 0.70)),
+        ("code4_int8.avx2", "Q4_K", "S", 1, Target("read", 0.60)),
+        ("code4_int8.avx2", "Q4_K", "S", 1024, Target("peak", 0.50)),
+        ("code5_int8.avx512", "Q5_K", "L", 1024, Target("peak", 0.65)),
+        ("code5_int8.avx512", "Q5_K", "L", 64, None),
+        ("code2_int8.avx2", "Q2_K", "S", 1, None),
+        ("blocks.avx2", "Q4_K", "S", 1, None),
+    ],
+)
+def test_targets_of_gguf_types(kernel, ggml_type, shape, tokens, target):
+    assert gguf_target(kernel, ggml_type, shape, tokens) == target
+
+
 @pytest.mark.parametrize(("share", "word"), [(0.80, "good"), (0.75, "good"), (0.74, "below target")])
 def test_one_row_below_its_target_decides(monkeypatch, share, word):
     monkeypatch.setattr(measure, "measure_limits", lambda engine: LIMITS)
@@ -206,7 +226,13 @@ def test_one_row_below_its_target_decides(monkeypatch, share, word):
 
 
 def test_table_of_a_document_marks_what_is_missed_and_what_lost_to_bf16():
-    common = {"method": "RAWINT4", "kernel": "code4_int8.avx2", "activations": "int8", "shape": "S"}
+    common = {
+        "method": "RAWINT4",
+        "format": "RAWINT4",
+        "kernel": "code4_int8.avx2",
+        "activations": "int8",
+        "shape": "S",
+    }
     shares = {"share_of_read": 0.6, "share_of_peak": 0.1}
     below = {"target": {"limit": "read", "share": 0.7}, "verdict": "below target", "other_ms": {"bf16": 1.0}}
     good = {"target": None, "verdict": "-", "other_ms": {"bf16": 9.0}}
