@@ -270,10 +270,11 @@ class KTMoEWrapper:
             damaged = experts.with_undefined_scale()
             where = f" (scales of '{damaged[0]}')" if damaged else ""
             raise error_type(f"layer {self.layer_idx}: {error}{where}") from None
-        announce_kernels(experts.formats or (self.method,), config.activations)
+        announce_kernels(self.method, experts.formats or (self.method,), config.activations)
         self.moe = native
         self._stored = _Stored.of(experts, order)
-        shared = (config, self.cpu_infer, self._chain, native, self._gpu_experts_mask)
+        reads = (self._gpu_experts_mask, self._mapped)
+        shared = (config, self.cpu_infer, self._chain, native, reads)
         self._cpu = CpuPath(*shared)
         self._device = DevicePath(*shared, BUFFERS, CudaRuntime())
 

@@ -67,7 +67,7 @@ class CpuPath(CallPath):
         if deferred_ids is not None:
             # The model goes on and may overwrite hidden before the deferred task reads it.
             hidden, later = hidden.clone(), torch.empty_like(hidden)
-            self._defer(call, later, (hidden, deferred_ids, weights, self._mask))
+            self._defer(call, later, (hidden, deferred_ids, weights, self._reads))
             self._submit(hidden, deferred_ids, weights, later, 0)
 
     def sync(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -65,11 +65,11 @@ class DevicePath(CallPath):
         engine: Any,
         chain: DeferralChain,
         native: Any,
-        mask: torch.Tensor,
+        reads: Any,
         buffers: BufferCache,
         runtime: CudaRuntime,
     ) -> None:
-        super().__init__(config, engine, chain, native, mask)
+        super().__init__(config, engine, chain, native, reads)
         self._buffers = buffers
         self._runtime = runtime
 
@@ -111,7 +111,7 @@ class DevicePath(CallPath):
         key = BufferKey(hidden.device, hidden.dtype, config.hidden_size, config.num_experts_per_tok, stream)
         capture = self._runtime.capture_id(stream)
         ring = self._buffers.ring(key, max(layout.tokens, 1), self._runtime.page_locked, capture)
-        host, kept = ring.next_slot(), (ring, self._mask)
+        host, kept = ring.next_slot(), (ring, self._reads)
         call, protected_k = self._begin(hidden, lambda _: host.output[: layout.tokens]), self._protected_k()
         call.keep_alive = kept if call.earlier is None else (kept, call.earlier.keep_alive)
         if protected_k is None:

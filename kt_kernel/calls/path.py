@@ -38,19 +38,20 @@ class Call:
 
 
 class CallPath:
-    """Calls of one loaded layer. `native`, its extension object, reads `mask` whenever it computes.
+    """Calls of one loaded layer. `native`, its extension object, reads the memory of `reads` whenever it
+    computes: the mask, and weights that are mapped from a file.
 
     `chain` may be another from one pass to the next.
     """
 
     def __init__(
-        self, config: LayerConfig, engine: Any, chain: DeferralChain, native: Any, mask: torch.Tensor
+        self, config: LayerConfig, engine: Any, chain: DeferralChain, native: Any, reads: Any
     ) -> None:
         self._config = config
         self._engine = engine
         self.chain = chain
         self._native = native
-        self._mask = mask
+        self._reads = reads
         self._in_flight: Call | None = None
 
     def _protected_k(self) -> int | None:

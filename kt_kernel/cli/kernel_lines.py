@@ -16,11 +16,12 @@ def summary_lines(rows: Sequence[dict]) -> Iterator[str]:
 
     A method with several formats has a line for those that run alike, below their names.
     """
-    yield f"{'method':16}{'auto is':9}{'its kernel':26}other activations"
+    yield f"{'method':16}{'auto is':9}{'its kernel':28}other activations"
     for method in dict.fromkeys(row["method"] for row in rows):
         formats: dict[str, list[str]] = {}
-        for name in dict.fromkeys(row["format"] for row in rows if row["method"] == method):
-            choice = _choice([row for row in rows if row["format"] == name])
+        of_method = [row for row in rows if row["method"] == method]
+        for name in dict.fromkeys(row["format"] for row in of_method):
+            choice = _choice([row for row in of_method if row["format"] == name])
             formats.setdefault(choice, []).append(name)
         if list(formats.values()) == [[method]]:
             yield f"{method:16}{next(iter(formats))}"
@@ -39,7 +40,7 @@ def _choice(rows: Sequence[dict]) -> str:
     if chosen is None:
         return f"{_NONE:9}no kernel for this CPU"
     other = _first_possible(row for row in rows if row["activations"] != chosen["activations"])
-    return f"{chosen['activations']:9}{chosen['kernel']:26}{other}"
+    return f"{chosen['activations']:9}{chosen['kernel']:28}{other}"
 
 
 def _first_possible(rows: Iterator[dict]) -> str:
@@ -50,9 +51,8 @@ def _first_possible(rows: Iterator[dict]) -> str:
 def detail_lines(rows: Sequence[dict]) -> Iterator[str]:
     """Every kernel, the one tried first on top, with its state and reason; formats may share them."""
     formats: dict[tuple, list[str]] = {}
-    for name in dict.fromkeys(row["format"] for row in rows):
-        of_format = [row for row in rows if row["format"] == name]
-        method = of_format[0]["method"]
+    for method, name in dict.fromkeys((row["method"], row["format"]) for row in rows):
+        of_format = (row for row in rows if (row["method"], row["format"]) == (method, name))
         lines = tuple(line for row in of_format for line in _row_lines(row))
         formats.setdefault(lines, []).append(name if name == method else f"{method} {name}")
     for lines, names in formats.items():

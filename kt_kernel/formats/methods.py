@@ -116,17 +116,20 @@ def check_weight_storage(
         )
 
 
-def announce_kernels(formats: Iterable[str], activations: str) -> None:
+def announce_kernels(method: str, formats: Iterable[str], activations: str) -> None:
     """Log, once per process, format and kind of activations, which kernels run it here and why."""
     for name in dict.fromkeys(formats):
-        if (name, activations) in _announced:
+        label = name if name == method else f"{method} {name}"
+        if (label, activations) in _announced:
             continue
-        _announced.add((name, activations))
-        rows = (row for row in kt_kernel_ext.dispatch_table() if row["format"] == name)
+        _announced.add((label, activations))
+        rows = (
+            row for row in kt_kernel_ext.dispatch_table() if (row["method"], row["format"]) == (method, name)
+        )
         row = next((row for row in rows if _is_taken(row, activations)), None)
         if row is not None:
             kernel = f"{row['kernel']}, {row['activations']} activations ({row['reason']})"
-            logger.info("kernels for %s: %s: %s", name, row["operation"], kernel)
+            logger.info("kernels for %s: %s: %s", label, row["operation"], kernel)
 
 
 def _is_taken(row: dict, activations: str) -> bool:

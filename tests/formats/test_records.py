@@ -6,8 +6,10 @@ import torch
 from kt_kernel import kt_kernel_ext
 from kt_kernel.checkpoint.safetensors_file import TORCH_DTYPES
 from kt_kernel.formats.records import RECORDS
+from kt_kernel.gguf.types import TYPES_BY_NAME
 
-ROWS = {row["method"]: row for row in kt_kernel_ext.FORMATS}
+# Of methods that have but one format; those of GGUF files are ggml's types.
+ROWS = {row["method"]: row for row in kt_kernel_ext.FORMATS if row["name"] == row["method"]}
 
 _CODES = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn, "int8": torch.int8}
 _COLUMNS = {"row": 0, "group size": None}
@@ -22,8 +24,15 @@ _WRITTEN = {
 
 
 def test_every_method_that_can_be_read_has_both():
-    assert set(ROWS) == {name for name, record in RECORDS.items() if record.encoding is not None}
-    assert set(kt_kernel_ext.METHODS) <= set(ROWS)
+    assert set(ROWS) == {name for name, record in RECORDS.items() if record.storage}
+    assert set(kt_kernel_ext.METHODS) <= {*ROWS, "LLAMAFILE"}
+
+
+def test_types_of_gguf_files_are_as_large_to_the_reader_as_to_the_extension():
+    rows = {row["name"]: (row["id"], row["columns"], row["bytes"]) for row in kt_kernel_ext.GGUF_TYPES}
+    ours = {name: (row.id, row.columns, row.bytes) for name, row in TYPES_BY_NAME.items() if name in rows}
+    assert ours == rows
+    assert {row["name"] for row in kt_kernel_ext.FORMATS if row["method"] == "LLAMAFILE"} <= set(rows)
 
 
 @pytest.mark.parametrize("method", ROWS)

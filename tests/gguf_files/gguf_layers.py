@@ -17,7 +17,7 @@ from kt_kernel.cli.forward_check import exact_layer
 
 # K of both kinds of matrices is a multiple of 256, the largest block.
 EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, MOST_TOKENS = 4, 2, 512, 256, 16
-NMSE_BOUNDS = {"bf16": 1e-5, "int8": 2e-4}
+NMSE_BOUNDS = {"bf16": 1e-5, "int8": 2e-4, "auto": 2e-4}
 
 # Where a block keeps the fp16 numbers that everything else is multiplied with.
 _HALVES = {
@@ -137,7 +137,7 @@ def wrapper(path: Path | str, **changes) -> KTMoEWrapper:
         "weight_path": path,
         "chunked_prefill_size": MOST_TOKENS,
         "method": "LLAMAFILE",
-        "activations": "bf16",
+        "activations": "auto",
     }
     return KTMoEWrapper(**{**arguments, **changes})
 
