@@ -1,4 +1,4 @@
-"""One tensor of a GGUF file as numbers."""
+"""Blocks of a GGUF file as numbers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import torch
 from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import FeatureUnavailableError
 from kt_kernel.gguf.model import GgufModel
+from kt_kernel.gguf.types import GgmlType
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DECODED = {row["id"] for row in kt_kernel_ext.GGUF_TYPES}
 
 
-def decode(file: GgufModel, name: str, dtype: torch.dtype, at: int | None = None) -> torch.Tensor:
-    """The tensor, or the matrix `at` of one with three dimensions, in memory of its own.
+def decode(file: GgufModel, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of the file in memory of its own.
 
     `dtype`: float32, bfloat16 or float16; values are rounded once. Raises MissingTensorError, or
     FeatureUnavailableError for a type or dtype that is not decoded.
@@ -24,16 +25,13 @@ def decode(file: GgufModel, name: str, dtype: torch.dtype, at: int | None = None
             f"not available yet: tensor '{name}' of '{file.path}' has the type {info.dtype}, which is not "
             f"decoded to {str(dtype).removeprefix('torch.')}."
         )
-    blocks = file.view(name) if at is None else file.view(name)[at]
-    shape = info.shape if at is None else info.shape[1:]
-    values = torch.empty(shape, dtype=dtype)
-    columns = shape[-1]
-    kt_kernel_ext.gguf_decode(
-        info.type.id,
-        blocks.data_ptr(),
-        values.numel() // columns,
-        columns,
-        values.data_ptr(),
-        _DTYPES[dtype],
-    )
+    return decode_rows(file.view(name), info.type, dtype)
+
+
+def decode_rows(blocks: torch.Tensor, kind: GgmlType, dtype: torch.dtype) -> torch.Tensor:
+    """Contiguous rows of blocks, uint8 [..., bytes of a row], as numbers [..., columns]."""
+    columns = blocks.shape[-1] // kind.bytes * kind.columns
+    values = torch.empty((*blocks.shape[:-1], columns), dtype=dtype)
+    rows = values.numel() // columns
+    kt_kernel_ext.gguf_decode(kind.id, blocks.data_ptr(), rows, columns, values.data_ptr(), _DTYPES[dtype])
     return values

@@ -6,12 +6,14 @@ latent attention's kv_b_proj as two tensors, one-row matrices as vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from kt_kernel.errors import CheckpointError
+from kt_kernel.gguf.experts import METHOD, GgufExperts
 from kt_kernel.gguf.model import GgufModel
 from kt_kernel.gguf_model.architectures import (
     WHOLE_MODEL,
@@ -19,12 +21,12 @@ from kt_kernel.gguf_model.architectures import (
     RopeRows,
     require_architecture,
 )
-from kt_kernel.gguf_model.decoding import decode
+from kt_kernel.gguf_model.decoding import decode, decode_rows
 from kt_kernel.gguf_model.fields import Fields, layer_of
 
 Arrange = Callable[[list[torch.Tensor]], torch.Tensor]
 
-_EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps")
+_EXPERTS = re.compile(r"ffn_(gate_up|gate|up|down)(_exps|\.\d+)\.")  # method LLAMAFILE's business
 _KV_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 _KV_B = "attn_kv_b.weight"
 # Tensors that say again what the metadata say.
@@ -73,26 +75,28 @@ class DenseWeights:
         return decode(self.file, part, torch.float32 if self.file.info(part).dtype == "F32" else dtype)
 
     def decoded_experts(
-        self, layer: int, experts: Iterable[int], dtype: torch.dtype
+        self, layer: int, experts: Sequence[int], dtype: torch.dtype
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Some routed experts of a layer, for devices: three matrices each, under published names."""
-        names = self._architecture.experts
-        base = f"model.layers.{layer}.{names.path}"
-        for expert in experts:
-            gate, up, down = self._expert(layer, expert, dtype)
-            for projection, matrix in ((names.gate, gate), (names.up, up), (names.down, down)):
-                yield f"{base}.{expert}.{projection}.weight", matrix
+        """Some routed experts of a layer, for devices: three matrices each, under published names.
 
-    def _expert(self, layer: int, expert: int, dtype: torch.dtype) -> list[torch.Tensor]:
-        fused, down = f"blk.{layer}.ffn_gate_up_exps.weight", f"blk.{layer}.ffn_down_exps.weight"
-        if fused in self.file.tensors:
-            gate_and_up = decode(self.file, fused, dtype, expert).chunk(2)
-        else:
-            gate_and_up = [
-                decode(self.file, f"blk.{layer}.ffn_{part}_exps.weight", dtype, expert)
-                for part in ("gate", "up")
-            ]
-        return [*gate_and_up, decode(self.file, down, dtype, expert)]
+        Raises what method LLAMAFILE does where they are not as the metadata say.
+        """
+        names, fields = self._architecture.experts, self._fields
+        sizes = {
+            "num_experts": fields.experts,
+            "hidden": fields.hidden,
+            "intermediate": fields.expert_size,
+        }
+        with GgufExperts(self.file).layer(layer, METHOD, **sizes) as stored:
+            for expert in experts:
+                for projection, matrices in (
+                    (names.gate, stored.gate),
+                    (names.up, stored.up),
+                    (names.down, stored.down),
+                ):
+                    matrix = matrices[expert]
+                    name = f"model.layers.{layer}.{names.path}.{expert}.{projection}.weight"
+                    yield name, decode_rows(matrix.weight, self.file.info(matrix.name).type, dtype)
 
     # ---- finding -----------------------------------------------------------------------------------
 
@@ -122,7 +126,7 @@ class DenseWeights:
         for tensor in tensors:
             tail = tensor.removeprefix(prefix)
             stem, _, suffix = tail.rpartition(".")
-            if stem in _EXPERTS or tail in _REDUNDANT or (tensor in halves and "attn_kv_b" in names):
+            if _EXPERTS.match(tail) or tail in _REDUNDANT or (tensor in halves and "attn_kv_b" in names):
                 continue
             if tail in names:  # a name for one tensor alone
                 missing.discard(tail)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from kt_kernel.user_cache import cache_root, cached_directory
 
 LAYOUT_VERSION = 1  # raise whenever what is written changes
 _MARK = "kt_gguf.json"
+_PART = re.compile(r"-\d{5}-of-\d{5}$")  # ends the names of the parts of a split model
 
 
 @dataclass(frozen=True)
@@ -99,4 +101,4 @@ def _state(file: Path) -> tuple[str, int, int]:
 
 def _name(model: GgufModel, first: Path) -> str:
     said = model.metadata.get("general.name")
-    return said if isinstance(said, str) and said.strip() else first.stem
+    return said if isinstance(said, str) and said.strip() else _PART.sub("", first.stem)

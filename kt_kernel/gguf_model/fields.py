@@ -10,7 +10,8 @@ from kt_kernel.errors import CheckpointError
 from kt_kernel.gguf.model import GgufModel
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
-_DOWN = "blk.{layer}.ffn_down_exps.weight"
+# All experts of a layer in one tensor; in old files, each in one of its own.
+_STACKED, _FIRST = "blk.{}.ffn_down_exps.weight", "blk.{}.ffn_down.0.weight"
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow", "attention_factor": "yarn_attn_factor"}
 
 
@@ -99,7 +100,11 @@ class Fields:
     @functools.cached_property
     def moe_layers(self) -> tuple[int, ...]:
         """The layers with routed experts; there is at least one."""
-        found = [layer for layer in range(self.layers) if _DOWN.format(layer=layer) in self.file.tensors]
+        found = [
+            layer
+            for layer in range(self.layers)
+            if any(name.format(layer) in self.file.tensors for name in (_STACKED, _FIRST))
+        ]
         if not found:
             raise CheckpointError(
                 f"'{self.file.path}' ({self.file.architecture}) has no experts in it: kt-kernel serves "
@@ -120,8 +125,8 @@ class Fields:
 
     @property
     def experts(self) -> int:
-        told, stored = self.integer("expert_count"), self.shape(_DOWN.format(layer=self.moe_layers[0]))[0]
-        if told != stored:
+        told, stacked = self.integer("expert_count"), _STACKED.format(self.moe_layers[0])
+        if stacked in self.file.tensors and (stored := self.shape(stacked)[0]) != told:
             raise CheckpointError(
                 f"'{self.file.path}' says it has {told} experts, but its tensors hold {stored}; download it "
                 "again."
@@ -135,7 +140,9 @@ class Fields:
     @property
     def expert_size(self) -> int:
         """Neurons of one routed expert."""
-        return self.shape(_DOWN.format(layer=self.moe_layers[0]))[2]
+        layer = self.moe_layers[0]
+        stacked = _STACKED.format(layer)
+        return self.shape(stacked if stacked in self.file.tensors else _FIRST.format(layer))[-1]
 
     @property
     def shared_expert_size(self) -> int:

@@ -6,6 +6,7 @@ format's conventions and are written down here a second time: they share no code
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,11 +169,14 @@ def published_tensors(model: transformers.PreTrainedModel, folder: Path) -> dict
 @dataclass(frozen=True)
 class FileStyle:
     """What differs between files of the same model. `kv_b`: "joined" as older converters wrote it, or
-    "halves"; `kind`: of matrices.
+    "halves"; `experts`: "stacked", "fused" (gate and up in one tensor), or "single" as the oldest; `kind`: of
+    matrices, `expert_kind` of those of experts.
     """
 
     kv_b: str = "halves"
+    experts: str = "stacked"
     kind: Type = Type.BF16
+    expert_kind: Type = Type.Q8_0
 
 
 USUAL = FileStyle()
@@ -193,7 +197,8 @@ def write_published(
         **metadata,
     }
     stored = [
-        _stored(name, values, style.kind) for name, values in _tensors(architecture, config, tensors, style)
+        _stored(name, values, style.expert_kind if _is_expert(name) else style.kind)
+        for name, values in _tensors(architecture, config, tensors, style)
     ]
     return write(path, architecture, {key: value for key, value in keys.items() if value is not None}, stored)
 
@@ -302,8 +307,33 @@ def _tensors(
             if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
                 values = _in_pairs(values, config.hidden_size // config.num_attention_heads)
             yield _name(names, name), values.squeeze()
-    for name, of_layer in experts.items():
-        yield _name(names, name), torch.stack([of_layer[expert] for expert in sorted(of_layer)])
+    stacked = {
+        _name(names, name): torch.stack([of_layer[expert] for expert in sorted(of_layer)])
+        for name, of_layer in experts.items()
+    }
+    yield from _STYLES_OF_EXPERTS[style.experts](stacked)
+
+
+def _single(stacked: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, matrices in stacked.items():
+        for expert, matrix in enumerate(matrices):
+            yield name.replace("_exps.", f".{expert}."), matrix
+
+
+def _fused(stacked: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, matrices in stacked.items():
+        if "_gate_" in name:
+            up = stacked[name.replace("_gate_", "_up_")]
+            yield name.replace("_gate_", "_gate_up_"), torch.cat([matrices, up], dim=1)
+        elif "_down_" in name:
+            yield name, matrices
+
+
+_STYLES_OF_EXPERTS = {
+    "stacked": lambda stacked: iter(stacked.items()),
+    "single": _single,
+    "fused": _fused,
+}
 
 
 def _architecture(name: str) -> gguf.MODEL_ARCH:
@@ -329,6 +359,22 @@ def _halves_of_kv_b(
 def _in_pairs(rows: torch.Tensor, head: int) -> torch.Tensor:
     """Row j and row j + head / 2 of a head become neighbours."""
     return rows.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _is_expert(name: str) -> bool:
+    return "_exps." in name or re.search(r"ffn_\w+\.\d+\.", name) is not None
+
+
+def with_rounded_experts(tensors: dict[str, torch.Tensor], kind: Type) -> dict[str, torch.Tensor]:
+    """Published tensors whose experts are what a file of that type says; all of them float32."""
+
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        blocks = gguf.quants.quantize(values.float().numpy(), kind)
+        return torch.from_numpy(gguf.quants.dequantize(blocks, kind).copy())
+
+    return {
+        name: rounded(values) if ".experts." in name else values.float() for name, values in tensors.items()
+    }
 
 
 def _stored(name: str, values: torch.Tensor, kind: Type) -> Stored:
