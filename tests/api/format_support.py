@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 from api_support import TOP_K, random_experts, save_single
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 
 from kt_kernel import KTMoEWrapper
 from kt_kernel.checkpoint.formats import FORMATS
@@ -154,6 +156,11 @@ def decoded(method: str, layer: LayerExperts) -> tuple[torch.Tensor, torch.Tenso
     )
 
 
+def written(method: str, numbers: torch.Tensor) -> torch.Tensor:
+    """What a device gets: the exact numbers; of GGUF files, decoded on their way, rounded to bf16."""
+    return numbers.bfloat16() if method == "LLAMAFILE" else numbers
+
+
 def decode(method: str, matrix: ExpertMatrix) -> torch.Tensor:
     """float64 [N, K]."""
     return _DECODERS[method](matrix) * matrix.global_scale
@@ -207,6 +214,10 @@ def _decode_gptq(matrix: ExpertMatrix) -> torch.Tensor:
     )
 
 
+def _decode_q8_0(matrix: ExpertMatrix) -> torch.Tensor:
+    return torch.from_numpy(dequantize(matrix.weight.numpy(), GGMLQuantizationType.Q8_0)).double()
+
+
 _DECODERS = {
     "BF16": lambda matrix: matrix.weight.double(),
     "FP8": _decode_blocks,
@@ -217,5 +228,6 @@ _DECODERS = {
     "RAWINT4": _decode_packed_int4,
     "GPTQ_INT4": _decode_gptq,
     "AMXINT4": _decode_packed_int4,
+    "LLAMAFILE": _decode_q8_0,
     "AMXINT8": lambda matrix: matrix.weight.double() * _spread(matrix.scale, matrix.weight.shape[1]),
 }

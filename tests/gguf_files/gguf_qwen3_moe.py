@@ -43,7 +43,7 @@ _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # GGUF's kinds of tokens
 
 # Deviation of an entry as a multiple of inputs ** -0.5, where it is not 1. Attention that looks everywhere
 # and a router that is sure of its choice keep rounding from changing what comes next, as training does.
-_FACTORS = {"attn_q": 0.5, "attn_k": 0.5, "ffn_gate_inp": 4.0, "ffn_down_exps": 2.0, "output": 3.0}
+_FACTORS = {"attn_q": 0.5, "attn_k": 0.5, "ffn_gate_inp": 4.0, "output": 3.0}
 
 
 def write_qwen3_moe(path: Path, size: Size, kind: Type = Type.F16) -> Path:
