@@ -9,21 +9,23 @@ import pytest
 import torch
 from gguf_published import USUAL, with_rounded_experts, write_published
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from kt_kernel.demo import load_dense_model
+from kt_kernel.gguf_model import describe
 from kt_kernel.integrations.transformers import from_pretrained
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
 
 import tiny_models
+from agreement import DECIDED_LOGIT_GAP, LEAST_AGREEMENT
+from texts import ENGLISH
 
-# Families of tests/serving/tiny_models.py -> architecture of the file.
+# Families of tests/serving/tiny_models.py -> architecture of the file; test_gguf_served.py has the others.
 FAMILIES = {
     "qwen3_moe": "qwen3moe",
     "qwen2_moe": "qwen2moe",
-    "mixtral": "llama",
     "glm4_moe": "glm4moe",
-    "deepseek_v3": "deepseek2",
     "minimax_m2": "minimax-m2",
 }
 
@@ -52,3 +54,21 @@ def test_logits_are_the_published_models(family, tmp_path, monkeypatch):
     model.kt.close()
     difference = (ours - theirs).abs().mean()
     assert 0 < difference < MOST_DIFFERENCE, difference
+
+
+def test_a_file_of_a_real_model_says_what_its_dense_twin_says(demo_gguf, tmp_path, monkeypatch):
+    """Weights and tokenizer out of a file whose blocks others quantised, on text."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = from_pretrained(demo_gguf, dtype=torch.float32, cpuinfer=2)
+    tokenizer = AutoTokenizer.from_pretrained(describe(demo_gguf).directory)
+    ids = tokenizer(ENGLISH, return_tensors="pt").input_ids[:, :300]
+    with torch.no_grad():
+        ours, theirs = (m(ids).logits.log_softmax(-1) for m in (model, load_dense_model(torch.float32)))
+    model.kt.close()
+    best = theirs.topk(2).values
+    decided = best[..., 0] - best[..., 1] > DECIDED_LOGIT_GAP
+    assert decided.sum() > 200
+    assert (ours.argmax(-1) == theirs.argmax(-1))[decided].float().mean() >= LEAST_AGREEMENT
+    given = ids[:, 1:, None]
+    difference = (ours - theirs)[:, :-1].gather(-1, given).abs().mean()
+    assert 0 < difference < 0.05, difference
