@@ -92,8 +92,7 @@ class MethodRecord:
     hidden_size and moe_intermediate_size must be multiples of `columns_multiple`. `usual_group_size`: the
     one of published checkpoints, where it is free. `largest_code`: the largest magnitude of a code, times
     that of a scale below a global one. `config_rules`: what quantization_config.py makes sure of.
-    `stored_as`: the method whose other name this is. A method that this build cannot read has the first two
-    fields only.
+    `stored_as`: the method whose other name this is. A method without `storage` is not read from safetensors.
     """
 
     name: str
