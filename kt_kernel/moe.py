@@ -33,6 +33,7 @@ from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.methods import (
     METHODS,
     announce_kernels,
+    announce_mapped,
     check_activations,
     check_sizes,
     check_weight_storage,
@@ -270,7 +271,10 @@ class KTMoEWrapper:
             damaged = experts.with_undefined_scale()
             where = f" (scales of '{damaged[0]}')" if damaged else ""
             raise error_type(f"layer {self.layer_idx}: {error}{where}") from None
-        announce_kernels(self.method, experts.formats or (self.method,), config.activations)
+        if config.weight_storage == MAPPED:
+            announce_mapped(self.method, native.kernels["experts"])
+        else:
+            announce_kernels(self.method, experts.formats or (self.method,), config.activations)
         self.moe = native
         self._stored = _Stored.of(experts, order)
         reads = (self._gpu_experts_mask, self._mapped)

@@ -132,6 +132,13 @@ def announce_kernels(method: str, formats: Iterable[str], activations: str) -> N
             logger.info("kernels for %s: %s: %s", label, row["operation"], kernel)
 
 
+def announce_mapped(method: str, kernels: str) -> None:
+    """Log, once per process, which kernels read a method's weights in their mapped file."""
+    if (method, kernels) not in _announced:
+        _announced.add((method, kernels))
+        logger.info("kernels for %s: experts: %s, weights in the mapped file", method, kernels)
+
+
 def _is_taken(row: dict, activations: str) -> bool:
     """Of a format's rows in the order of the table, the first that this is true of is the one in use."""
     if activations == _AUTO_ACTIVATIONS:
