@@ -6,11 +6,13 @@
 //   zero(), set(float), load(const float*), store(float*, Vec), mul, fma, from_bf16 and the like for scales
 //   load_weights, store_weights                 to and from scratch
 //   dot(Sum, Weights, const Element* a)         adds the products of kDotK columns, in an order of its own
-//   kInteger                                    activations are int8: sums are exact, each step has a RowGroup
-//   close(Sum) -> Vec, step_scale(Vec, group)   kInteger: a step's sum in fp32; weight scale x activation scale
+//   kInteger                                    activations are int8: sums are exact, each has a RowGroup
+//   open(group) -> Sum, close(Sum) -> Vec       kInteger: a sum before its first product, and as fp32
 //   kWidens                                     Weights are wider than the stored codes
 //   kTileTokens, kTileVecs                      register tile for many tokens
 //   kShortStepTokens                            tokens of a tile that keeps totals in registers, 0 = too few of them
+//   kSumTokens                                  of one whose steps have several sums (int8 activations)
+//   kDotsAtOnce                                 dots of each vector in a turn of a tile's innermost loop
 //   kFewTokens, kFewVectors                     up to so many tokens without scratch; sums side by side then
 // Codes (codes-inl.h, e4m3*-inl.h, integer_codes*-inl.h) turns one vector of stored codes, a slice, into Weights, and
 // lists the Scales (scales-inl.h) that may stand beside them.

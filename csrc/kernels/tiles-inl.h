@@ -26,10 +26,6 @@ struct ManyTokens {
   static constexpr size_t kScratchBytes =
       kDecodedBytes + kBlockK / kt::kSmallestStepK * 2 * kt::kPanelRows * sizeof(float);
 
-  // Products of a turn of the innermost loop. (Zen 4, 1 thread, AVX512-VNNI, 60 tokens, 2026-11-30: Q4_0 73 % of the
-  // peak with one, 75 % with two and four, Q6_K 65, 68 and 66 %.)
-  static constexpr int kAtOnce = Ops::kInteger ? 2 : 1;
-
   // A block of one panel ready for the tiles: Weights [k / kDotK][kVecs] and, per sum, a Step of 32 rows.
   struct Block {
     const uint8_t* weights;
@@ -94,9 +90,9 @@ struct ManyTokens {
     }
     // Moves on by `count` columns.
     inline __attribute__((always_inline)) void accumulate(Sums& sums, int count) {
-      for (int i = 0; i < count; i += kAtOnce * Ops::kDotK) {
+      for (int i = 0; i < count; i += Ops::kDotsAtOnce * Ops::kDotK) {
 #pragma GCC unroll 2
-        for (int j = 0; j < kAtOnce; ++j, w += kVecs * kWeightBytes, column += Ops::kDotK) {
+        for (int j = 0; j < Ops::kDotsAtOnce; ++j, w += kVecs * kWeightBytes, column += Ops::kDotK) {
           Weights weights[kUsed];
           for (int v = 0; v < kUsed; ++v) {
             if constexpr (!kDecodes) __builtin_prefetch(w + v * kWeightBytes + P::kAheadBytes, 0, 3);

@@ -15,7 +15,7 @@ from kt_kernel import kt_kernel_ext
 from kt_kernel.bench.layer import RandomLayer
 from kt_kernel.bench.limits import Limits, measure_limits, median_limits
 from kt_kernel.bench.shapes import Call, Shape, random_call
-from kt_kernel.bench.targets import FOUR_BIT_WITH_SCALES, Target, gguf_target, target_for
+from kt_kernel.bench.targets import Target, gguf_target, target_for
 
 # torch's OpenMP threads spin for about a millisecond after their work and would share our cores meanwhile.
 _SETTLE_SECONDS = 0.01
@@ -98,11 +98,15 @@ def kernels(method: str, ggml_type: str | None = None) -> dict[str, str]:
     return named
 
 
-def peak_limit(activations: str, bits_per_weight: float) -> str:
+# Kernels of integers of 8 bits: without VNNI their products do not add up in 16 bits.
+_OF_WIDE_INTEGERS = ("int8_int8.", "code4wide_int8.")
+
+
+def peak_limit(activations: str, kernel: str) -> str:
     """Name of the limit of a kernel's arithmetic: bf16 products where a CPU has them (else f32), or int8."""
     if activations == "bf16":
         return "bf16_dot"
-    return "int8_dot" if bits_per_weight <= FOUR_BIT_WITH_SCALES else "int8_widened"
+    return "int8_widened" if kernel.startswith(_OF_WIDE_INTEGERS) else "int8_dot"
 
 
 Others = dict[str, Callable[[Call], object]]
@@ -201,7 +205,7 @@ def _row(layer: RandomLayer, shape: Shape, tokens: int, samples: _Samples, limit
     bytes_read = statistics.mean(samples.distinct_experts) * layer.expert_bytes
     read_seconds = bytes_read / limits["read"]["per_second"]
     bits = 8 * layer.expert_bytes / shape.expert_elements
-    compute_seconds = shape.flops(tokens) / limits[peak_limit(activations, bits)]["per_second"]
+    compute_seconds = shape.flops(tokens) / limits[peak_limit(activations, kernel)]["per_second"]
     return Row(
         method=layer.method,
         format=layer.format,

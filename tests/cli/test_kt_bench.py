@@ -148,11 +148,16 @@ def test_shares_follow_from_the_limits(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("activations", "bits", "limit"),
-    [("bf16", 4.5, "bf16_dot"), ("int8", 4.5, "int8_dot"), ("int8", 8.25, "int8_widened")],
+    ("activations", "kernel", "limit"),
+    [
+        ("bf16", "code4.avx2", "bf16_dot"),
+        ("int8", "code6_int8.avx2", "int8_dot"),
+        ("int8", "int8_int8.avx2", "int8_widened"),
+        ("int8", "code4wide_int8.avx512", "int8_widened"),
+    ],
 )
-def test_arithmetic_is_a_share_of_the_peak_of_its_own_products(activations, bits, limit):
-    assert peak_limit(activations, bits) == limit
+def test_arithmetic_is_a_share_of_the_peak_of_its_own_products(activations, kernel, limit):
+    assert peak_limit(activations, kernel) == limit
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(0, 2), (1e9, 7)])

@@ -20,6 +20,7 @@ from harness import (
     arguments,
     build_layer,
     ext,
+    make_layer,
     nmse,
     poisoned,
     random_call,
@@ -96,6 +97,18 @@ def test_written_back_is_every_number_rounded_once_to_bf16(format, ranks):
         rows = slice(rank * share, (rank + 1) * share)
         assert same_bits(w13[rank], np.concatenate([gate[rows], up[rows]]))
         assert same_bits(w2[rank], np.ascontiguousarray(down[:, rows]))
+
+
+@once
+def test_blocks_that_no_file_can_have_are_refused():
+    experts = random_experts(4, 2, 64, 64, GgufFormat("MXFP4"))
+    names = ["Q8_0", "Q8_0", "Q4_K"]
+    layer = make_layer(ENGINE, experts)
+    with pytest.raises(ValueError, match=r"Q4_K: a matrix \[64, 64\] does not divide into blocks of 256"):
+        layer.load_experts(*(part.pointers() for part in experts.parts), formats=names)
+    experts.up.weight[1, 3, 17] = 255  # the second block's power of two
+    with pytest.raises(ValueError, match=r"expert 1, up: .* 255, which is not a number"):
+        build_layer(ENGINE, experts)
 
 
 # ---- numbers and sums ---------------------------------------------------------------------------
