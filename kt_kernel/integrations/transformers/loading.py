@@ -9,9 +9,7 @@ At no time does the model hold a parameter for an expert, on any device but meta
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from kt_kernel.gguf.model import open_gguf
 from kt_kernel.gguf_model import describe, find_gguf
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import UnloadedExperts, find_experts, replace_module
-from kt_kernel.integrations.transformers.dense import LazyTensor, dense_state_dict, gguf_state_dict
+from kt_kernel.integrations.transformers.dense import dense_state_dict, gguf_state_dict
 from kt_kernel.integrations.transformers.patching import patch
 
 
@@ -43,30 +41,27 @@ def from_pretrained(
     `path` unless given. Raises a KTError in one sentence if the model or its files cannot be used.
     """
     path = os.fspath(path)
-    file = find_gguf(path)
-    if file is None and not os.path.isdir(path):
+    if not os.path.isdir(path) and find_gguf(path) is None:
         raise CheckpointPathError(
             f"there is no directory '{path}'; give the local directory of a downloaded checkpoint, or a "
             ".gguf file."
         )
     expert_options = {"weight_path": path, **expert_options}
     ExpertOptions(**expert_options).weight_method()  # what is wrong ends here, not after minutes
-    if file is None:
-        model = _without_experts(path, dtype, lambda _: dense_state_dict(open_checkpoint(path)))
-    else:
-        directory = os.fspath(describe(file).directory)
-        model = _without_experts(directory, dtype, functools.partial(gguf_state_dict, open_gguf(file)))
-    return patch(model.to(device), **expert_options)
+    return patch(_without_experts(path, dtype).to(device), **expert_options)
 
 
-def _without_experts(
-    path: str, dtype: torch.dtype | None, tensors_in: Callable[[torch.dtype], dict[str, LazyTensor]]
-) -> transformers.PreTrainedModel:
-    """The model that the directory `path` describes with all weights but those of its experts, on the CPU."""
-    config = _config(path)
+def _without_experts(path: str, dtype: torch.dtype | None) -> transformers.PreTrainedModel:
+    """The model with all weights but those of its experts, on the CPU."""
+    file = find_gguf(path)
+    directory = path if file is None else os.fspath(describe(file).directory)
+    config = _config(directory)
     dtype = dtype or config.dtype or torch.bfloat16
     model_class = _model_class(config)
-    tensors = tensors_in(dtype)
+    if file is None:
+        tensors = dense_state_dict(open_checkpoint(path))
+    else:
+        tensors = gguf_state_dict(open_gguf(file), dtype)
     model, report = _expertless(model_class).from_pretrained(
         None,
         config=config,
@@ -77,8 +72,8 @@ def _without_experts(
     )
     model.__class__ = model_class
     _check_complete(path, model_class.__name__, report)
-    if os.path.exists(os.path.join(path, transformers.utils.GENERATION_CONFIG_NAME)):
-        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+    if os.path.exists(os.path.join(directory, transformers.utils.GENERATION_CONFIG_NAME)):
+        model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
     model.name_or_path = model.config.name_or_path = path
     return model
 
