@@ -6,6 +6,7 @@
 #include "formats/bf16.h"
 #include "formats/code4.h"
 #include "formats/e4m3.h"
+#include "formats/gguf_blocks.h"
 #include "formats/gguf_formats.h"
 #include "formats/integers.h"
 
@@ -17,6 +18,9 @@ const std::vector<const Format*>& all_formats() {
                                        &kFormatRawInt4, &kFormatGptqInt4, &kFormatMxfp4,         &kFormatNvfp4,
                                        &kFormatAmxInt4, &kFormatAmxInt8,  &kFormatMoeInt4,       &kFormatMoeInt8};
     rows.insert(rows.end(), gguf_panel_formats().begin(), gguf_panel_formats().end());
+    for (const Format& format : block_formats()) {
+      if (format.blocks->parts == nullptr) rows.push_back(&format);  // no panels hold it as integers
+    }
     return rows;
   }();
   return all;

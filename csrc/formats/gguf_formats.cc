@@ -7,6 +7,7 @@
 
 #include "formats/code4.h"
 #include "formats/gguf/gguf_types.h"
+#include "formats/gguf_blocks.h"
 
 namespace kt {
 namespace {
@@ -53,6 +54,7 @@ Format format_in_panels(const InPanels& panels, const GgufType& type) {
   format.blocks = &type;
   format.code_offset = panels.table == nullptr ? type.offset : 0;
   format.shared_method = kMethod;
+  format.as_blocks = &block_format(type);
   return format;
 }
 

@@ -15,6 +15,15 @@ inline float from_bf16(uint16_t bits) {
   return value;
 }
 
+// Rounded to nearest even; NaN stays NaN.
+inline uint16_t to_bf16(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, sizeof(word));
+  const uint32_t rounded = word + 0x7FFF + (word >> 16 & 1);
+  const uint32_t quiet = word | 0x400000;
+  return static_cast<uint16_t>((value == value ? rounded : quiet) >> 16);
+}
+
 // IEEE 754 binary16: s eeeee mmmmmmmmmm, bias 15.
 inline float from_f16(uint16_t bits) {
   const int exponent = bits >> 10 & 31;

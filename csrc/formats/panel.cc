@@ -8,6 +8,7 @@
 
 #include "formats/codes/code_kind.h"
 #include "formats/gguf/gguf_types.h"
+#include "formats/gguf_blocks.h"
 #include "formats/gguf_panel.h"
 #include "formats/numbers.h"
 #include "formats/panel_scales.h"
@@ -132,6 +133,7 @@ void unpack_codes(const Format& format, const uint8_t* panel, int index, const M
 }  // namespace
 
 PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOptions& options) {
+  if (format.codes == CodeType::kBlocks) return block_layout(format, shape);
   check_packing(format, shape);
   PanelLayout layout{};
   layout.k_padded = static_cast<int>(round_up(shape.k, kPanelK));
@@ -157,6 +159,7 @@ PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOp
 
 void pack_panel(const Format& format, const PanelLayout& layout, const FormatOptions& options,
                 const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel) {
+  if (format.codes == CodeType::kBlocks) return pack_blocks(layout, source, shape, index, panel);
   if (format.blocks != nullptr) return pack_gguf_panel(format, layout, source, shape, index, panel);
   const int rows = std::clamp(shape.rows - index * kPanelRows, 0, kPanelRows);
   pack_codes(format, layout, {source.codes, shape, index, rows}, panel);
@@ -164,6 +167,7 @@ void pack_panel(const Format& format, const PanelLayout& layout, const FormatOpt
 }
 
 double element(const Format& format, const PanelLayout& layout, const uint8_t* panel, int row, int column) {
+  if (format.codes == CodeType::kBlocks) return block_element(format, layout, panel, row, column);
   if (format.blocks != nullptr) return gguf_element(format, layout, panel, row, column);
   return code_kind(format.codes).value(format, panel, row, column) * scale_value(layout, panel, row, column);
 }
@@ -192,6 +196,7 @@ void check_split(const Format& format, const PanelLayout& layout, MatrixShape sh
 
 void unpack_panel(const Format& format, const PanelLayout& layout, const uint8_t* panel, int index,
                   const MatrixPart& part, const MatrixTarget& target) {
+  if (format.codes == CodeType::kBlocks) return unpack_blocks(format, layout, panel, index, part, target);
   if (format.blocks != nullptr) return unpack_gguf_panel(format, layout, panel, index, part, target);
   unpack_codes(format, panel, index, part, target);
   unpack_scales(format, layout, panel, index, part, target);

@@ -71,6 +71,13 @@ struct PanelLayout {
   uint8_t integers[16];
   int integer_offset;
   float integer_factor;
+  // Rows of a GGUF file as they are (CodeType::kBlocks): ggml's number of the type, the bytes of a row, whose k columns
+  // (not k_padded) are blocks of so many columns and bytes. A panel may stand at any address.
+  int block_type;
+  size_t block_row_bytes;
+  int k;
+  int block_k;
+  size_t block_bytes;
 };
 
 }  // namespace kt

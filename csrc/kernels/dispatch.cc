@@ -26,6 +26,7 @@ constexpr const char* kSapphireRapids = "Intel Sapphire Rapids (2023-), Granite 
 constexpr const char* kSkylakeSp = "Intel Skylake-SP (2017-), Cascade Lake, Ice Lake";
 constexpr const char* kCascadeLake = "AMD Zen 4 (2022-), Zen 5; Intel Cascade Lake (2019-) and later servers";
 constexpr const char* kAlderLake = "Intel clients from Alder Lake (2021-) on";
+constexpr const char* kAnyAvx512 = "AMD Zen 4 (2022-), Zen 5; Intel Skylake-SP (2017-) and later servers";
 constexpr const char* kHaswell = "Intel Haswell (2013-) and later clients, AMD Zen 1-3";
 
 }  // namespace
@@ -80,6 +81,8 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kCode4Wide, kAvxVnni, &kCode4WideInt8AvxVnni, kAlderLake},
       {kForward, C::kCode4Wide, kAvx512, &kCode4WideInt8Avx512, kSkylakeSp},
       {kForward, C::kCode4Wide, kAvx2, &kCode4WideInt8Avx2, kHaswell},
+      {kForward, C::kBlocks, kAvx512, &kBlocksAvx512, kAnyAvx512},
+      {kForward, C::kBlocks, kAvx2, &kBlocksAvx2, kHaswell},
   };
   return table;
 }

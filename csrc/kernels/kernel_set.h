@@ -115,8 +115,9 @@ struct PrepareArgs {
 // room left for the products.
 struct Blocking {
   int rows;
-  size_t bytes;  // of activations
-  int min_k;     // though it be more bytes
+  size_t bytes;                // of activations
+  int min_k;                   // though it be more bytes
+  int unit_k = kLargestStepK;  // calls begin at multiples of it, which are multiples of kLargestStepK
 };
 
 // Xeon 6 (AMX, 2 MiB L2), 2 threads, 2026-11-21, 1024 tokens, shapes S / L of bench/: 256 KiB 66 / 306 ms, 128 KiB and

@@ -34,6 +34,10 @@ extern const KernelSet kInt8Avx2;
 extern const KernelSet kInt8Avx512;
 extern const KernelSet kInt8Avx512Bf16;
 
+// Blocks of GGUF files, of every type: kernels/<folder>/blocks.cc.
+extern const KernelSet kBlocksAvx2;
+extern const KernelSet kBlocksAvx512;
+
 // Int8 activations: kernels/<folder>/<codes>_int8*.cc. All of them give the same bits.
 extern const KernelSet kCode4Int8Avx2;
 extern const KernelSet kCode4Int8AvxVnni;

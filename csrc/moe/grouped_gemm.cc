@@ -13,7 +13,7 @@ GroupedGemm::Block GroupedGemm::block_of(int rows) const {
   const Blocking& limits = kernels_.blocking;
   const int block_rows = std::min(rows, limits.rows);
   const size_t columns = limits.bytes / (block_rows * format_.elements(1));
-  const int fitting = static_cast<int>(columns) / kLargestStepK * kLargestStepK;
+  const int fitting = static_cast<int>(columns) / limits.unit_k * limits.unit_k;
   return {block_rows, std::min(layout_.k_padded, std::max(limits.min_k, fitting))};
 }
 

@@ -6,6 +6,7 @@
     test_every_code_and_scale                a code, a scale or a place that is decoded as another
     test_error_is_small                      lost accuracy
     test_gguf_panels                         the same of types that are kept as panels of integers
+    test_gguf_blocks                         and of all types, multiplied in the blocks of the file
     test_result_depends_on_the_token_alone   batch, threads, pools or history change bits
     test_stray_reads_and_writes              memory beside the buffers
     test_special_values                      NaN, Inf, denormals, zeros

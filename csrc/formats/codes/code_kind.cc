@@ -1,6 +1,7 @@
 #include "formats/codes/code_kind.h"
 
 #include "formats/codes/bf16.h"
+#include "formats/codes/blocks.h"
 #include "formats/codes/code2.h"
 #include "formats/codes/code3.h"
 #include "formats/codes/code4.h"
@@ -12,8 +13,9 @@
 namespace kt {
 
 const CodeKind& code_kind(CodeType type) {
-  static const CodeKind* const kinds[] = {&kBf16Codes,  &kE4m3Codes,  &kCode4Codes, &kInt8Codes, &kCode5Codes,
-                                          &kCode6Codes, &kCode3Codes, &kCode2Codes, &kCode4Codes};  // by CodeType
+  static const CodeKind* const kinds[] = {&kBf16Codes,  &kE4m3Codes,  &kCode4Codes, &kInt8Codes,
+                                          &kCode5Codes, &kCode6Codes, &kCode3Codes, &kCode2Codes,
+                                          &kCode4Codes, &kBlockCodes};  // by CodeType
   static_assert(sizeof(kinds) / sizeof(kinds[0]) == kCodeTypes);
   return *kinds[static_cast<int>(type)];
 }

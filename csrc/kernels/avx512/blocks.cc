@@ -1,0 +1,25 @@
+// Blocks of GGUF files on AVX512: decoded to fp32, activations in fp32.
+#include <immintrin.h>
+#include <string.h>
+
+#include "formats/gguf/blocks.h"
+#include "formats/gguf/grids.h"
+#include "kernels/kernel_sets.h"
+
+namespace {
+// In this order: each builds on the ones before.
+#include "kernels/avx512/ops-inl.h"
+using Ops = Avx512;
+
+#include "kernels/scales-inl.h"
+
+#include "kernels/gemm-inl.h"
+
+#include "formats/gguf/block_types-inl.h"
+
+#include "kernels/avx512/quads-inl.h"
+
+#include "kernels/blocks-inl.h"
+}  // namespace
+
+constexpr kt::KernelSet kt::kBlocksAvx512 = blocks_kernel_set<Ops>("blocks.avx512", &kt::kRowsAvx512);
