@@ -106,6 +106,10 @@ class DenseWeights:
             by_layer.setdefault(layer_of(name), []).append(name)
         optional = frozenset({"output"} if self._fields.is_tied else ())
         yield from self._named(by_layer.get(None, []), WHOLE_MODEL, optional, "", "")
+        if (
+            self._fields.is_tied
+        ):  # most of SGLang's models with experts tie nothing, whatever config.json says
+            yield DenseTensor("lm_head.weight", ("token_embd.weight",), _only)
         row, moe = self._architecture, set(self._fields.moe_layers)
         for layer in range(self._fields.layers):
             names = row.layer | (row.moe_layer if layer in moe else row.dense_layer)

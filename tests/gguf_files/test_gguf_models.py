@@ -181,11 +181,14 @@ def test_experts_are_found_however_they_are_stored(experts, source, file):
     assert all(torch.equal(found[name], values.bfloat16()) for name, values in expected.items())
 
 
-def test_a_tied_head_is_said_in_the_configuration(source, tmp_path):
+def test_a_tied_head_is_said_in_the_configuration_and_handed_out(source, tmp_path):
     model, tensors = source("qwen3moe")
     tied = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
     path = write_published("qwen3moe", model.config, tied, tmp_path / "tied.gguf")
     assert config_of(path)["tie_word_embeddings"] is True
+    weights = DenseWeights(open_gguf(path))
+    head = weights.read("lm_head.weight", torch.bfloat16)
+    assert torch.equal(head, tied["model.embed_tokens.weight"].bfloat16())
 
 
 def test_layers_for_speculative_decoding_are_left_out(source, tmp_path):
