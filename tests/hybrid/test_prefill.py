@@ -93,7 +93,7 @@ def test_layers_that_are_on_the_device_anyway_need_no_slot():
         assert copied == EXPERTS * engine.layers[0].encoding.bytes  # layer 0, once
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "LLAMAFILE"])
 def test_every_method_can_be_prefilled(method):
     """The answer is that of the decoded checkpoint, with and without the CPU."""
     for threshold in (PROMPT, 0):
