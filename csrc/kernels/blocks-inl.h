@@ -108,6 +108,7 @@ template <class Ops>
 struct ByColumn : Ops {
   using Weights = typename Ops::Vec;
   static constexpr int kDotK = 1;
+  static constexpr bool kByColumn = false;
   static inline Weights load_weights(const uint8_t* p) { return Ops::load(reinterpret_cast<const float*>(p)); }
   static inline typename Ops::Vec dot(typename Ops::Vec acc, Weights w, const float* a) {
     return Ops::fma(w, Ops::set(a[0]), acc);

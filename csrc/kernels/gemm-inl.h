@@ -9,6 +9,7 @@
 //   kInteger                                    activations are int8: sums are exact, each has a RowGroup
 //   open(group) -> Sum, close(Sum) -> Vec       kInteger: a sum before its first product, and as fp32
 //   kWidens                                     Weights are wider than the stored codes
+//   kByColumn, load_column<0 or 1>              tiles multiply the columns of a pair one by one (kDotK = 2, in fp32)
 //   kTileTokens, kTileVecs                      register tile for many tokens
 //   kShortStepTokens                            tokens of a tile that keeps totals in registers, 0 = too few of them
 //   kSumTokens                                  of one whose steps have several sums (int8 activations)

@@ -88,18 +88,33 @@ struct ManyTokens {
         for (int v = 0; v < kUsed; ++v) Ops::store(total(t, v), totals[t][v]);
       }
     }
+    // One column of a pair.
+    template <class Load>
+    inline __attribute__((always_inline)) void add_column(Sums& sums, Load load, int of_pair) {
+      Vec weights[kUsed];
+      for (int v = 0; v < kUsed; ++v) weights[v] = load(w + v * kWeightBytes);
+      for (int t = 0; t < kTokens; ++t) {
+        const Vec x = Ops::set(*a.at(t, column + of_pair));
+        for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::fma(weights[v], x, sums[t][v]);
+      }
+    }
     // Moves on by `count` columns.
     inline __attribute__((always_inline)) void accumulate(Sums& sums, int count) {
       for (int i = 0; i < count; i += Ops::kDotsAtOnce * Ops::kDotK) {
 #pragma GCC unroll 2
         for (int j = 0; j < Ops::kDotsAtOnce; ++j, w += kVecs * kWeightBytes, column += Ops::kDotK) {
-          Weights weights[kUsed];
-          for (int v = 0; v < kUsed; ++v) {
-            if constexpr (!kDecodes) __builtin_prefetch(w + v * kWeightBytes + P::kAheadBytes, 0, 3);
-            weights[v] = Ops::load_weights(w + v * kWeightBytes);
-          }
-          for (int t = 0; t < kTokens; ++t) {
-            for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::dot(sums[t][v], weights[v], a.at(t, column));
+          if constexpr (Ops::kByColumn) {
+            add_column(sums, Ops::template load_column<0>, 0);
+            add_column(sums, Ops::template load_column<1>, 1);
+          } else {
+            Weights weights[kUsed];
+            for (int v = 0; v < kUsed; ++v) {
+              if constexpr (!kDecodes) __builtin_prefetch(w + v * kWeightBytes + P::kAheadBytes, 0, 3);
+              weights[v] = Ops::load_weights(w + v * kWeightBytes);
+            }
+            for (int t = 0; t < kTokens; ++t) {
+              for (int v = 0; v < kUsed; ++v) sums[t][v] = Ops::dot(sums[t][v], weights[v], a.at(t, column));
+            }
           }
         }
       }

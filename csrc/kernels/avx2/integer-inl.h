@@ -14,6 +14,7 @@ struct Avx2Bytes : Avx2 {
   static constexpr bool kInteger = true;
   static constexpr int kDotK = 4;
   static constexpr bool kWidens = false;
+  static constexpr bool kByColumn = false;
 
   static inline Bytes load_bytes(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
   static inline Bytes low_nibbles(Bytes words) { return _mm256_and_si256(words, _mm256_set1_epi8(15)); }

@@ -84,6 +84,7 @@ struct Avx512 {
     return {column(24 - 8 * kFirst), column(16 - 8 * kFirst)};
   }
   static constexpr bool kWidens = true;
+  static constexpr bool kByColumn = false;
   static inline Weights load_weights(const uint8_t* p) {
     const float* f = reinterpret_cast<const float*>(p);
     return {_mm512_load_ps(f), _mm512_load_ps(f + 16)};
