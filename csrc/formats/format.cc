@@ -1,5 +1,6 @@
 #include "formats/format.h"
 
+#include <algorithm>
 #include <set>
 #include <stdexcept>
 
@@ -17,9 +18,11 @@ const std::vector<const Format*>& all_formats() {
     std::vector<const Format*> rows = {&kFormatBf16,    &kFormatFp8,      &kFormatFp8PerChannel, &kFormatMxfp8,
                                        &kFormatRawInt4, &kFormatGptqInt4, &kFormatMxfp4,         &kFormatNvfp4,
                                        &kFormatAmxInt4, &kFormatAmxInt8,  &kFormatMoeInt4,       &kFormatMoeInt8};
-    rows.insert(rows.end(), gguf_panel_formats().begin(), gguf_panel_formats().end());
+    const std::vector<const Format*>& panels = gguf_panel_formats();
+    rows.insert(rows.end(), panels.begin(), panels.end());
     for (const Format& format : block_formats()) {
-      if (format.blocks->parts == nullptr) rows.push_back(&format);  // no panels hold it as integers
+      const auto same = [&](const Format* in_panels) { return in_panels->as_blocks == &format; };
+      if (std::none_of(panels.begin(), panels.end(), same)) rows.push_back(&format);
     }
     return rows;
   }();

@@ -5,6 +5,7 @@
 #include <deque>
 #include <map>
 
+#include "formats/bf16.h"
 #include "formats/code4.h"
 #include "formats/gguf/gguf_types.h"
 #include "formats/gguf_blocks.h"
@@ -58,6 +59,14 @@ Format format_in_panels(const InPanels& panels, const GgufType& type) {
   return format;
 }
 
+// Numbers that method BF16 reads as well.
+Format bf16_in_panels(const GgufType& type) {
+  Format format = kFormatBf16;
+  format.shared_method = kMethod;
+  format.as_blocks = &block_format(type);
+  return format;
+}
+
 }  // namespace
 
 const std::vector<const Format*>& gguf_panel_formats() {
@@ -68,6 +77,9 @@ const std::vector<const Format*>& gguf_panel_formats() {
       for (const GgufType& type : gguf_types()) {
         if (std::strcmp(type.name, panels.name) == 0) rows.push_back(format_in_panels(panels, type));
       }
+    }
+    for (const GgufType& type : gguf_types()) {
+      if (std::strcmp(type.name, kFormatBf16.name) == 0) rows.push_back(bf16_in_panels(type));
     }
     for (const Format& format : rows) listed.push_back(&format);
     return listed;

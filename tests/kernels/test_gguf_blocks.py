@@ -14,7 +14,18 @@ import pytest
 from extension import ext
 from formats import F32, SMALL_SWEEP, to_bf16
 from guarded_memory import GuardedArray
-from harness import Call, Experts, arguments, nmse, poisoned, random_call, reference, run, same_bits
+from harness import (
+    NMSE_BOUNDS,
+    Call,
+    Experts,
+    arguments,
+    nmse,
+    poisoned,
+    random_call,
+    reference,
+    run,
+    same_bits,
+)
 from isolation import isolated
 from test_gguf_types import HALVES, TYPES, by_gguf, put_halves
 
@@ -142,9 +153,11 @@ def test_error_against_double_sums(name):
     call = random_call(3, experts, 90, top_k=2)
     expected = reference(experts, call)
     layer = build_layer(ENGINE, experts)
+    # BF16 has panels, whose kernels may round SwiGLU's outputs to bf16.
+    bound = NMSE_BOUND if layer.kernels["experts"].startswith("blocks.") else NMSE_BOUNDS["bf16"]
     for tokens in (1, 3, 12, 90):
         error = nmse(run(layer, call.rows(slice(tokens))), expected[:tokens])
-        assert error <= NMSE_BOUND, f"{tokens} tokens: NMSE {error:.2e}"
+        assert error <= bound, f"{tokens} tokens: NMSE {error:.2e}"
 
 
 @pytest.mark.parametrize("names", MIXED, ids="-".join)
