@@ -42,7 +42,7 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kE4m3, kAvx512, &kE4m3Avx512, kSkylakeSp},
       {kForward, C::kE4m3, kAvx2, &kE4m3Avx2, kHaswell},
       // Int8 activations first: layer of shape S, RAWINT4, time with bf16 / time with int8 for 1 and 1024 tokens, Zen
-      // 4, 2 threads, 2026-11-30: avx512_vnni 1.0 and 1.5, avx2 1.6 and 2.6. Not measured with AVX-VNNI, whose
+      // 4, 2 threads, 2026-11-30: avx512_vnni 1.0 and 1.5, avx2 1.5 and 2.0. Not measured with AVX-VNNI, whose
       // instructions are fewer, and with AMX, whose int8 peak is many times the others'.
       {kForward, C::kCode4, kAmxInt8, &kCode4Int8Amx, kSapphireRapids},
       {kForward, C::kCode4, kAvx512Vnni, &kCode4Int8Avx512Vnni, kCascadeLake},
