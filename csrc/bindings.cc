@@ -15,6 +15,8 @@
 #include "kernels/dispatch.h"
 #include "limits/limits.h"
 #include "moe/layer.h"
+#include "operator_bindings.h"
+#include "operators/handles.h"
 #include "pipeline_bindings.h"
 #include "quantise_bindings.h"
 
@@ -384,6 +386,8 @@ void bind_layer(py::module_& m) {
            py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def("submit_write_expert", &submit_write_expert, py::arg("slot"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
            py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
+      .def_property_readonly("handle",
+                             [](const std::shared_ptr<MoeLayer>& layer) { return kt::Handles<MoeLayer>::of(layer); })
       .def_property_readonly("loaded", &MoeLayer::loaded)
       .def_property_readonly("weight_bytes", &MoeLayer::weight_bytes)
       .def_property_readonly("kernels",
@@ -436,4 +440,5 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   bind_pipeline(m);
   bind_quantise(m);
   bind_gguf(m);
+  bind_operators(m);
 }

@@ -71,6 +71,29 @@ class ThreadPools {
     run_erased(&job, [](void* context, const Worker& worker) { (*static_cast<Job*>(context))(worker); });
   }
 
+  // job(worker, piece) for every piece in [0, count), on the caller and the workers. Returns when all have finished.
+  template <class Job>
+  void for_each(int count, Job&& job, Caller caller = Caller::kCpu) {
+    std::atomic<int> next{0};
+    auto take = [&](const Worker& worker) {
+      for (int piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < count;) job(worker, piece);
+    };
+    run(take, caller);
+  }
+
+  // job(worker, subpool, piece) for pieces [0, counts[s]) of each sub-pool s, computed by its own workers.
+  template <class Job>
+  void for_each_in_subpools(const std::vector<int>& counts, Job&& job, Caller caller = Caller::kCpu) {
+    std::vector<std::atomic<int>> next(counts.size());
+    auto take = [&](const Worker& worker) {
+      const int count = counts[worker.subpool];
+      for (int piece; (piece = next[worker.subpool].fetch_add(1, std::memory_order_relaxed)) < count;) {
+        job(worker, worker.subpool, piece);
+      }
+    };
+    run(take, caller);
+  }
+
  private:
   friend struct Worker;
   using Entry = void (*)(void* context, const Worker& worker);

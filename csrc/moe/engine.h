@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -30,10 +31,11 @@ struct WorkerScratch {
 
 // What a pass computes on its way, of all tokens: shared by all calls, or owned by a layer that needs it afterwards.
 struct PassBuffers {
-  Buffer hidden;        // hidden states as gate's kernel multiplies them
-  Buffer hidden_of_up;  // the same for up's, where that is not the same kernel
-  Buffer intermediate;  // SwiGLU output of every pair
-  Buffer prepared;      // the same as the kernel multiplies it, where that is not what SwiGLU gives
+  Buffer hidden;              // hidden states as gate's kernel multiplies them
+  Buffer hidden_of_up;        // the same for up's, where that is not the same kernel
+  Buffer intermediate;        // SwiGLU output of every pair
+  Buffer prepared;            // the same as the kernel multiplies it, where that is not what SwiGLU gives
+  std::deque<Buffer> linear;  // the tokens of a linear layer, once for each kind of kernel of its parts
 };
 
 // What forward calls have cost since the engine began; only calls that multiplied at least one expert count.

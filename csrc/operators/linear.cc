@@ -1,0 +1,66 @@
+// Linear layers: SGLang's packed weights, and layers of any format that Python made.
+#include "linear/linear.h"
+
+#include <stdexcept>
+
+#include "formats/bf16.h"
+#include "operators/handles.h"
+#include "operators/packed.h"
+#include "operators/registry.h"
+
+namespace kt {
+namespace {
+
+// weight [N, K], or [B, N, K] for B matrices one below the other.
+void convert_weight_packed(Call& call) {
+  const TensorView weight = call.tensor(0);
+  const bool contiguous = weight.dims >= 2 && weight.stride(-1) == 1 && weight.stride(-2) == weight.size(-1) &&
+                          (weight.dims == 2 || weight.stride(0) == weight.size(1) * weight.size(2));
+  if (weight.type != ElementType::kBf16 || weight.dims < 2 || weight.dims > 3 || !contiguous) {
+    throw std::invalid_argument("convert_weight_packed got " + weight.text() +
+                                "; expected contiguous bfloat16 [N, K] or [B, N, K]");
+  }
+  const int rows = static_cast<int>(weight.elements() / weight.size(-1));
+  const LinearPart part = {&format_of("BF16", "BF16"), {}, rows, {weight.bytes(), nullptr, 1}};
+  auto linear = std::make_shared<Linear>(shared_operator_engine(), static_cast<int>(weight.size(-1)),
+                                         std::vector<LinearPart>{part}, Activations::kBf16);
+  call.result(packed_tensor(std::move(linear), weight));
+}
+
+void multiply(Call& call, std::shared_ptr<Linear> linear, const TensorView& x, const TensorView& bias) {
+  if (x.dims < 1 || x.dims >= kMaxDims) {
+    throw std::invalid_argument("a linear layer got " + x.text() + "; expected [.., K]");
+  }
+  std::array<int64_t, kMaxDims> sizes = x.sizes;
+  sizes[x.dims - 1] = linear->rows();
+  const TensorView out = call.result(x.type, sizes.data(), x.dims);
+  if (bias.given() && (bias.type != ElementType::kF32 || bias.elements() != linear->rows())) {
+    throw std::invalid_argument("the bias of a linear layer is " + bias.text() + "; expected float32 [" +
+                                std::to_string(linear->rows()) + "]");
+  }
+  const MatrixView from = matrix_view(x, "the input of a linear layer");
+  const MatrixView to = matrix_view(out, "the output of a linear layer");
+  call.run([=](Engine&) { linear->forward(from, to, bias.as<float>()); });
+}
+
+void weight_packed_linear(Call& call) {
+  multiply(call, require_packed(call.tensor(1), "mat2"), call.tensor(0), call.optional_tensor(2));
+}
+
+void linear(Call& call) {
+  multiply(call, Handles<Linear>::find(call.integer(0)), call.tensor(1), call.optional_tensor(2));
+}
+
+}  // namespace
+
+std::vector<Operator> linear_operators() {
+  return {
+      {"sgl_kernel::convert_weight_packed(Tensor weight) -> Tensor", convert_weight_packed},
+      {"sgl_kernel::weight_packed_linear(Tensor mat1, Tensor mat2, Tensor? bias, bool is_vnni) -> Tensor",
+       weight_packed_linear},
+      // `layer`: Linear.handle; x [.., K]; bias float32 [N]; -> [.., N] of x's type
+      {"kt_kernel::linear(int layer, Tensor x, Tensor? bias) -> Tensor", linear},
+  };
+}
+
+}  // namespace kt

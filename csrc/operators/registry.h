@@ -1,0 +1,31 @@
+// The native operators: the families there are, and their registration with torch.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "operators/call.h"
+
+namespace kt {
+
+using OperatorBody = void (*)(Call&);
+
+// `schema` is torch's, with the namespace in front: "sgl_kernel::rmsnorm_cpu(Tensor input, …) -> Tensor".
+struct Operator {
+  const char* schema;
+  OperatorBody body;
+};
+
+// One family per file of this folder.
+std::vector<Operator> linear_operators();
+std::vector<Operator> experts_operators();
+
+// Schemas of all native operators.
+std::vector<std::string> operator_schemas();
+
+// Registers all of them with the torch of this process, for CPU tensors; once. They compute on `engine`, which a later
+// call replaces. Throws std::runtime_error where torch lacks what is needed.
+void install_operators(std::shared_ptr<Engine> engine);
+
+}  // namespace kt
