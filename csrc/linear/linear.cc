@@ -52,7 +52,7 @@ void Linear::pack(const Part& part, const LinearPart& given) const {
 size_t Linear::bytes() const {
   size_t total = 0;
   for (const Part& part : parts_) {
-    for (const Buffer& memory : part.memory) total += memory.size();
+    for (const ArenaPiece& memory : part.memory) total += memory.size();
   }
   return total;
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/arena.h"
 #include "kernels/dispatch.h"
 #include "moe/engine.h"
 #include "moe/grouped_gemm.h"
@@ -58,7 +59,7 @@ class Linear {
     int first_row;  // in W
     int rows;
     std::vector<PanelRange> panels;  // of each sub-pool
-    std::vector<Buffer> memory;
+    std::vector<ArenaPiece> memory;
   };
   // A pass multiplies rows [first_row, +out.columns) of W.
   class Pass;
