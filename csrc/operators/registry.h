@@ -20,6 +20,9 @@ struct Operator {
 // One family per file of this folder.
 std::vector<Operator> linear_operators();
 std::vector<Operator> experts_operators();
+std::vector<Operator> causal_convolution_operators();
+std::vector<Operator> gated_delta_operators();
+std::vector<Operator> gated_delta_inputs_operators();
 
 // Schemas of all native operators.
 std::vector<std::string> operator_schemas();

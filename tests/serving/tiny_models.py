@@ -128,8 +128,32 @@ FAMILIES = {
     ),
 }
 
-# Only served in a quantised layout (tiny_quantised.py). swiglu_limit is low enough to be reached.
+# Served by tests of their own: Qwen3-Next, three of whose four layers are gated delta rules
+# (test_qwen3_next.py), and what is only served in a quantised layout (tiny_quantised.py). swiglu_limit is low
+# enough to be reached.
 _OTHERS = {
+    "qwen3_next": (
+        "Qwen3NextForCausalLM",
+        "Qwen3NextConfig",
+        {
+            "head_dim": 64,
+            "intermediate_size": 512,
+            "moe_intermediate_size": 128,
+            "shared_expert_intermediate_size": 256,
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "layer_types": [*["linear_attention"] * 3, "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+            "linear_conv_kernel_dim": 4,
+            "full_attention_interval": 4,
+        },
+    ),
     "minimax_m2": (
         "MiniMaxM2ForCausalLM",
         "MiniMaxM2Config",

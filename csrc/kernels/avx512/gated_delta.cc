@@ -1,0 +1,17 @@
+// The gated delta rule and what belongs to it on AVX512 (F, BW, VL, DQ).
+#include <immintrin.h>
+
+#include "kernels/gated_delta.h"
+#include "kernels/kernel_sets.h"
+
+namespace {
+// In this order: each builds on the ones before.
+#include "kernels/avx512/ops-inl.h"
+using Ops = Avx512;
+
+#include "kernels/rows-inl.h"
+
+#include "kernels/gated_delta-inl.h"
+}  // namespace
+
+constexpr kt::GatedDeltaKernels kt::kGatedDeltaAvx512 = make_gated_delta_kernels<Ops>();

@@ -1,0 +1,1 @@
+"""The slow twins of the operators, in plain torch."""
