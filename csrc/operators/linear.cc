@@ -47,6 +47,16 @@ void weight_packed_linear(Call& call) {
   multiply(call, require_packed(call.tensor(1), "mat2"), call.tensor(0), call.optional_tensor(2));
 }
 
+void packed_weight(Call& call) {
+  std::shared_ptr<Linear> linear = Handles<Linear>::find(call.integer(0));
+  const TensorView like = call.tensor(1);
+  if (like.dims != 2 || like.size(0) != linear->rows() || like.size(1) != linear->k()) {
+    throw std::invalid_argument("packed_weight got " + like.text() + " for a layer of " +
+                                std::to_string(linear->rows()) + " x " + std::to_string(linear->k()));
+  }
+  call.result(packed_tensor(std::move(linear), like));
+}
+
 void linear(Call& call) {
   multiply(call, Handles<Linear>::find(call.integer(0)), call.tensor(1), call.optional_tensor(2));
 }
@@ -60,6 +70,9 @@ std::vector<Operator> linear_operators() {
        weight_packed_linear},
       // `layer`: Linear.handle; x [.., K]; bias float32 [N]; -> [.., N] of x's type
       {"kt_kernel::linear(int layer, Tensor x, Tensor? bias) -> Tensor", linear},
+      // `layer`: Linear.handle; -> what convert_weight_packed makes, of the shape and type of `like` [N, K]. Its memory
+      // is the layer's, smaller than the shape says: only operators may read it.
+      {"kt_kernel::packed_weight(int layer, Tensor like) -> Tensor", packed_weight},
   };
 }
 

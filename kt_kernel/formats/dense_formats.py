@@ -49,7 +49,7 @@ class DenseFormat:
     def decode(self, parts: Parts) -> torch.Tensor:
         """float32 [outputs, inputs]; raises CheckpointError if there is another number of scales."""
         codes, scales, scalar = parts[self.format.weight], parts[self.scale], self.format.global_scale
-        if _is_one_float8_scale(codes, scales):
+        if is_one_float8_scale(codes, scales):
             return codes.float() * scales.float()
         if scalar is not None:
             scales = scales.float() * parts[scalar.suffix].float() ** scalar.power
@@ -78,12 +78,13 @@ def _fits(row: Format, scale: str, parts: Parts) -> bool:
     if row.global_scale is not None and row.global_scale.suffix not in parts:
         return False
     codes, scales = parts[row.weight], parts[scale]
-    if _is_one_float8_scale(codes, scales):
+    if is_one_float8_scale(codes, scales):
         return True
     return scales.dtype in _torch(row.scale_dtypes) and row.told_by(tuple(codes.shape), tuple(scales.shape))
 
 
-def _is_one_float8_scale(codes: torch.Tensor, scales: torch.Tensor) -> bool:
+def is_one_float8_scale(codes: torch.Tensor, scales: torch.Tensor) -> bool:
+    """Is it the way that experts do not have?"""
     return codes.dtype is torch.float8_e4m3fn and scales.dtype in _FLOATS and scales.numel() == 1
 
 

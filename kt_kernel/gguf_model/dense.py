@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kt_kernel.errors import CheckpointError
+from kt_kernel.formats.dense_matrix import DenseMatrix
 from kt_kernel.gguf.experts import METHOD, GgufExperts
 from kt_kernel.gguf.model import GgufModel
 from kt_kernel.gguf_model.architectures import (
@@ -23,6 +24,7 @@ from kt_kernel.gguf_model.architectures import (
 )
 from kt_kernel.gguf_model.decoding import decode, decode_rows
 from kt_kernel.gguf_model.fields import Fields, layer_of
+from kt_kernel.gguf_model.stored import block_matrix, is_kept_type
 
 Arrange = Callable[[list[torch.Tensor]], torch.Tensor]
 
@@ -40,6 +42,11 @@ class DenseTensor:
     name: str
     parts: tuple[str, ...]
     arrange: Arrange
+
+    @property
+    def has_rows_of_the_file(self) -> bool:
+        """Is each of its rows one of the file's, whatever their order?"""
+        return self.arrange is _only or isinstance(self.arrange, _HalfSplit)
 
 
 class DenseWeights:
@@ -70,6 +77,18 @@ class DenseWeights:
         """Published names and tensors, one after the other, in the file's order."""
         for name in self.tensors:
             yield name, self.read(name, dtype)
+
+    def stored(self, name: str) -> DenseMatrix | None:
+        """A matrix as the file has it; None if it must be decoded.
+
+        It may be a view of the mapped file, whose pages its `release` gives back.
+        """
+        tensor = self.tensors[name]
+        info = self.file.info(tensor.parts[0])
+        if not tensor.has_rows_of_the_file or len(info.shape) != 2 or not is_kept_type(info.type):
+            return None
+        blocks = tensor.arrange([self.file.view(tensor.parts[0])])
+        return block_matrix(name, blocks, info.type, lambda: self.file.drop_pages(tensor.parts))
 
     def _decode(self, part: str, dtype: torch.dtype) -> torch.Tensor:
         return decode(self.file, part, torch.float32 if self.file.info(part).dtype == "F32" else dtype)
@@ -155,9 +174,9 @@ class DenseWeights:
     def _arrangement(self, tail: str) -> Arrange:
         if self._architecture.rope_rows is RopeRows.PAIRS:
             if tail.startswith("attn_q."):
-                return _half_split(self._fields.heads)
+                return _HalfSplit(self._fields.heads)
             if tail.startswith("attn_k."):
-                return _half_split(self._fields.kv_heads)
+                return _HalfSplit(self._fields.kv_heads)
         return _as_row if tail == "ffn_gate_inp_shexp.weight" else _only
 
     def _unknown(self, tensor: str) -> CheckpointError:
@@ -174,8 +193,12 @@ def half_split_rows(pairs: torch.Tensor, heads: int) -> torch.Tensor:
     return pairs.reshape(heads, size // 2, 2, -1).transpose(1, 2).reshape(pairs.shape).contiguous()
 
 
-def _half_split(heads: int) -> Arrange:
-    return lambda parts: half_split_rows(parts[0], heads)
+@dataclass(frozen=True)
+class _HalfSplit:
+    heads: int
+
+    def __call__(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return half_split_rows(parts[0], self.heads)
 
 
 def _only(parts: list[torch.Tensor]) -> torch.Tensor:

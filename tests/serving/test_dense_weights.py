@@ -8,11 +8,14 @@ import pytest
 import quantised
 import torch
 
+from kt_kernel import kt_kernel_ext, operators
+from kt_kernel.engine import get_engine
 from kt_kernel.errors import CheckpointError
 from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.integrations.options import ExpertOptions
-from kt_kernel.integrations.sglang.dense_weights import DecodingPlan, decoded
+from kt_kernel.integrations.sglang.dense_weights import DecodingPlan, decoded, stored_weight
 from kt_kernel.integrations.sglang.settings import KTSettings
+from kt_kernel.integrations.sglang.stored_weight import StoredWeight
 
 MAKERS = {
     "fp8 blocks, float32 scales": quantised.fp8_blocks(torch.float32),
@@ -146,3 +149,58 @@ def test_only_experts_of_the_device_pass():
     )
     assert [name for name in passing if plan.leaves_out(name)] == []
     assert [name for name in left_out if not plan.leaves_out(name)] == []
+
+
+# ---- kept as they are -----------------------------------------------------------------------------
+
+
+def keep_one(parts: dict[str, torch.Tensor], layer: str = "q") -> torch.Tensor:
+    return dict(decoded(stream((layer, parts)), PLAN, torch.bfloat16, stored_weight))[f"{layer}.weight"]
+
+
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+def test_kept_weights_are_the_same_numbers_to_whoever_reads_them(maker):
+    torch.manual_seed(0)
+    stored, meant = maker(160, 320, 0.1)
+    weight = keep_one(stored)
+    assert isinstance(weight, StoredWeight)
+    assert (tuple(weight.shape), weight.dtype, weight.device.type) == ((160, 320), torch.bfloat16, "cpu")
+    numbers = meant.bfloat16()
+    assert torch.equal(torch.empty(160, 320, dtype=torch.bfloat16).copy_(weight), numbers)
+    assert torch.equal(weight.narrow(0, 32, 64), numbers[32:96])
+    assert torch.equal(torch.cat([weight, numbers]), torch.cat([numbers, numbers]))
+    assert not isinstance(torch.cat([weight, weight], dim=1), StoredWeight)
+
+
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+def test_kept_weights_are_multiplied_as_one_matrix(maker):
+    torch.manual_seed(0)
+    (first, first_meant), (second, second_meant) = maker(160, 320, 0.1), maker(96, 320, 0.05)
+    weight = torch.cat([keep_one(first), keep_one(second)])
+    assert isinstance(weight, StoredWeight)
+    engine = get_engine(2, 1)
+    operators.install(engine)
+    parts = [matrix.as_part() for matrix in weight.matrices]
+    linear = kt_kernel_ext.Linear(engine, k=320, parts=parts, activations="bf16")
+    x = torch.randn(5, 320).bfloat16()
+    got = torch.ops.kt_kernel.linear(linear.handle, x.float(), None)
+    exact = x.double() @ torch.cat([first_meant, second_meant]).double().T
+    assert (got - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_one_scale_for_the_whole_matrix_is_kept_as_one_per_row():
+    codes = torch.randn(16, 32).to(torch.float8_e4m3fn)
+    (matrix,) = keep_one({"weight": codes, "weight_scale": torch.tensor(0.5)}).matrices
+    assert (matrix.method, matrix.scale.tolist()) == ("FP8_PERCHANNEL", [0.5] * 16)
+
+
+def test_experts_and_shapes_without_kernels_are_decoded():
+    torch.manual_seed(0)
+    expert, meant = quantised.fp8_blocks(torch.float32)(160, 320, 0.1)
+    found = keep_one(expert, "model.layers.1.mlp.experts.0.up_proj")
+    assert type(found) is torch.Tensor
+    assert torch.equal(found, meant.bfloat16())
+    # Three groups of 107 columns and one less.
+    ragged, _ = quantised.gptq_int4(64)(160, 320, 0.1)
+    ragged["scales"] = ragged["scales"][:3]
+    assert type(keep_one(ragged)) is torch.Tensor

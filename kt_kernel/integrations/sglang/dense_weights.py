@@ -1,9 +1,10 @@
-"""Quantised checkpoints on machines without a GPU: dense layers are decoded while SGLang loads them.
+"""Quantised checkpoints on machines without a GPU: the tensors that SGLang's unquantised model loads.
 
 SGLang 0.5.23's kernels for quantised linear layers need a GPU (or AMX). Here SGLang builds the model without
 quantisation, and the stream of checkpoint tensors that it loads is changed on its way: a quantised layer's
-tensors become one `weight` in the model's dtype. Experts of ours are left out of the stream, so SGLang never
-holds them; experts that live on the device are decoded like dense layers.
+tensors become one `weight`. Its numbers are decoded to the model's dtype, or only when somebody looks at
+them, where layers are kept as they are stored (kept_layers.py). Experts of ours are left out of the stream,
+so SGLang never holds them; experts that live on the device are decoded.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ from typing import Any
 import torch
 
 from kt_kernel.errors import CheckpointError
-from kt_kernel.formats.dense_formats import NOT_NEEDED, REFUSED, is_part, matching_format
+from kt_kernel.formats.dense_formats import (
+    NOT_NEEDED,
+    REFUSED,
+    DenseFormat,
+    Parts,
+    is_part,
+    matching_format,
+)
+from kt_kernel.formats.dense_matrix import checkpoint_matrix, decode_parts
 from kt_kernel.gguf_model import described_file
 from kt_kernel.integrations.sglang import model_file
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported_stream
+from kt_kernel.integrations.sglang.stored_weight import StoredWeight
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +43,7 @@ logger = logging.getLogger(__name__)
 DECODED_METHODS = ("fp8", "mxfp8", "compressed-tensors", "gptq", "modelopt", "modelopt_fp4", "modelopt_fp8")
 
 _PLAN_ATTRIBUTE = "_kt_decoding"
+_KEEPS_ATTRIBUTE = "_kt_keeps_dense_layers"
 _EXPERT = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:.+\.)?experts\.(\d+)\.")
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
@@ -120,26 +131,61 @@ def checkpoint_quantisation(original: Callable, config: Any) -> dict | None:
     return None
 
 
+def all_weights(original: Callable, loader: Any, model_config: Any, model: Any) -> NamedTensors:
+    """Around `DefaultModelLoader._get_all_weights` on a CPU: decides whether dense layers stay as they are.
+
+    They do where the checkpoint is quantised, our operators are on, and the model computes in 16 bits, on
+    one rank.
+    """
+    from sglang.srt.runtime_context import get_server_args
+
+    from kt_kernel.integrations.sglang.kept_layers import keep_layers
+    from kt_kernel.integrations.sglang.packed_linear import packer
+
+    settings = getattr(get_server_args(), SETTINGS_ATTRIBUTE, None)
+    quantised = hasattr(model_config, _PLAN_ATTRIBUTE) or described_file(model_config.model_path) is not None
+    keeps = settings is not None and quantised and hasattr(torch.ops.kt_kernel, "linear")
+    setattr(loader, _KEEPS_ATTRIBUTE, keeps and keep_layers(model, model_config, packer(settings.options)))
+    return original(loader, model_config, model)
+
+
 def weights(original: Callable, loader: Any, source: Any, **options: Any) -> NamedTensors:
     """Around `DefaultModelLoader._get_weights_iterator`: the tensors of the unquantised model."""
-    file = described_file(source.model_or_path)
+    file, keeps = described_file(source.model_or_path), getattr(loader, _KEEPS_ATTRIBUTE, False)
     if file is not None:
-        return reported_stream(model_file.weights(file, source))
+        read = model_file.stored if keeps else model_file.decoded
+        return reported_stream(model_file.weights(file, source, read))
     stream = original(loader, source, **options)
     plan = getattr(source.model_config, _PLAN_ATTRIBUTE, None)
     if plan is None:
         return stream
+    dtype = source.model_config.dtype
     logger.info(
-        "the checkpoint is quantised (%s): its dense layers are decoded to %s, since this machine has no "
-        "GPU for SGLang's kernels",
+        "the checkpoint is quantised (%s), and this machine has no GPU for SGLang's kernels: its dense "
+        "layers are %s",
         plan.quant_method,
-        str(source.model_config.dtype).removeprefix("torch."),
+        "kept as they are" if keeps else f"decoded to {str(dtype).removeprefix('torch.')}",
     )
-    return reported_stream(decoded(stream, plan, source.model_config.dtype))
+    return reported_stream(decoded(stream, plan, dtype, stored_weight if keeps else decoded_weight))
+
+
+# (layer, format, its parts, dtype) -> the tensor that SGLang's loaders get
+Finish = Callable[[str, DenseFormat, Parts, torch.dtype], torch.Tensor]
+
+
+def decoded_weight(layer: str, row: DenseFormat, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """In memory of its own."""
+    return decode_parts(layer, row, parts).to(dtype)
+
+
+def stored_weight(layer: str, row: DenseFormat, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """As it is, where our kernels can compute with it, and it is not an expert's."""
+    matrix = None if _EXPERT.search(f"{layer}.") else checkpoint_matrix(layer, row, parts)
+    return decoded_weight(layer, row, parts, dtype) if matrix is None else StoredWeight([matrix], dtype)
 
 
 def decoded(
-    stream: NamedTensors, plan: DecodingPlan, dtype: torch.dtype
+    stream: NamedTensors, plan: DecodingPlan, dtype: torch.dtype, finish: Finish = decoded_weight
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Gathers the parts of each quantised layer, which may arrive in any order, and passes on the rest."""
     gathered: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
@@ -158,7 +204,7 @@ def decoded(
             gathered[layer][part] = tensor
             row = matching_format(gathered[layer])
             if row is not None:
-                yield f"{layer}.weight", _decode(layer, row, gathered.pop(layer)).to(dtype)
+                yield f"{layer}.weight", finish(layer, row, gathered.pop(layer), dtype)
     for layer, parts in gathered.items():
         held = ", ".join(
             f"{part} {str(tensor.dtype).removeprefix('torch.')}" for part, tensor in parts.items()
@@ -167,10 +213,3 @@ def decoded(
             f"layer '{layer}' is quantised in a way this version cannot decode: the checkpoint holds {held}; "
             "use a checkpoint in one of the formats of --kt-method."
         )
-
-
-def _decode(layer: str, row: Any, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-    try:
-        return row.decode(parts)
-    except CheckpointError as error:
-        raise CheckpointError(f"layer '{layer}': {error}") from None

@@ -134,6 +134,12 @@ CPU_ONLY = (
         "the kernels of quantised linear layers need a GPU",
     ),
     Hook(
+        "sglang.srt.model_loader.loader.DefaultModelLoader._get_all_weights",
+        HookType.AROUND,
+        dense_weights.all_weights,
+        "quantised dense layers stay in their format",
+    ),
+    Hook(
         "torch.distributed.distributed_c10d.ProcessGroupGloo",
         HookType.REPLACE,
         cpu_idle.SharedDeviceGloo,

@@ -8,7 +8,7 @@ way with such files needs a GPU, and knows few architectures.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kt_kernel.gguf_model import describe, find_gguf
 from kt_kernel.gguf_model.dense import DenseWeights
 from kt_kernel.integrations.sglang.flags import KTFlags
 from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.stored_weight import StoredWeight
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +51,33 @@ def _cpu_experts_are_asked_for(arguments: MutableMapping[str, Any]) -> bool:
     return bool(KTFlags.read(arguments).given()) or arguments.get("kt_method") is not None
 
 
-def weights(file: Path, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
+# (dense weights, a tensor's name, dtype) -> the tensor that SGLang's loaders get
+Read = Callable[[DenseWeights, str, torch.dtype], torch.Tensor]
+
+
+def decoded(dense: DenseWeights, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """In memory of its own."""
+    return dense.read(name, dtype)
+
+
+def stored(dense: DenseWeights, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """As it is, where our kernels can compute with it."""
+    matrix = dense.stored(name)
+    return dense.read(name, dtype) if matrix is None else StoredWeight([matrix], dtype)
+
+
+def weights(file: Path, source: Any, read: Read) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of SGLang's model, a `DefaultModelLoader.Source`: all but the experts on the CPU."""
     from sglang.srt.runtime_context import get_server_args
 
     dtype = source.model_config.dtype
     logger.info(
-        "the layers outside the experts are decoded to %s from %s",
-        str(dtype).removeprefix("torch."),
+        "the layers outside the experts are %s from %s",
+        "taken as they are" if read is stored else f"decoded to {str(dtype).removeprefix('torch.')}",
         file,
     )
     dense = DenseWeights(open_gguf(file))
-    yield from ((source.prefix + name, tensor) for name, tensor in dense.decoded(dtype))
+    yield from ((source.prefix + name, read(dense, name, dtype)) for name in dense.tensors)
     settings = getattr(get_server_args(), SETTINGS_ATTRIBUTE, None)
     if settings is None or not settings.device_experts:
         return

@@ -97,7 +97,14 @@ def add_report(result: Any, controller: Any, request: Any) -> None:
     """
     for served in served_models():
         key = DRAFT_REPORT_KEY if served.settings.for_draft_model else REPORT_KEY
-        result.internal_state[key] = served.hybrid.report()
+        result.internal_state[key] = served.hybrid.report() | {"dense": _dense_layers(served)}
+
+
+def _dense_layers(served: ServedModel) -> dict[str, Any]:
+    from kt_kernel.integrations.sglang.kept_layers import kept_layers
+
+    kept = kept_layers(of_draft_model=served.settings.for_draft_model)
+    return {} if kept is None else kept.report()
 
 
 def record_distribution(original: Callable, scheduler: Any, request: Any) -> Any:
