@@ -2,12 +2,10 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <chrono>
 #include <climits>
 #include <stdexcept>
 #include <system_error>
@@ -25,6 +23,12 @@ using std::chrono::microseconds;
 // Within a job, whose other threads compute for the same caller, long enough for any but a descheduled one. (With 20
 // us, waits for the end of a phase had fallen asleep and cost 55 us a call; 1 ms itself is not tuned.)
 constexpr microseconds kWithinJob{1000};
+// When the caller has waited so long, it looks whether the workers that it waits for are running: whether their CPU
+// time changes within kOfLooking. One that is not gets the caller's core, and the caller sleeps. (Zen 4 VM, 2 cores,
+// 2026-11-30, one token of RAWINT4, shape S, with one / two other busy processes: 1.50 / 2.30 ms a call; without
+// looking 1.76 / 2.40; sleeping after 50 us in any case 1.95 / 2.52, and without other processes 1.40 instead of 1.05.)
+constexpr microseconds kBeforeLooking{50};
+constexpr microseconds kOfLooking{20};
 // Between jobs of a caller on the CPU longer than Python takes to make the next call, shorter than the attention
 // between two layers, during which the cores belong to torch's threads. (With 20 us, a worker that had fallen asleep
 // began 57 us after the call; direct calls of MXFP4 took 7 % longer with 50 us than with 100. With 300 us, a torch
@@ -35,6 +39,11 @@ constexpr microseconds kBetweenJobs{100};
 // The word is looked at more often than the clock, whose reading would delay seeing it change.
 constexpr int kPausesPerLook = 16;
 
+// Counts tagged with the number of their job.
+constexpr uint64_t tagged(uint32_t job, uint32_t count) { return uint64_t{job} << 32 | count; }
+constexpr uint32_t job_of(uint64_t tagged_count) { return static_cast<uint32_t>(tagged_count >> 32); }
+constexpr uint32_t count_of(uint64_t tagged_count) { return static_cast<uint32_t>(tagged_count); }
+
 void futex_wait(const std::atomic<uint32_t>& word, uint32_t value) {
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
 }
@@ -43,20 +52,50 @@ void futex_wake_all(const std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-std::string text(int value) { return std::to_string(value); }
+// The sleeper announces itself before it looks again, and the waker changes the word before it looks for sleepers
+// (both sequentially consistent), so a wake-up cannot fall between.
+template <class Reached>
+void sleep_until(const std::atomic<uint32_t>& word, std::atomic<uint32_t>& sleepers, Reached reached) {
+  sleepers.fetch_add(1);
+  while (true) {
+    const uint32_t value = word.load();
+    if (reached()) break;
+    futex_wait(word, value);
+  }
+  sleepers.fetch_sub(1);
+}
 
-// Whether the word takes another value before our patience ends.
-bool changes_soon(const std::atomic<uint32_t>& word, uint32_t value, microseconds patience) {
-  const auto changed = [&] { return word.load(std::memory_order_acquire) != value; };
+void change_and_wake(std::atomic<uint32_t>& word, const std::atomic<uint32_t>& sleepers) {
+  word.fetch_add(1);
+  if (sleepers.load() > 0) futex_wake_all(word);
+}
+
+// Whether it is reached before our patience ends.
+template <class Reached>
+bool reached_soon(Reached reached, microseconds patience) {
   const Clock::time_point begin = Clock::now();
   do {
     for (int i = 0; i < kPausesPerLook; ++i) {
-      if (changed()) return true;
+      if (reached()) return true;
       __builtin_ia32_pause();
     }
   } while (Clock::now() - begin < patience);
   return false;
 }
+
+clockid_t cpu_clock(pthread_t thread) {
+  clockid_t clock;
+  return pthread_getcpuclockid(thread, &clock) == 0 ? clock : CLOCK_MONOTONIC;
+}
+
+// Nanoseconds for which the thread of a clock has run.
+int64_t cpu_time(clockid_t clock) {
+  timespec time{};
+  clock_gettime(clock, &time);
+  return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
+}
+
+std::string text(int value) { return std::to_string(value); }
 
 void validate(const PoolConfig& config, const Topology& topology) {
   if (config.threads < 1) {
@@ -80,26 +119,45 @@ void validate(const PoolConfig& config, const Topology& topology) {
   }
 }
 
+std::vector<int> nodes_of_subpools(const PoolConfig& config, const Topology& topology) {
+  validate(config, topology);
+  if (!config.numa_nodes.empty()) return config.numa_nodes;
+  std::vector<int> nodes;
+  for (int p = 0; p < config.subpools; ++p) nodes.push_back(topology.nodes[p % topology.nodes.size()].os_index);
+  return nodes;
+}
+
+std::vector<Worker> workers_of(const PoolConfig& config) {
+  std::vector<Worker> workers;
+  for (int p = 0; p < config.subpools; ++p) {
+    const int count = config.threads / config.subpools + (p < config.threads % config.subpools ? 1 : 0);
+    for (int i = 0; i < count; ++i) workers.push_back(Worker{static_cast<int>(workers.size()), p, i});
+  }
+  return workers;
+}
+
+std::vector<int> nodes_of_workers(const std::vector<Worker>& workers, const std::vector<int>& node_of_subpool) {
+  std::vector<int> nodes;
+  for (const Worker& worker : workers) nodes.push_back(node_of_subpool[worker.subpool]);
+  return nodes;
+}
+
 }  // namespace
 
-ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology) {
-  validate(config, topology);
+ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology)
+    : numa_nodes_(nodes_of_subpools(config, topology)),
+      workers_(workers_of(config)),
+      threads_per_subpool_(config.subpools, 0),
+      placement_(topology, nodes_of_workers(workers_, numa_nodes_), warnings_),
+      stages_(kMaxPhases),
+      shares_(kMaxPhases * config.subpools),
+      activities_(config.threads) {
+  for (const Worker& worker : workers_) ++threads_per_subpool_[worker.subpool];
   const int node_count = static_cast<int>(topology.nodes.size());
-  for (int p = 0; p < config.subpools; ++p) {
-    numa_nodes_.push_back(config.numa_nodes.empty() ? topology.nodes[p % node_count].os_index : config.numa_nodes[p]);
-    threads_per_subpool_.push_back(config.threads / config.subpools + (p < config.threads % config.subpools ? 1 : 0));
-  }
   if (config.numa_nodes.empty() && config.subpools > node_count) {
-    warnings_.push_back(text(config.subpools) + " thread pools on " + text(node_count) +
-                        " NUMA node(s): several pools share a node");
+    warnings_.insert(warnings_.begin(), text(config.subpools) + " thread pools on " + text(node_count) +
+                                            " NUMA node(s): several pools share a node");
   }
-
-  for (int p = 0; p < config.subpools; ++p) {
-    for (int i = 0; i < threads_per_subpool_[p]; ++i) {
-      workers_.push_back(Worker{this, static_cast<int>(workers_.size()), p, i});
-    }
-  }
-  place_workers(topology);
   if (topology.cpu_quota > 0 && config.threads > topology.cpu_quota + 0.5) {
     warnings_.push_back(text(config.threads) + " CPU threads but the cgroup grants only " +
                         std::to_string(topology.cpu_quota) + " CPUs");
@@ -107,7 +165,8 @@ ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology) {
   try {
     for (int i = 1; i < threads(); ++i) {
       threads_.emplace_back([this, i] { worker_loop(i); });
-      if (bound_) bind(i, threads_.back().native_handle());
+      activities_[i].clock = cpu_clock(threads_.back().native_handle());
+      placement_.add(i, threads_.back().native_handle());
     }
   } catch (const std::system_error& error) {
     stop();
@@ -116,131 +175,182 @@ ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology) {
   }
 }
 
-void ThreadPools::place_workers(const Topology& topology) {
-  std::vector<size_t> first_core;  // of each node, in our numbering
-  for (const NumaNode& node : topology.nodes) {
-    first_core.push_back(cpus_of_core_.size());
-    for (const std::vector<int>& cpus : node.cores) {
-      for (int cpu : cpus) {
-        core_of_cpu_.resize(std::max<size_t>(core_of_cpu_.size(), cpu + 1), -1);
-        core_of_cpu_[cpu] = static_cast<int>(cpus_of_core_.size());
-      }
-      cpus_of_core_.push_back(cpus);
-    }
-  }
-  worker_of_core_.assign(cpus_of_core_.size(), -1);
-
-  std::vector<size_t> used(topology.nodes.size(), 0);
-  for (const Worker& worker : workers_) {
-    const size_t node = topology.find(numa_nodes_[worker.subpool]) - topology.nodes.data();
-    const size_t core = first_core[node] + used[node]++;
-    core_of_worker_.push_back(static_cast<int>(core));
-    if (used[node] <= topology.nodes[node].cores.size()) worker_of_core_[core] = worker.index;
-  }
-  bound_ = true;
-  for (size_t n = 0; n < used.size(); ++n) {
-    const size_t cores = topology.nodes[n].cores.size();
-    if (used[n] <= cores) continue;
-    bound_ = false;
-    warnings_.push_back(std::to_string(used[n]) + " CPU threads on NUMA node " + text(topology.nodes[n].os_index) +
-                        ", which has " + std::to_string(cores) +
-                        " physical core(s) for this process; more threads than cores slow every layer down");
-  }
-}
-
-// A refused binding (a sandbox) costs speed, not correctness.
-void ThreadPools::bind(int worker, pthread_t thread) const {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  for (int cpu : cpus_of_core_[core_of_worker_[worker]]) CPU_SET(cpu, &set);
-  (void)pthread_setaffinity_np(thread, sizeof(set), &set);
-}
-
-// The scheduler puts the caller where it likes. If a worker is bound to that core, the two would take turns while
-// another core idles: swap the worker to the core kept for the caller. (2 cores of a Xeon 6, 2026-11-21, calls 10 ms
-// apart: 4.7 ms a token in half of the calls instead of 2.4 ms, with bound and with free workers alike.)
-void ThreadPools::leave_callers_core() {
-  const int cpu = sched_getcpu();
-  if (!bound_ || cpu < 0 || cpu >= static_cast<int>(core_of_cpu_.size()) || core_of_cpu_[cpu] < 0) return;
-  const int core = core_of_cpu_[cpu];
-  const int worker = worker_of_core_[core];
-  if (worker <= 0) return;
-  std::swap(core_of_worker_[0], core_of_worker_[worker]);
-  worker_of_core_[core] = 0;
-  worker_of_core_[core_of_worker_[worker]] = worker;
-  bind(worker, threads_[worker - 1].native_handle());
-}
-
 ThreadPools::~ThreadPools() { stop(); }
 
 void ThreadPools::stop() {
   stopping_.store(true);
-  job_epoch_.fetch_add(1);
-  futex_wake_all(job_epoch_);
+  job_.fetch_add(1);
+  futex_wake_all(job_);
   for (std::thread& t : threads_) t.join();
 }
 
-void ThreadPools::run_erased(void* context, Entry entry) {
-  context_ = context;
-  entry_ = entry;
-  if (threads() > 1) {
-    leave_callers_core();
-    job_epoch_.fetch_add(1);
-    if (sleepers_.load() > 0) futex_wake_all(job_epoch_);
+// ---- the calling thread ----
+
+void ThreadPools::run(std::initializer_list<Phase> phases, Caller caller) {
+  if (phases.size() > kMaxPhases) {
+    throw std::logic_error("got " + std::to_string(phases.size()) + " phases; expected at most " + text(kMaxPhases));
   }
-  execute(workers_[0]);
-  barrier();  // everybody is done with `context` when this returns
+  if (running_.exchange(true, std::memory_order_acquire)) {
+    throw std::logic_error("a piece of a job has called the thread pools; they run one job at a time");
+  }
+  struct Ended {
+    std::atomic<bool>& running;
+    ~Ended() { running.store(false, std::memory_order_release); }
+  } ended{running_};
+
+  int64_t pieces = 0;
+  for (const Phase& phase : phases) {
+    for (int s = 0; s < subpools(); ++s) pieces += pieces_of(phase, s).count;
+  }
+  if (threads() == 1 || pieces <= 1) return run_alone(phases);
+
+  caller_.store(caller, std::memory_order_relaxed);  // the job's start publishes it, and what follows
+  failed_.store(false, std::memory_order_relaxed);
+  const uint32_t job = job_.load(std::memory_order_relaxed) + 1;
+  int stage = 0;
+  for (const Phase& phase : phases) stage += prepare(phase, stage, job) ? 1 : 0;
+  placement_.leave_callers_core();
+  change_and_wake(job_, idle_sleepers_);
+  take_part(workers_[0], job);
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void ThreadPools::execute(const Worker& worker) {
-  try {
-    entry_(context_, worker);
-  } catch (...) {
-    const std::lock_guard<std::mutex> lock(error_mutex_);
-    if (!error_) error_ = std::current_exception();
+void ThreadPools::run_alone(std::initializer_list<Phase> phases) {
+  for (const Phase& phase : phases) {
+    for (int s = 0; s < subpools(); ++s) {
+      const Range pieces = pieces_of(phase, s);
+      for (int i = 0; i < pieces.count; ++i) phase.call_(phase.job_, workers_[0], s, pieces.first + i);
+    }
   }
 }
 
-microseconds ThreadPools::between_jobs() const {
-  return caller_.load(std::memory_order_relaxed) == Caller::kCpu ? kBetweenJobs : kBetweenLayersOfADevice;
+// Pieces that belong to no sub-pool are shared out by threads, so that few threads take from the same count.
+ThreadPools::Range ThreadPools::pieces_of(const Phase& phase, int subpool) const {
+  if (phase.counts_ != nullptr) return {0, phase.counts_[subpool]};
+  int64_t before = 0;
+  for (int s = 0; s < subpool; ++s) before += threads_in(s);
+  const int begin = static_cast<int>(phase.count_ * before / threads());
+  const int end = static_cast<int>(phase.count_ * (before + threads_in(subpool)) / threads());
+  return {begin, end - begin};
 }
+
+// Returns whether the phase has pieces and needs the stage.
+bool ThreadPools::prepare(const Phase& phase, int stage_index, uint32_t job) {
+  uint32_t pieces = 0;
+  for (int s = 0; s < subpools(); ++s) pieces += pieces_of(phase, s).count;
+  if (pieces == 0) return false;
+  Stage& stage = stages_[stage_index];
+  stage.job = phase.job_;
+  stage.call = phase.call_;
+  stage.unfinished.store(tagged(job, pieces), std::memory_order_relaxed);
+  for (int s = 0; s < subpools(); ++s) {
+    Share& share = share_of(stage_index, s);
+    share.pieces = pieces_of(phase, s);
+    share.untaken.store(tagged(job, share.pieces.count), std::memory_order_release);
+  }
+  return true;
+}
+
+// ---- every thread ----
 
 void ThreadPools::worker_loop(int index) {
   const std::string name = "kt-worker-" + text(index);
   pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
-  uint32_t seen = 0;
+  uint32_t last = 0;
   while (true) {
-    wait_while_equal(job_epoch_, seen, between_jobs());
-    seen = job_epoch_.load(std::memory_order_acquire);
+    wait_for_job(last);
+    last = job_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
-    execute(workers_[index]);
-    barrier();
+    take_part(workers_[index], last);
   }
 }
 
-void ThreadPools::barrier() {
-  const uint32_t total = static_cast<uint32_t>(threads());
-  if (total == 1) return;
-  const uint32_t epoch = barrier_epoch_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == total) {
-    arrived_.store(0, std::memory_order_relaxed);
-    barrier_epoch_.fetch_add(1);
-    if (sleepers_.load() > 0) futex_wake_all(barrier_epoch_);
-    return;
-  }
-  wait_while_equal(barrier_epoch_, epoch, kWithinJob);
-}
-
-void ThreadPools::wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value,
-                                   std::chrono::microseconds patience) const {
+void ThreadPools::wait_for_job(uint32_t last) {
+  const auto another = [&] { return job_.load(std::memory_order_acquire) != last; };
+  const bool on_cpu = caller_.load(std::memory_order_relaxed) == Caller::kCpu;
   // Threads that share a core would keep each other from working: they sleep at once.
-  if (bound_ && changes_soon(word, value, patience)) return;
-  // The sleeper announces itself before it looks at the word again, and the waker changes the word before it looks for
-  // sleepers (both sequentially consistent), so a wake-up cannot fall between.
-  sleepers_.fetch_add(1);
-  while (word.load() == value) futex_wait(word, value);
-  sleepers_.fetch_sub(1);
+  if (owns_cores() && reached_soon(another, on_cpu ? kBetweenJobs : kBetweenLayersOfADevice)) return;
+  sleep_until(job_, idle_sleepers_, another);
+}
+
+// The caller stays until all is finished, workers only where another phase follows.
+void ThreadPools::take_part(const Worker& worker, uint32_t job) {
+  const auto belongs = [&](int stage) {
+    return stage < kMaxPhases && job_of(stages_[stage].unfinished.load(std::memory_order_acquire)) == job;
+  };
+  for (int stage = 0; belongs(stage); ++stage) {
+    compute_pieces(worker, stage, job);
+    if (worker.index == 0 || belongs(stage + 1)) wait_for(worker, stages_[stage], job);
+  }
+}
+
+// Takes pieces of its own sub-pool, then what the others have left.
+void ThreadPools::compute_pieces(const Worker& worker, int stage, uint32_t job) {
+  uint32_t computed = 0;
+  for (int i = 0; i < subpools(); ++i) {
+    const int subpool = (worker.subpool + i) % subpools();
+    for (int piece; (piece = take(share_of(stage, subpool), job)) != kNone; ++computed) {
+      activities_[worker.index].in_piece.store(true, std::memory_order_relaxed);
+      compute(worker, stages_[stage], subpool, piece);
+    }
+  }
+  if (computed == 0) return;
+  activities_[worker.index].in_piece.store(false, std::memory_order_relaxed);
+  const uint64_t before = stages_[stage].unfinished.fetch_sub(computed, std::memory_order_acq_rel);
+  if (count_of(before) == computed) change_and_wake(finished_phases_, phase_sleepers_);
+}
+
+int ThreadPools::take(Share& share, uint32_t job) {
+  uint64_t untaken = share.untaken.load(std::memory_order_acquire);
+  while (job_of(untaken) == job && count_of(untaken) > 0) {
+    if (share.untaken.compare_exchange_weak(untaken, untaken - 1, std::memory_order_acquire)) {
+      return share.pieces.first + share.pieces.count - static_cast<int>(count_of(untaken));
+    }
+  }
+  return kNone;
+}
+
+void ThreadPools::compute(const Worker& worker, const Stage& stage, int subpool, int piece) {
+  if (failed_.load(std::memory_order_relaxed)) return;
+  try {
+    stage.call(stage.job, worker, subpool, piece);
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+    failed_.store(true, std::memory_order_relaxed);
+  }
+}
+
+// For pieces that others have begun.
+void ThreadPools::wait_for(const Worker& worker, const Stage& stage, uint32_t job) {
+  const auto finished = [&] {
+    const uint64_t unfinished = stage.unfinished.load(std::memory_order_acquire);
+    return job_of(unfinished) != job || count_of(unfinished) == 0;
+  };
+  if (owns_cores()) {
+    if (reached_soon(finished, kBeforeLooking)) return;
+    const int descheduled = worker.index == 0 ? descheduled_worker() : kNone;
+    if (descheduled != kNone) {
+      placement_.take_callers_core(descheduled);
+    } else if (reached_soon(finished, kWithinJob)) {
+      return;
+    }
+  }
+  sleep_until(finished_phases_, phase_sleepers_, finished);
+}
+
+// A worker that has begun a piece and whose CPU time stands still. For the caller, which is not looked at itself.
+int ThreadPools::descheduled_worker() {
+  const auto in_piece = [&](int worker) { return activities_[worker].in_piece.load(std::memory_order_relaxed); };
+  for (int worker = 1; worker < threads(); ++worker) {
+    if (in_piece(worker)) activities_[worker].cpu_time = cpu_time(activities_[worker].clock);
+  }
+  (void)reached_soon([] { return false; }, kOfLooking);
+  for (int worker = 1; worker < threads(); ++worker) {
+    const Activity& seen = activities_[worker];
+    if (in_piece(worker) && cpu_time(seen.clock) == seen.cpu_time) return worker;
+  }
+  return kNone;
 }
 
 }  // namespace kt

@@ -1,31 +1,51 @@
-// Compute threads, one sub-pool per NUMA node. The thread that calls `run` is worker 0 of sub-pool 0, so n threads
-// compute and never n + 1. Idle workers spin, then sleep in the kernel.
+// Compute threads, one sub-pool per NUMA node. The calling thread is worker 0 of sub-pool 0, so n threads compute and
+// never n + 1. Idle workers spin, then sleep in the kernel.
 //
-//   run(job)            caller and workers execute job(worker); returns when all have finished
-//   worker.barrier()    inside a job: waits for every worker of every sub-pool
+//   for_each(count, job)                job(worker, piece) for every piece in [0, count)
+//   for_each_in_subpools(counts, job)   job(worker, subpool, piece) for every piece in [0, counts[subpool]), by threads
+//                                       of that sub-pool while it has idle ones: near the memory that it reads
+//   run({phase, phase, ...})            the same for pieces that need what others have computed: a phase begins when
+//                                       every piece of the one before has been finished
 //
-// A job that throws on any thread lets the others finish; `run` then throws the first exception. A job that uses the
-// barrier must not throw: the others would wait for it.
+// Pieces are taken in ascending order. A call waits for pieces, not for threads: it returns when every piece has been
+// finished, whoever computed it, so a worker that the scheduler keeps off its core delays the others by the piece that
+// it has begun at most, and by none if it has begun none. Pieces should therefore be small, four or more a thread.
 //
-// How long idle workers spin depends on the caller of the last job (caller.h).
+// A piece that throws lets the begun ones finish, the others are left out, and the call throws the first exception.
+// How long idle workers spin depends on the caller of the last job (caller.h). Calls are not thread safe: the owner
+// (Engine) serialises them. A call from within a piece throws std::logic_error.
 //
-// `run` is not reentrant and not thread safe: the owner (Engine) serialises calls.
+// Why a late worker is harmless. Everything that a worker may look at without having taken a piece belongs to the pool
+// and is atomic: `Share::untaken` and `Stage::unfinished`, each a count tagged with the number of its job.
+//   - A piece is taken by a compare-and-swap of `untaken` from (j, n) to (j, n - 1), n > 0. It fails if the tag is not
+//     the job that the worker came for. If it succeeds, job j is not over: that needs `unfinished` of this phase to be
+//     (j, 0), and the piece just taken still counts there. So the job's function and what it refers to, which live on
+//     the caller's stack, exist until the worker has subtracted its piece from `unfinished`, and it touches them no
+//     more after that.
+//   - The plain fields of a stage are written by the caller while no piece can be taken: after the last job's pieces
+//     have all been finished (it acquires `unfinished`) and before `untaken` is stored with the new tag, by release.
+//     They are read only after a piece was taken, by acquire from that store.
+//   - A worker takes pieces of a phase only after it saw (j, 0) in `unfinished` of all phases before. Another tag there
+//     means that job j is over, and it goes back to waiting for the next.
+// Tags have 32 bits: a worker would have to stand still for 2^32 jobs to take one for another.
 #pragma once
 
-#include <pthread.h>
+#include <time.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <exception>
-#include <memory>
+#include <initializer_list>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "core/caller.h"
 #include "core/topology.h"
+#include "core/worker_placement.h"
 
 namespace kt {
 
@@ -35,18 +55,50 @@ struct PoolConfig {
   std::vector<int> numa_nodes;  // OS index per sub-pool; empty = the machine's nodes in order, repeated if needed
 };
 
-class ThreadPools;
-
 struct Worker {
-  ThreadPools* pools;
   int index;          // 0 .. threads-1
   int subpool;        // 0 .. subpools-1
   int index_in_pool;  // 0 .. threads of the sub-pool - 1
-  void barrier() const;
+};
+
+// Pieces that may be computed in any order and at the same time. Refers to `job` and `counts`, which must outlive it.
+class Phase {
+ public:
+  // job(worker, piece) for every piece in [0, count)
+  template <class Job>
+  static Phase of(int count, Job& job) {
+    return {count, nullptr, address(job),
+            [](void* erased, const Worker& worker, int, int piece) { (*static_cast<Job*>(erased))(worker, piece); }};
+  }
+
+  // job(worker, subpool, piece) for every piece in [0, counts[subpool])
+  template <class Job>
+  static Phase in_subpools(const std::vector<int>& counts, Job& job) {
+    return {0, counts.data(), address(job), [](void* erased, const Worker& worker, int subpool, int piece) {
+              (*static_cast<Job*>(erased))(worker, subpool, piece);
+            }};
+  }
+
+ private:
+  friend class ThreadPools;
+  using Call = void (*)(void* job, const Worker& worker, int subpool, int piece);
+
+  Phase(int count, const int* counts, void* job, Call call) : count_(count), counts_(counts), job_(job), call_(call) {}
+  template <class Job>
+  static void* address(Job& job) {
+    return const_cast<void*>(static_cast<const void*>(&job));
+  }
+
+  int count_;          // without counts_
+  const int* counts_;  // per sub-pool, or null
+  void* job_;
+  Call call_;
 };
 
 class ThreadPools {
  public:
+  static constexpr int kMaxPhases = 8;
+
   // Throws std::invalid_argument with a sentence for every impossible configuration.
   ThreadPools(const PoolConfig& config, const Topology& topology);
   ~ThreadPools();
@@ -63,78 +115,80 @@ class ThreadPools {
   const std::vector<std::string>& warnings() const { return warnings_; }
 
   // Whether each worker has a core of its own; where they share cores, waiting threads should sleep.
-  bool owns_cores() const { return bound_; }
+  bool owns_cores() const { return placement_.owns_cores(); }
 
-  template <class Job>
-  void run(Job& job, Caller caller = Caller::kCpu) {
-    caller_.store(caller, std::memory_order_relaxed);  // the job's start publishes it
-    run_erased(&job, [](void* context, const Worker& worker) { (*static_cast<Job*>(context))(worker); });
-  }
-
-  // job(worker, piece) for every piece in [0, count), on the caller and the workers. Returns when all have finished.
   template <class Job>
   void for_each(int count, Job&& job, Caller caller = Caller::kCpu) {
-    std::atomic<int> next{0};
-    auto take = [&](const Worker& worker) {
-      for (int piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < count;) job(worker, piece);
-    };
-    run(take, caller);
+    run({Phase::of(count, job)}, caller);
   }
 
-  // job(worker, subpool, piece) for pieces [0, counts[s]) of each sub-pool s, computed by its own workers.
   template <class Job>
   void for_each_in_subpools(const std::vector<int>& counts, Job&& job, Caller caller = Caller::kCpu) {
-    std::vector<std::atomic<int>> next(counts.size());
-    auto take = [&](const Worker& worker) {
-      const int count = counts[worker.subpool];
-      for (int piece; (piece = next[worker.subpool].fetch_add(1, std::memory_order_relaxed)) < count;) {
-        job(worker, worker.subpool, piece);
-      }
-    };
-    run(take, caller);
+    run({Phase::in_subpools(counts, job)}, caller);
   }
 
+  // One to kMaxPhases phases; those without pieces cost nothing.
+  void run(std::initializer_list<Phase> phases, Caller caller = Caller::kCpu);
+
  private:
-  friend struct Worker;
-  using Entry = void (*)(void* context, const Worker& worker);
+  static constexpr int kNone = -1;
+  struct Range {
+    int first;
+    int count;
+  };
+  // A phase's pieces of one sub-pool.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> untaken{0};  // job << 32 | pieces
+    Range pieces{0, 0};
+  };
+  // A phase of the running job, or of the last one that had so many.
+  struct alignas(64) Stage {
+    std::atomic<uint64_t> unfinished{0};  // job << 32 | pieces
+    void* job = nullptr;
+    Phase::Call call = nullptr;
+  };
+  // What the caller may know about a worker.
+  struct alignas(64) Activity {
+    std::atomic<bool> in_piece{false};  // it has taken a piece and not finished it
+    clockid_t clock = 0;                // counts its CPU time
+    int64_t cpu_time = 0;               // nanoseconds, when the caller looked
+  };
 
-  void run_erased(void* context, Entry entry);
-  void execute(const Worker& worker);
+  void run_alone(std::initializer_list<Phase> phases);
+  Range pieces_of(const Phase& phase, int subpool) const;
+  bool prepare(const Phase& phase, int stage_index, uint32_t job);
+  Share& share_of(int stage, int subpool) { return shares_[stage * subpools() + subpool]; }
+  void take_part(const Worker& worker, uint32_t job);
+  void compute_pieces(const Worker& worker, int stage, uint32_t job);
+  static int take(Share& share, uint32_t job);
+  void compute(const Worker& worker, const Stage& stage, int subpool, int piece);
+  void wait_for(const Worker& worker, const Stage& stage, uint32_t job);
+  int descheduled_worker();
+  void wait_for_job(uint32_t last);
   void worker_loop(int index);
-  std::chrono::microseconds between_jobs() const;
-  void place_workers(const Topology& topology);
-  void bind(int worker, pthread_t thread) const;
-  void leave_callers_core();
   void stop();
-  void barrier();
-  void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value, std::chrono::microseconds patience) const;
 
+  std::vector<int> numa_nodes_;  // of each sub-pool
   std::vector<Worker> workers_;
   std::vector<int> threads_per_subpool_;
-  std::vector<int> numa_nodes_;
   std::vector<std::string> warnings_;
+  WorkerPlacement placement_;
 
-  // Where workers run, unless there are more of them than cores: one core each. The calling thread is worker 0 and
-  // nobody's to bind: `core_of_worker_[0]` is the core kept free for it.
-  bool bound_ = false;
-  std::vector<std::vector<int>> cpus_of_core_;
-  std::vector<int> core_of_cpu_;  // -1 = not ours
-  std::vector<int> core_of_worker_;
-  std::vector<int> worker_of_core_;  // -1 = none
+  std::vector<Stage> stages_;
+  std::vector<Share> shares_;         // [stage][sub-pool]
+  std::vector<Activity> activities_;  // of each worker
+  std::atomic<bool> running_{false};
 
-  alignas(64) std::atomic<uint32_t> job_epoch_{0};
-  alignas(64) std::atomic<uint32_t> arrived_{0};
-  alignas(64) std::atomic<uint32_t> barrier_epoch_{0};
-  alignas(64) mutable std::atomic<uint32_t> sleepers_{0};
-  void* context_ = nullptr;
-  Entry entry_ = nullptr;
+  alignas(64) std::atomic<uint32_t> job_{0};  // number of the last one
+  std::atomic<uint32_t> idle_sleepers_{0};    // threads that wait in the kernel for `job_` to change
+  alignas(64) std::atomic<uint32_t> finished_phases_{0};
+  std::atomic<uint32_t> phase_sleepers_{0};  // the same, for `finished_phases_`
   std::mutex error_mutex_;
   std::exception_ptr error_;  // the first of the running job
+  std::atomic<bool> failed_{false};
   std::atomic<bool> stopping_{false};
   std::atomic<Caller> caller_{Caller::kCpu};  // of the last job
   std::vector<std::thread> threads_;
 };
-
-inline void Worker::barrier() const { pools->barrier(); }
 
 }  // namespace kt

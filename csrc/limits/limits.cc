@@ -28,24 +28,21 @@ const Peak& choose(std::initializer_list<Row> rows) {
   return *(rows.end() - 1)->peak;
 }
 
-// Seconds until the slowest thread has finished `work(worker)`, started together.
+// Seconds until `work(part)` has been done for as many parts as there are threads, each by one of its sub-pool.
 template <class Work>
 double timed(ThreadPools& pools, Work work) {
-  double begin = 0;
-  auto job = [&](const Worker& worker) {
-    worker.barrier();
-    if (worker.index == 0) begin = now();
-    worker.barrier();
-    work(worker);
-  };
-  pools.run(job);
+  std::vector<int> first_of_subpool;
+  for (int s = 0, first = 0; s < pools.subpools(); first += pools.threads_in(s++)) first_of_subpool.push_back(first);
+  const double begin = now();
+  pools.for_each_in_subpools(pools.threads_per_subpool(),
+                             [&](const Worker&, int subpool, int part) { work(first_of_subpool[subpool] + part); });
   return now() - begin;
 }
 
 Limit measure_peak(ThreadPools& pools, const Peak& peak, int repeats) {
   std::atomic<float> sink{0};
   const auto seconds = [&](uint64_t rounds) {
-    return timed(pools, [&](const Worker&) { sink.store(peak.run(rounds), std::memory_order_relaxed); });
+    return timed(pools, [&](int) { sink.store(peak.run(rounds), std::memory_order_relaxed); });
   };
   uint64_t rounds = 1000;
   while (seconds(rounds) < kSecondsPerRun / 4) rounds *= 2;
@@ -61,16 +58,15 @@ Limit measure_read(ThreadPools& pools, size_t bytes, int repeats) {
   constexpr size_t kGrain = 4096;
   std::vector<Buffer> parts;
   const size_t share = bytes / pools.threads() / kGrain * kGrain;
-  for (int i = 0; i < pools.threads(); ++i) parts.emplace_back(share + kGrain);
+  for (int i = 0; i < pools.threads(); ++i) parts.emplace_back(share + kGrain, pools.node_of(pools.subpool_of(i)));
   std::atomic<uint64_t> sink{0};
-  timed(pools, [&](const Worker& w) {  // first touch by the thread that reads
-    for (size_t b = 0; b < parts[w.index].size(); b += kGrain) parts[w.index].data()[b] = 1;
+  timed(pools, [&](int part) {  // the pages are there before they are timed
+    for (size_t b = 0; b < parts[part].size(); b += kGrain) parts[part].data()[b] = 1;
   });
   double best = 0;
   for (int i = 0; i < repeats; ++i) {
-    const double seconds = timed(pools, [&](const Worker& w) {
-      sink.store(kReadAvx2(parts[w.index].data(), share), std::memory_order_relaxed);
-    });
+    const double seconds =
+        timed(pools, [&](int part) { sink.store(kReadAvx2(parts[part].data(), share), std::memory_order_relaxed); });
     best = std::max(best, static_cast<double>(share) * pools.threads() / seconds);
   }
   return {"sequential read", best};

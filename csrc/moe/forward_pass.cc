@@ -18,7 +18,20 @@ constexpr int kPairsForMany = 8;
 constexpr size_t kSumBytes = size_t{1} << 20;
 constexpr int kMaxStripPanels = 8;
 
+// Pieces of the phases between are some rows each: so many pieces a thread even out delays.
+constexpr int kRowPiecesPerThread = 8;
+
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Rows cut into at most kRowPiecesPerThread pieces a thread.
+struct RowPieces {
+  RowPieces(int row_count, int threads) : rows(row_count), per_piece(ceil_div(rows, kRowPiecesPerThread * threads)) {}
+  int count() const { return rows == 0 ? 0 : ceil_div(rows, per_piece); }
+  int begin(int piece) const { return piece * per_piece; }
+  int end(int piece) const { return std::min(rows, (piece + 1) * per_piece); }
+  int rows;
+  int per_piece;
+};
 
 }  // namespace
 
@@ -87,83 +100,93 @@ void ForwardPass::plan_pieces() {
     const auto pieces_of = [&](const ActiveExpert& expert) {
       return ceil_div(weights_.panels(Projection::kGate, s).count(), pairs_per_piece(expert));
     };
-    subpools_.emplace_back(routing_.experts(), pieces_of, ceil_div(panels, per_strip), per_strip);
+    subpools_.push_back({ExpertPieces(routing_.experts(), pieces_of), per_strip});
+    gate_up_pieces_.push_back(subpools_.back().gate_up.count());
+    down_strips_.push_back(ceil_div(panels, per_strip));
   }
 }
 
-// Everything the workers need is reserved before they start: a job that waits at barriers must not throw.
+// Everything the workers need is reserved before they start, on their own node. Workers may compute pieces of every
+// sub-pool.
 void ForwardPass::reserve_scratch() {
   const ThreadPools& pools = engine_.pools();
+  int panels_per_strip = 0;
+  for (const SubpoolPlan& plan : subpools_) panels_per_strip = std::max(panels_per_strip, plan.panels_per_strip);
   for (int worker = 0; worker < pools.threads(); ++worker) {
-    const int subpool = pools.subpool_of(worker);
-    const int node = pools.node_of(subpool);
-    const size_t strip_columns = static_cast<size_t>(subpools_[subpool].panels_per_strip) * kPanelRows;
-    WorkerScratch& scratch = engine_.scratch(worker);
-    for (const ActiveExpert& expert : routing_.experts()) {
-      const size_t pair_columns = size_t{2} * pairs_per_piece(expert) * kPanelRows;
-      gate_.gemm.reserve(scratch, expert.pairs, pair_columns, node);
-      up_.gemm.reserve(scratch, expert.pairs, pair_columns, node);
-      if (!weights_.paired()) scratch.gate.reserve(expert.pairs * pair_columns / 2 * sizeof(float), node);
-      down_.gemm.reserve(scratch, expert.pairs, strip_columns, node);
+    reserve_scratch(engine_.scratch(worker), panels_per_strip, pools.node_of(pools.subpool_of(worker)));
+  }
+}
+
+void ForwardPass::reserve_scratch(WorkerScratch& scratch, int panels_per_strip, int node) {
+  const size_t strip_columns = static_cast<size_t>(panels_per_strip) * kPanelRows;
+  for (const ActiveExpert& expert : routing_.experts()) {
+    const size_t pair_columns = size_t{2} * pairs_per_piece(expert) * kPanelRows;
+    gate_.gemm.reserve(scratch, expert.pairs, pair_columns, node);
+    up_.gemm.reserve(scratch, expert.pairs, pair_columns, node);
+    if (!weights_.paired()) scratch.gate.reserve(expert.pairs * pair_columns / 2 * sizeof(float), node);
+    down_.gemm.reserve(scratch, expert.pairs, strip_columns, node);
+  }
+  scratch.sum.reserve(args_.routing.tokens * strip_columns * sizeof(float), node);
+  if (gate_.prepares() || up_.prepares()) scratch.row.reserve(config_.shape.hidden_padded() * sizeof(float), node);
+}
+
+void ForwardPass::run() {
+  ThreadPools& pools = engine_.pools();
+  const RowPieces tokens(converts_hidden() ? args_.routing.tokens : 0, pools.threads());
+  const RowPieces pairs(down_.prepares() ? routing_.pairs() : 0, pools.threads());
+  const auto hidden = [&](const Worker& worker, int piece) {
+    for (int t = tokens.begin(piece); t < tokens.end(piece); ++t) {
+      prepare_hidden(worker, gate_, buffers_.hidden, t);
+      if (!weights_.paired()) prepare_hidden(worker, up_, buffers_.hidden_of_up, t);
     }
-    scratch.sum.reserve(args_.routing.tokens * strip_columns * sizeof(float), node);
-    if (gate_.prepares() || up_.prepares()) scratch.row.reserve(config_.shape.hidden_padded() * sizeof(float), node);
-  }
+  };
+  const auto products = [&](const Worker& worker, int subpool, int piece) { gate_up(worker, subpool, piece); };
+  const auto intermediate = [&](const Worker&, int piece) {
+    for (int p = pairs.begin(piece); p < pairs.end(piece); ++p) prepare_intermediate(p);
+  };
+  const auto strips = [&](const Worker& worker, int subpool, int strip) { down(worker, subpool, strip); };
+  pools.run({Phase::of(tokens.count(), hidden), Phase::in_subpools(gate_up_pieces_, products),
+             Phase::of(pairs.count(), intermediate), Phase::in_subpools(down_strips_, strips)},
+            args_.caller);
 }
 
-void ForwardPass::operator()(const Worker& worker) {
-  if (converts_hidden()) {
-    prepare_hidden(worker, gate_, buffers_.hidden);
-    if (!weights_.paired()) prepare_hidden(worker, up_, buffers_.hidden_of_up);
-    worker.barrier();
-  }
-  gate_up(worker);
-  worker.barrier();
-  if (down_.prepares()) {
-    prepare_intermediate(worker);
-    worker.barrier();
-  }
-  down(worker);
-}
-
-void ForwardPass::prepare_hidden(const Worker& worker, const Operand& operand, const Buffer& buffer) {
+void ForwardPass::prepare_hidden(const Worker& worker, const Operand& operand, const Buffer& buffer, int token) {
   if (operand.rows.data == args_.hidden) return;
   const int hidden = config_.shape.hidden, padding = config_.shape.hidden_padded() - hidden;
   const size_t in_bytes = args_.hidden_type == DType::kF32 ? 4 : 2;
   const ConvertFn convert = operand.kernels.rows->load_rows[static_cast<int>(args_.hidden_type)];
-  for (int t = worker.index; t < args_.routing.tokens; t += worker.pools->threads()) {
-    uint8_t* const out = buffer.data() + t * operand.rows.stride;
-    uint8_t* const converted = operand.prepares() ? engine_.scratch(worker.index).row.data() : out;
-    convert(static_cast<const uint8_t*>(args_.hidden) + t * in_bytes * hidden, converted, hidden);
-    std::memset(converted + hidden * operand.element(), 0, padding * operand.element());
-    if (!operand.prepares()) continue;
-    operand.kernels.prepare_row(
-        {&operand.layout, reinterpret_cast<const float*>(converted), out, out + operand.rows.groups_at});
-  }
+  uint8_t* const out = buffer.data() + token * operand.rows.stride;
+  uint8_t* const converted = operand.prepares() ? engine_.scratch(worker.index).row.data() : out;
+  convert(static_cast<const uint8_t*>(args_.hidden) + token * in_bytes * hidden, converted, hidden);
+  std::memset(converted + hidden * operand.element(), 0, padding * operand.element());
+  if (!operand.prepares()) return;
+  operand.kernels.prepare_row(
+      {&operand.layout, reinterpret_cast<const float*>(converted), out, out + operand.rows.groups_at});
 }
 
-void ForwardPass::gate_up(const Worker& worker) {
+// Pieces are taken in ascending order, so this worker's next one is likely as many further as its sub-pool has threads:
+// its weights are fetched meanwhile.
+void ForwardPass::gate_up(const Worker& worker, int subpool, int piece) {
+  const int likely_next = std::min(piece + engine_.pools().threads_in(subpool), gate_up_pieces_[subpool] - 1);
   const auto multiply = weights_.paired() ? &ForwardPass::multiply_paired : &ForwardPass::multiply_apart;
-  subpools_[worker.subpool].pieces.take(
-      engine_.pools().threads_in(worker.subpool),
-      [&](const ActiveExpert& expert, int index) { return gate_up_piece(worker.subpool, expert, index); },
-      [&](const GateUpPiece& taken, const GateUpPiece& next) { (this->*multiply)(worker, taken, next); });
+  (this->*multiply)(worker, gate_up_piece(subpool, piece), gate_up_piece(subpool, likely_next));
 }
 
-ForwardPass::GateUpPiece ForwardPass::gate_up_piece(int subpool, const ActiveExpert& expert, int index) const {
-  const int first_pair = index * pairs_per_piece(expert);
+ForwardPass::GateUpPiece ForwardPass::gate_up_piece(int subpool, int piece) const {
+  const auto [expert, index] = subpools_[subpool].gate_up.at(piece);
+  const int first_pair = index * pairs_per_piece(*expert);
   const int pairs = weights_.panels(Projection::kGate, subpool).count() - first_pair;
-  return {&expert, first_pair, std::min(pairs_per_piece(expert), pairs)};
+  return {subpool, expert, first_pair, std::min(pairs_per_piece(*expert), pairs)};
 }
 
 // gate and up panels alternate, in memory and so in the product.
 void ForwardPass::multiply_paired(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next) {
   const ActiveExpert& expert = *piece.expert;
   const auto panels_of = [&](const GateUpPiece& p) {
-    return weights_.panel(Projection::kGate, worker.subpool, p.expert->expert, p.first_pair);
+    return weights_.panel(Projection::kGate, p.subpool, p.expert->expert, p.first_pair);
   };
   const auto epilogue = [&](const float* product, size_t stride, int first_row, int row_count) {
-    swiglu(worker, piece, {product, stride, product + kPanelRows, stride, 2 * kPanelRows, row_count}, first_row);
+    swiglu(piece, {product, stride, product + kPanelRows, stride, 2 * kPanelRows, row_count}, first_row);
   };
   gate_.gemm.multiply(engine_.scratch(worker.index), {panels_of(piece), 2 * piece.pairs, panels_of(next)},
                       {gate_.rows, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs}, epilogue);
@@ -174,7 +197,7 @@ void ForwardPass::multiply_apart(const Worker& worker, const GateUpPiece& piece,
   WorkerScratch& scratch = engine_.scratch(worker.index);
   const auto multiply = [&](const Operand& operand, Projection which, auto epilogue) {
     const auto panels_of = [&](const GateUpPiece& p) {
-      return weights_.panel(which, worker.subpool, p.expert->expert, p.first_pair);
+      return weights_.panel(which, p.subpool, p.expert->expert, p.first_pair);
     };
     operand.gemm.multiply(scratch, {panels_of(piece), piece.pairs, panels_of(next)},
                           {operand.rows, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs},
@@ -188,14 +211,14 @@ void ForwardPass::multiply_apart(const Worker& worker, const GateUpPiece& piece,
     }
   });
   multiply(up_, Projection::kUp, [&](const float* product, size_t stride, int first_row, int row_count) {
-    swiglu(worker, piece, {gates + first_row * columns, columns, product, stride, kPanelRows, row_count}, first_row);
+    swiglu(piece, {gates + first_row * columns, columns, product, stride, kPanelRows, row_count}, first_row);
   });
 }
 
 // Columns of the piece's pairs, of `args.tokens` rows of the expert from `first_row` on.
-void ForwardPass::swiglu(const Worker& worker, const GateUpPiece& piece, SwigluArgs args, int first_row) const {
+void ForwardPass::swiglu(const GateUpPiece& piece, SwigluArgs args, int first_row) const {
   const size_t column =
-      static_cast<size_t>(weights_.panels(Projection::kGate, worker.subpool).begin + piece.first_pair) * kPanelRows;
+      static_cast<size_t>(weights_.panels(Projection::kGate, piece.subpool).begin + piece.first_pair) * kPanelRows;
   uint8_t* const h = buffers_.intermediate.data() + (piece.expert->first_pair + first_row) * swiglu_stride_;
   args.panel_pairs = piece.pairs;
   args.h = h + column * down_.element();
@@ -205,30 +228,19 @@ void ForwardPass::swiglu(const Worker& worker, const GateUpPiece& piece, SwigluA
   down_.kernels.rows->swiglu(args);
 }
 
-void ForwardPass::prepare_intermediate(const Worker& worker) {
-  for (int p = worker.index; p < routing_.pairs(); p += worker.pools->threads()) {
-    const uint8_t* from = buffers_.intermediate.data() + p * swiglu_stride_;
-    uint8_t* const out = buffers_.prepared.data() + p * down_.rows.stride;
-    down_.kernels.prepare_row({&down_.layout, reinterpret_cast<const float*>(from), out, out + down_.rows.groups_at});
-  }
+void ForwardPass::prepare_intermediate(int pair) {
+  const uint8_t* from = buffers_.intermediate.data() + pair * swiglu_stride_;
+  uint8_t* const out = buffers_.prepared.data() + pair * down_.rows.stride;
+  down_.kernels.prepare_row({&down_.layout, reinterpret_cast<const float*>(from), out, out + down_.rows.groups_at});
 }
 
-void ForwardPass::down(const Worker& worker) {
-  SubpoolPlan& plan = subpools_[worker.subpool];
-  while (true) {
-    const int strip = plan.next_strip.fetch_add(1, std::memory_order_relaxed);
-    if (strip >= plan.strips) return;
-    down_strip(worker, strip);
-  }
-}
-
-void ForwardPass::down_strip(const Worker& worker, int strip) {
-  const SubpoolPlan& plan = subpools_[worker.subpool];
-  const PanelRange share = weights_.panels(Projection::kDown, worker.subpool);
-  const int first_panel = strip * plan.panels_per_strip;
-  const int panels = std::min(plan.panels_per_strip, share.count() - first_panel);
+void ForwardPass::down(const Worker& worker, int subpool, int strip) {
+  const int panels_per_strip = subpools_[subpool].panels_per_strip;
+  const PanelRange share = weights_.panels(Projection::kDown, subpool);
+  const int first_panel = strip * panels_per_strip;
+  const int panels = std::min(panels_per_strip, share.count() - first_panel);
   const int columns = panels * kPanelRows;
-  const int following = (strip + engine_.pools().threads_in(worker.subpool)) * plan.panels_per_strip;
+  const int following = (strip + engine_.pools().threads_in(subpool)) * panels_per_strip;
 
   WorkerScratch& scratch = engine_.scratch(worker.index);
   const size_t sum_bytes = static_cast<size_t>(args_.routing.tokens) * columns * sizeof(float);
@@ -237,7 +249,7 @@ void ForwardPass::down_strip(const Worker& worker, int strip) {
 
   const std::vector<ActiveExpert>& experts = routing_.experts();
   const auto panels_at = [&](const ActiveExpert& expert, int panel) {
-    return weights_.panel(Projection::kDown, worker.subpool, expert.expert, panel);
+    return weights_.panel(Projection::kDown, subpool, expert.expert, panel);
   };
   for (size_t i = 0; i < experts.size(); ++i) {
     const ActiveExpert& expert = experts[i];

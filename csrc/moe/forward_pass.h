@@ -1,11 +1,10 @@
 // The arithmetic of one forward call, cut into pieces that the workers take.
 //
-// Phases, with a barrier after each: hidden states as kernels multiply them (unless they already are), SwiGLU outputs
-// of every pair, those as the kernel multiplies them (int8: a row's scales need all of it), down.
+// Phases, each of which needs all of the one before: hidden states as kernels multiply them (unless they already are),
+// SwiGLU outputs of every pair, those as the kernel multiplies them (int8: a row's scales need all of it), down.
 #pragma once
 
-#include <atomic>
-#include <deque>
+#include <vector>
 
 #include "moe/expert_pieces.h"
 #include "moe/grouped_gemm.h"
@@ -19,7 +18,8 @@ class ForwardPass {
   ForwardPass(Engine& engine, PassBuffers& buffers, const LayerConfig& config, const ExpertWeights& weights,
               const Routing& routing, const ForwardArgs& args);
 
-  void operator()(const Worker& worker);
+  // On the caller and the engine's workers, until all is computed.
+  void run();
 
  private:
   // A matrix of the experts, and the rows it is multiplied by.
@@ -34,36 +34,31 @@ class ForwardPass {
     GroupedGemm gemm;
     RowTable rows;
   };
-  // Some gate+up panel pairs of an expert.
+  // Some gate+up panel pairs of an expert, of a sub-pool's share of the panels.
   struct GateUpPiece {
+    int subpool;
     const ActiveExpert* expert;
     int first_pair;
     int pairs;
   };
   struct SubpoolPlan {
-    template <class PiecesOf>
-    SubpoolPlan(const std::vector<ActiveExpert>& experts, PiecesOf pieces_of, int strip_count, int strip_panels)
-        : pieces(experts, pieces_of), strips(strip_count), panels_per_strip(strip_panels) {}
-
-    ExpertPieces pieces;
-    int strips;  // of hidden columns
+    ExpertPieces gate_up;
     int panels_per_strip;
-    std::atomic<int> next_strip{0};
   };
 
   void plan_hidden(Operand& operand, Buffer& buffer);
   void plan_intermediate();
   void plan_pieces();
   void reserve_scratch();
-  void prepare_hidden(const Worker& worker, const Operand& operand, const Buffer& buffer);
-  void gate_up(const Worker& worker);
-  GateUpPiece gate_up_piece(int subpool, const ActiveExpert& expert, int index) const;
+  void reserve_scratch(WorkerScratch& scratch, int panels_per_strip, int node);
+  void prepare_hidden(const Worker& worker, const Operand& operand, const Buffer& buffer, int token);
+  void gate_up(const Worker& worker, int subpool, int piece);
+  GateUpPiece gate_up_piece(int subpool, int piece) const;
   void multiply_paired(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
   void multiply_apart(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
-  void swiglu(const Worker& worker, const GateUpPiece& piece, SwigluArgs args, int first_row) const;
-  void prepare_intermediate(const Worker& worker);
-  void down(const Worker& worker);
-  void down_strip(const Worker& worker, int strip);
+  void swiglu(const GateUpPiece& piece, SwigluArgs args, int first_row) const;
+  void prepare_intermediate(int pair);
+  void down(const Worker& worker, int subpool, int strip);
   void store_strip(const float* sum, size_t sum_stride, int first_column, int columns) const;
   bool converts_hidden() const { return gate_.rows.data != args_.hidden || up_.rows.data != args_.hidden; }
   int pairs_per_piece(const ActiveExpert& expert) const;
@@ -78,7 +73,9 @@ class ForwardPass {
   Operand up_;                // the same
   Operand down_;              // its rows are pairs
   size_t swiglu_stride_ = 0;  // bytes, of buffers_.intermediate
-  std::deque<SubpoolPlan> subpools_;
+  std::vector<SubpoolPlan> subpools_;
+  std::vector<int> gate_up_pieces_;  // of each sub-pool
+  std::vector<int> down_strips_;     // of hidden columns, the same
 };
 
 }  // namespace kt

@@ -180,8 +180,7 @@ void MoeLayer::forward(const ForwardArgs& args) {
   }
   const auto weights = require_weights();
   const auto begin = std::chrono::steady_clock::now();
-  ForwardPass pass(*engine_, engine_->pass_buffers(), config_, *weights, routing_, args);
-  engine_->pools().run(pass, args.caller);
+  ForwardPass(*engine_, engine_->pass_buffers(), config_, *weights, routing_, args).run();
   engine_->count_call(std::chrono::steady_clock::now() - begin,
                       routing_.experts().size() * weights->bytes_per_expert());
 }

@@ -1,7 +1,6 @@
 #include "moe/weights.h"
 
 #include <algorithm>
-#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -94,16 +93,9 @@ void ExpertWeights::allocate(Share& share, int subpool) const {
 
 void ExpertWeights::load(const ExpertSources& sources) {
   for (size_t s = 0; s < shares_.size(); ++s) allocate(shares_[s], static_cast<int>(s));
-  std::vector<std::atomic<int>> next(pools_.subpools());
-  auto job = [&](const Worker& worker) {
-    while (true) {
-      // One expert per piece: its three matrices are read front to back.
-      const int expert = next[worker.subpool].fetch_add(1);
-      if (expert >= shape_.num_experts) return;
-      load_expert(worker.subpool, sources, expert);
-    }
-  };
-  pools_.run(job);
+  // One expert per piece: its three matrices are read front to back.
+  pools_.for_each_in_subpools(std::vector<int>(pools_.subpools(), shape_.num_experts),
+                              [&](const Worker&, int subpool, int expert) { load_expert(subpool, sources, expert); });
 }
 
 void ExpertWeights::load_expert(int subpool, const ExpertSources& sources, int expert) {
@@ -148,15 +140,10 @@ void ExpertWeights::check_ranks(int ranks) const {
 }
 
 void ExpertWeights::write(int expert, const RankTargets& targets) const {
-  std::vector<std::atomic<int>> next(pools_.subpools());
-  auto job = [&](const Worker& worker) {
-    while (true) {
-      const int piece = next[worker.subpool].fetch_add(1);
-      if (piece >= pieces_of(worker.subpool)) return;
-      write_piece(worker.subpool, expert, piece, targets);
-    }
-  };
-  pools_.run(job);
+  std::vector<int> pieces;
+  for (int s = 0; s < pools_.subpools(); ++s) pieces.push_back(pieces_of(s));
+  pools_.for_each_in_subpools(
+      pieces, [&](const Worker&, int subpool, int piece) { write_piece(subpool, expert, piece, targets); });
 }
 
 void ExpertWeights::write_alone(int expert, const RankTargets& targets) const {
