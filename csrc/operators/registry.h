@@ -23,6 +23,11 @@ std::vector<Operator> experts_operators();
 std::vector<Operator> causal_convolution_operators();
 std::vector<Operator> gated_delta_operators();
 std::vector<Operator> gated_delta_inputs_operators();
+std::vector<Operator> norms_operators();
+std::vector<Operator> heads_operators();
+std::vector<Operator> router_operators();
+std::vector<Operator> gates_operators();
+std::vector<Operator> embedding_operators();
 
 // Schemas of all native operators.
 std::vector<std::string> operator_schemas();

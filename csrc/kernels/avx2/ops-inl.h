@@ -40,6 +40,12 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
   }
 
+  // (1, 0, 3, 2, ...), and which lanes of two vectors are equal.
+  static inline Vec swap_pairs(Vec v) { return _mm256_permute_ps(v, 0xB1); }
+  static inline uint32_t equal_lanes(Vec a, Vec b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)));
+  }
+
   // bf16 bits of each lane in the low half of a 32-bit lane: round to nearest even, NaN stays a (quiet) NaN.
   static inline __m256i bf16_bits(Vec v) {
     const __m256i bits = _mm256_castps_si256(v);

@@ -44,6 +44,10 @@ struct Avx512 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
   }
 
+  // (1, 0, 3, 2, ...), and which lanes of two vectors are equal.
+  static inline Vec swap_pairs(Vec v) { return _mm512_permute_ps(v, 0xB1); }
+  static inline uint32_t equal_lanes(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+
   // bf16 bits of each lane in the low half of a 32-bit lane: round to nearest even, NaN stays a (quiet) NaN.
   // (VCVTNEPS2BF16 would flush denormals.)
   static inline __m512i bf16_bits(Vec v) {
