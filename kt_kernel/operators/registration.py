@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kt_kernel.operators.reference import embedding, gates, heads, norms, router
+import torch
+
+from kt_kernel import kt_kernel_ext
+from kt_kernel.operators import absent, processes
+from kt_kernel.operators.reference import embedding, gated_delta, gates, heads, linear, mla, norms, router
 
 logger = logging.getLogger(__name__)
+
+# These would get packed weights, which only native operators read.
+_NATIVE_ONLY = (linear, mla)
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,6 @@ class PythonOperator:
     schema: str
     function: Callable[..., Any]
 
-    @property
-    def full_schema(self) -> str:
-        return self.name + self.schema
-
 
 def _table(modules: Iterable[Any]) -> dict[str, PythonOperator]:
     return {
@@ -37,4 +40,57 @@ def _table(modules: Iterable[Any]) -> dict[str, PythonOperator]:
     }
 
 
-TWINS = _table([embedding, gates, heads, norms, router])
+TWINS = _table([embedding, gated_delta, gates, heads, norms, router, *_NATIVE_ONLY])
+
+# torch keeps what a library defines only as long as the library lives.
+_libraries: list[torch.library.Library] = []
+
+
+def native_names() -> set[str]:
+    return {schema.partition("(")[0] for schema in kt_kernel_ext.operator_schemas()}
+
+
+def python_operators() -> dict[str, PythonOperator]:
+    """name -> what is to be registered beside the native operators."""
+    twins = {name: _announced(one) for name, one in TWINS.items() if name not in _table(_NATIVE_ONLY)}
+    missing = {name: _refusing(name, schema) for name, schema in _absent_schemas().items()}
+    every = {**missing, **twins, **_table([processes])}
+    return {name: one for name, one in every.items() if name not in native_names()}
+
+
+def register_twins() -> None:
+    """Register these, once, for tensors of any device."""
+    if _libraries:
+        return
+    for name, operator in python_operators().items():
+        namespace, _, short = name.partition("::")
+        library = torch.library.Library(namespace, "FRAGMENT")
+        library.define(short + operator.schema)
+        library.impl(short, operator.function, "CompositeExplicitAutograd")
+        _libraries.append(library)
+
+
+def _absent_schemas() -> dict[str, str]:
+    packed = {name: one.schema for name, one in _table(_NATIVE_ONLY).items()}
+    return {**absent.ABSENT, **packed}
+
+
+def _announced(operator: PythonOperator) -> PythonOperator:
+    said: list[bool] = []
+
+    def function(*arguments: Any, **named: Any) -> Any:
+        if not said:
+            said.append(True)
+            logger.warning("kt-kernel: %s has no native kernel and is computed by torch", operator.name)
+        return operator.function(*arguments, **named)
+
+    return PythonOperator(operator.name, operator.schema, function)
+
+
+def _refusing(name: str, schema: str) -> PythonOperator:
+    def function(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(
+            f"{name} is not computed by kt-kernel; --kt-cpu-operators off serves this model by torch"
+        )
+
+    return PythonOperator(name, schema, function)

@@ -116,6 +116,12 @@ def multimodal_rotary_embedding(
 
 
 OPERATORS = {
+    # SGLang's name on other devices, looked up on every one.
+    "sgl_kernel::rotary_embedding": (
+        "(Tensor positions, Tensor query, Tensor key, int head_size, Tensor cos_sin_cache, bool is_neox) -> "
+        "(Tensor, Tensor)",
+        rotary_embedding,
+    ),
     "sgl_kernel::rotary_embedding_cpu": (
         "(Tensor positions, Tensor query, Tensor key, int head_size, Tensor cos_sin_cache, bool is_neox) -> "
         "(Tensor, Tensor)",

@@ -85,6 +85,23 @@ def fused_dual_residual_rmsnorm(
     return rmsnorm(total, weight2, eps).to(input.dtype), total
 
 
+def fused_qk_gemma_rmsnorm(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Of each head: q and k [tokens, heads * head_dim] -> [tokens * heads, head_dim]."""
+    q_heads, k_heads = q.reshape(-1, head_dim), k.reshape(-1, head_dim)
+    return gemma_rmsnorm(q_heads, q_weight, eps), gemma_rmsnorm(k_heads, k_weight, eps)
+
+
+def fused_qk_gemma_rmsnorm_with_gate(
+    q_gate: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, head_dim: int, num_head: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q_gate [tokens, num_head * 2 * head_dim]: each head's query, then its gate -> (q, k, gate) by heads."""
+    pairs = q_gate.reshape(-1, 2 * head_dim)
+    q, gate = pairs[:, :head_dim], pairs[:, head_dim:].contiguous()
+    return (*fused_qk_gemma_rmsnorm(q, k, q_weight, k_weight, eps, head_dim), gate)
+
+
 _ONE = "(Tensor input, Tensor weight, float eps) -> Tensor"
 _ADDED = "(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float eps) -> ()"
 
@@ -112,6 +129,15 @@ OPERATORS = {
         "(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor sum_sq, int world_size, float eps) -> "
         "(Tensor, Tensor)",
         fused_qk_rmsnorm_apply_from_stats,
+    ),
+    "sgl_kernel::fused_qk_gemma_rmsnorm_cpu": (
+        "(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, float eps, int head_dim) -> (Tensor, Tensor)",
+        fused_qk_gemma_rmsnorm,
+    ),
+    "sgl_kernel::fused_qk_gemma_rmsnorm_with_gate_cpu": (
+        "(Tensor q_gate, Tensor k, Tensor q_weight, Tensor k_weight, float eps, int head_dim, int num_head)"
+        " -> (Tensor, Tensor, Tensor)",
+        fused_qk_gemma_rmsnorm_with_gate,
     ),
     "sgl_kernel::fused_dual_residual_rmsnorm_cpu": (
         "(Tensor input, Tensor residual, Tensor weight1, Tensor weight2, float eps) -> (Tensor, Tensor)",
