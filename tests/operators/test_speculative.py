@@ -5,8 +5,11 @@ A wrong place in the KV cache, or a draft accepted against the wrong parent, giv
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
+from kt_kernel.integrations.sglang.cpu_speculation import commit_states
 from kt_kernel.operators import speculative
 
 
@@ -149,3 +152,22 @@ def test_prompts_move_on_by_one_token():
         ids, starts, lengths, torch.tensor([80, 81, 82]), torch.tensor([1, 4, 7])
     )
     assert ids.tolist() == [2, 80, 70, 70, 6, 7, 8, 82, 72, 72]
+
+
+def test_the_states_after_the_last_accepted_draft_become_the_requests_own():
+    torch.manual_seed(0)
+    convolution = torch.randn(2, 5, 3, 7).transpose(2, 3)  # SGLang's layout on a CPU
+    caches = SimpleNamespace(
+        temporal=torch.randn(2, 5, 4),
+        intermediate_ssm=torch.randn(2, 3, 6, 4),
+        conv=[convolution],
+        intermediate_conv_window=[torch.randn(2, 3, 6, 7, 3)],
+    )
+    before = caches.temporal.clone()
+    slots, steps = torch.tensor([4, 0, 2], dtype=torch.int32), torch.tensor([1, -1, 5])
+    commit_states(caches, slots, steps, None, None)
+    for row, slot, step in ((0, 4, 1), (2, 2, 5)):
+        assert torch.equal(caches.temporal[:, slot], caches.intermediate_ssm[:, row, step])
+        assert torch.equal(convolution[:, slot], caches.intermediate_conv_window[0][:, row, step])
+    untouched = [0, 1, 3]
+    assert torch.equal(caches.temporal[:, untouched], before[:, untouched])

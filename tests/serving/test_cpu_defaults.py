@@ -1,10 +1,15 @@
-"""The size of the KV cache that is chosen when the user leaves it open. No server."""
+"""The sizes of the KV cache and of the pool of states, chosen when the user leaves them open. No server."""
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from kt_kernel.integrations.sglang import recurrent_states
 from kt_kernel.integrations.sglang.cpu_defaults import LEAST_TOKENS, MOST_KV_BYTES, most_cached_tokens
+from kt_kernel.integrations.sglang.recurrent_states import LEAST_STATES, MOST_STATES
 
 GIB = 1 << 30
 
@@ -23,3 +28,20 @@ GIB = 1 << 30
 )
 def test_the_cache_is_bounded_by_memory_and_by_use(bytes_per_token, context, memory, tokens):
     assert most_cached_tokens(bytes_per_token, context, memory) == tokens
+
+
+def test_the_states_of_a_large_model_do_not_take_the_experts_memory():
+    # Qwen3-Next-80B-A3B: 36 of 48 layers, 32 heads of 128 x 128 in float32, three inputs of 8192 channels
+    config = SimpleNamespace(
+        linear_num_value_heads=32,
+        linear_value_head_dim=128,
+        linear_num_key_heads=16,
+        linear_key_head_dim=128,
+        linear_conv_kernel_dim=4,
+        layers_block_type=[*["linear_attention"] * 3, "attention"] * 12,
+    )
+    size = recurrent_states.bytes_per_state(config, 1, None, torch.bfloat16)
+    assert size == 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert recurrent_states.most_states(size, 512 * GIB) == MOST_KV_BYTES // size
+    assert recurrent_states.most_states(size, 2 * GIB) == LEAST_STATES
+    assert recurrent_states.most_states(200_000, 24 * GIB) == MOST_STATES

@@ -12,6 +12,7 @@ passes through these files in this order:
     startup.py           our step in SGLang's configuration: from flags and model to settings
     settings.py          KTSettings: the options with every default filled in, and the model
     cpu_defaults.py      defaults for machines without a GPU
+    recurrent_states.py  the same for models whose layers keep states (Qwen3-Next, Qwen3.5)
     layer_hooks.py       where SGLang's MoE layer asks for its settings and its method
     moe_method.py        one MoE layer: SGLang's own method, and kt_kernel/hybrid around it
     device_backends.py   which of SGLang's GPU code computes some of the experts, and what is refused
@@ -22,6 +23,7 @@ passes through these files in this order:
     startup_failure.py   one sentence instead of a stack trace when a layer cannot be loaded
     interrupt.py         Ctrl-C without stack traces
     cpu_fixes.py         repairs of SGLang's CPU path, hooked only on machines without a GPU
+    cpu_speculation.py   the same for speculative decoding
     cpu_idle.py          an idle server on a CPU leaves the CPU alone
 
 Without --kt-weight-path the plug-in changes nothing but what cpu_fixes.py and cpu_idle.py say.

@@ -8,6 +8,7 @@ from kt_kernel.integrations.sglang import (
     cli,
     cpu_fixes,
     cpu_idle,
+    cpu_speculation,
     dense_weights,
     layer_hooks,
     serving_hooks,
@@ -144,5 +145,17 @@ CPU_ONLY = (
         HookType.REPLACE,
         cpu_idle.SharedDeviceGloo,
         "nine process groups have a thread each that wakes 100 times a second",
+    ),
+    Hook(
+        "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker.init_lm_head",
+        HookType.AROUND,
+        cpu_speculation.share_embedding,
+        "draft models wait for a CUDA device when they share the embedding",
+    ),
+    Hook(
+        "sglang.srt.layers.attention.hybrid_linear_attn_backend.scatter_mamba_states_after_mtp_verify",
+        HookType.REPLACE,
+        cpu_speculation.commit_states,
+        "the states of accepted drafts are committed by a Triton kernel",
     ),
 )

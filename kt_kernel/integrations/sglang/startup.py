@@ -18,6 +18,7 @@ from kt_kernel.integrations.sglang import (
     device_backends,
     hooking,
     numa_binding,
+    recurrent_states,
 )
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.draft import with_draft
@@ -92,6 +93,8 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     if options.device == "cpu":
         declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
         cpu_defaults.choose_environment(options)
+        declare_resolution(server_args, SOURCE, **recurrent_states.choose(options, model))
+        recurrent_states.choose_environment(model)
     setattr(server_args, SETTINGS_ATTRIBUTE, settings)
     logger.info(
         "kt-kernel: method %s from %s, %d threads in %d pools, %d of %d experts on the device, at most %d "

@@ -20,6 +20,17 @@ def fill(module):
         module.next_power_of_2 = next_power_of_2
     elif module.__name__ == "triton.language":
         module.constexpr = constexpr
+    elif module.__name__.startswith("sgl_kernel"):
+        vars(module).update(functions_of_kt_kernel(module.__name__))
+
+
+def functions_of_kt_kernel(name):
+    """Functions that SGLang imports from sgl_kernel by name and that kt-kernel has."""
+    try:
+        from kt_kernel.operators.by_name import NAMES
+    except ImportError:
+        return {}
+    return NAMES.get(name, {})
 
 
 def jit(function=None, **options):
