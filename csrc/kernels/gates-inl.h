@@ -72,6 +72,17 @@ struct Gates {
     All::for_vectors(a.columns,
                      [&](int i, auto extent) { store<X>(Ops::mul(gate, load<X>(up + i, extent)), y + i, extent); });
   }
+
+  template <class X>
+  static void add_scaled(const kt::AddScaledArgs& a) {
+    const auto* x = static_cast<const typename X::Stored*>(a.x);
+    auto* y = static_cast<typename X::Stored*>(a.y);
+    const Vec factor = Ops::set(a.factor);
+    All::for_vectors(a.columns, [&](int i, auto extent) {
+      const Vec scaled = X::round(Ops::mul(load<X>(x + i, extent), factor));
+      store<X>(Ops::add(load<X>(y + i, extent), scaled), y + i, extent);
+    });
+  }
 };
 
 template <class Ops>
@@ -88,5 +99,6 @@ constexpr kt::GateKernels make_gate_kernels() {
           {G::template gated<F, Gelu>, G::template gated<B, Gelu>, G::template gated<H, Gelu>},
           {G::template gated<F, GeluTanh>, G::template gated<B, GeluTanh>, G::template gated<H, GeluTanh>},
           {G::template gated<F, Sigmoid>, G::template gated<B, Sigmoid>, G::template gated<H, Sigmoid>},
-          {G::template row_sigmoid<F>, G::template row_sigmoid<B>, G::template row_sigmoid<H>}};
+          {G::template row_sigmoid<F>, G::template row_sigmoid<B>, G::template row_sigmoid<H>},
+          {G::template add_scaled<F>, G::template add_scaled<B>, G::template add_scaled<H>}};
 }

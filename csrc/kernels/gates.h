@@ -25,12 +25,21 @@ struct RowGateArgs {
   int columns;
 };
 
+// y += x * factor, the product rounded first.
+struct AddScaledArgs {
+  const void* x;
+  float factor;
+  void* y;
+  int columns;
+};
+
 struct GateKernels {
   GateFn silu[kNumberTypes];
   GateFn gelu[kNumberTypes];
   GateFn gelu_tanh[kNumberTypes];
   GateFn sigmoid[kNumberTypes];
   void (*row_sigmoid[kNumberTypes])(const RowGateArgs&);
+  void (*add_scaled[kNumberTypes])(const AddScaledArgs&);
 };
 
 extern const GateKernels kGatesAvx2;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "linear/linear_batch.h"
 #include "linear/linear_pass.h"
 
 namespace kt {
@@ -89,6 +90,19 @@ void Linear::multiply(const MatrixView& x, const MatrixView& out, const float* b
                                 std::to_string(out.rows) + " rows of output");
   }
   if (x.rows > 0) Pass(*this, x, out, bias, first_row).run();
+}
+
+void Linear::forward_batch(const MatrixBatch& x, const MatrixBatch& out) const {
+  const int64_t rows = panels_of(static_cast<int>(out.first.columns)) * int64_t{kPanelRows};
+  if (x.first.columns != k_ || x.first.rows != out.first.rows || x.count != out.count || rows * out.count != rows_ ||
+      parts_.size() != 1) {
+    throw std::invalid_argument("a linear layer of " + std::to_string(rows_) + " x " + std::to_string(k_) +
+                                " cannot multiply " + std::to_string(x.count) + " matrices of " +
+                                std::to_string(x.first.rows) + " x " + std::to_string(x.first.columns) + " into " +
+                                std::to_string(out.count) + " of " + std::to_string(out.first.rows) + " x " +
+                                std::to_string(out.first.columns));
+  }
+  if (x.count > 0 && x.first.rows > 0) BatchPass(*this, x, out).run();
 }
 
 bool Linear::is_bf16() const { return parts_.size() == 1 && parts_[0].served.format->codes == CodeType::kBf16; }

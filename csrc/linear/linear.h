@@ -26,6 +26,16 @@ struct LinearPart {
   MatrixSource source;
 };
 
+// Matrices of the same shape at equal distances.
+struct MatrixBatch {
+  MatrixView first;
+  int count;
+  int64_t step_bytes;
+  MatrixView at(int i) const {
+    return {first.data + i * step_bytes, first.type, first.rows, first.columns, first.row_bytes};
+  }
+};
+
 class Linear {
  public:
   // Packs on all threads. Throws std::invalid_argument for shapes and formats that cannot be.
@@ -42,6 +52,9 @@ class Linear {
   void forward(const MatrixView& x, const MatrixView& out, const float* bias) const;
   // Rows [first_row, +out.columns) of W alone. `first_row` is a multiple of 32 within the first part.
   void forward_rows(const MatrixView& x, const MatrixView& out, int first_row) const;
+  // W as a batch of matrices [N, K], each beginning at a panel: N rows of every ceil(N / 32) * 32. out[b] = x[b] W_b^T,
+  // all of them at once, N = out.first.columns. Of the first part.
+  void forward_batch(const MatrixBatch& x, const MatrixBatch& out) const;
 
   // One bf16 matrix: row `row` as the checkpoint had it, K numbers, on the calling thread.
   bool is_bf16() const;
@@ -63,6 +76,7 @@ class Linear {
   };
   // A pass multiplies rows [first_row, +out.columns) of W.
   class Pass;
+  class BatchPass;
 
   Part part_of(const LinearPart& given, Activations activations) const;
   void pack(const Part& part, const LinearPart& given) const;

@@ -1,41 +1,10 @@
 #include "linear/linear_pass.h"
 
 #include <algorithm>
-#include <cstring>
-#include <stdexcept>
+
+#include "linear/activation_rows.h"
 
 namespace kt {
-namespace {
-
-// A piece for few tokens is a stream long enough for the prefetchers, and there are enough of them to share evenly.
-constexpr size_t kPieceBytes = size_t{128} << 10;
-constexpr int kPiecesPerThread = 4;
-constexpr int kManyTokens = 32;
-constexpr int kPanelsForMany = 16;  // as many as the eight gate and up pairs of experts
-constexpr int kTokensPerConversion = 16;
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-bool aligned(const MatrixView& x) {
-  return reinterpret_cast<uintptr_t>(x.data) % 64 == 0 && x.row_bytes % 64 == 0 && x.row_bytes > 0;
-}
-
-DType dtype_of(ElementType type) {
-  switch (type) {
-    case ElementType::kBf16:
-      return DType::kBf16;
-    case ElementType::kF16:
-      return DType::kF16;
-    case ElementType::kF32:
-      return DType::kF32;
-    default:
-      throw std::invalid_argument(std::string("a linear layer got ") + name_of(type) +
-                                  " numbers; expected bfloat16, float16 or float32");
-  }
-}
-
-}  // namespace
-
 bool Linear::Pass::Operand::serves(const Part& part) const {
   const KernelSet& other = *part.served.kernels;
   return kernels.activation == other.activation && kernels.rows == other.rows &&
@@ -56,8 +25,7 @@ const Linear::Pass::Operand& Linear::Pass::operand_for(const Part& part) {
   Operand& operand = operands_.emplace_back(part);
   const int k = operand.layout.k_padded;
   const bool as_they_are = x_.type == ElementType::kBf16 && operand.kernels.activation == Activation::kBf16 &&
-                           x_.columns == k && (x_.rows == 1 || aligned(x_)) &&
-                           reinterpret_cast<uintptr_t>(x_.data) % 64 == 0;
+                           x_.columns == k && are_aligned(x_);
   if (as_they_are) {
     operand.rows = {x_.data, static_cast<size_t>(x_.row_bytes), 0};
     return operand;
@@ -76,19 +44,18 @@ void Linear::Pass::plan(const Part& part) {
   const int first = std::max(first_row_, part.first_row) - part.first_row;
   const int last = std::min(first_row_ + static_cast<int>(out_.columns), part.first_row + part.rows) - part.first_row;
   if (first >= last) return;
-  Work work{&part, &operand_for(part), GroupedGemm(*part.served.kernels, part.layout), {}, panels_per_piece(part)};
+  Work work{
+      &part,
+      &operand_for(part),
+      GroupedGemm(*part.served.kernels, part.layout),
+      {},
+      panels_per_piece(ceil_div(part.rows, kPanelRows), part.layout.panel_bytes, x_.rows, engine_.pools().threads())};
   for (const PanelRange& share : part.panels) {
     const int begin = std::max(share.begin, first / kPanelRows);
     work.panels.push_back({begin, std::max(begin, std::min(share.end, ceil_div(last, kPanelRows)))});
   }
   reserve(work);
   work_.push_back(std::move(work));
-}
-
-int Linear::Pass::panels_per_piece(const Part& part) const {
-  const int even = ceil_div(part.rows, kPanelRows) / (kPiecesPerThread * engine_.pools().threads());
-  const int most = x_.rows >= kManyTokens ? kPanelsForMany : std::max<int>(1, kPieceBytes / part.layout.panel_bytes);
-  return std::max(1, std::min(even, most));
 }
 
 void Linear::Pass::reserve(const Work& work) {
@@ -121,16 +88,11 @@ void Linear::Pass::run() {
 }
 
 void Linear::Pass::convert(const Worker& worker, const Operand& operand, int first, int last) {
-  const int k = static_cast<int>(x_.columns), padding = operand.layout.k_padded - k;
-  const ConvertFn load = operand.kernels.rows->load_rows[static_cast<int>(dtype_of(x_.type))];
+  const ConvertFn load = operand.kernels.rows->load_rows[static_cast<int>(row_dtype(x_.type))];
+  const RowConversion convert{operand.kernels, operand.layout, load, static_cast<int>(x_.columns),
+                              operand.rows.groups_at};
   for (int t = first; t < last; ++t) {
-    uint8_t* const out = operand.converted + t * operand.rows.stride;
-    uint8_t* const row = operand.prepares() ? engine_.scratch(worker.index).row.data() : out;
-    load(x_.row(t), row, k);
-    std::memset(row + k * operand.element(), 0, padding * operand.element());
-    if (!operand.prepares()) continue;
-    operand.kernels.prepare_row(
-        {&operand.layout, reinterpret_cast<const float*>(row), out, out + operand.rows.groups_at});
+    convert(x_.row(t), engine_.scratch(worker.index).row.data(), operand.converted + t * operand.rows.stride);
   }
 }
 
@@ -169,9 +131,9 @@ void Linear::Pass::store(const Work& work, int first_panel, int panels, const fl
   const int last =
       std::min({row + panels * kPanelRows, part.first_row + part.rows, first_row_ + static_cast<int>(out_.columns)});
   const int columns = last - row - skipped;
-  const ConvertFn convert = work.operand->kernels.rows->store_rows[static_cast<int>(dtype_of(out_.type))];
+  const ConvertFn convert = work.operand->kernels.rows->store_rows[static_cast<int>(row_dtype(out_.type))];
   const size_t at = (row + skipped - first_row_) * bytes_of(out_.type);
-  std::array<float, kPanelsForMany * kPanelRows> sums;
+  std::array<float, kMostPanelsPerPiece * kPanelRows> sums;
   for (int t = 0; t < tokens; ++t) {
     const float* from = product + t * stride + skipped;
     if (bias_ != nullptr) {

@@ -20,7 +20,6 @@ class Linear::Pass {
     // Whether these rows serve that part, too.
     bool serves(const Part& part) const;
     bool prepares() const { return kernels.prepare_row != nullptr; }
-    size_t element() const { return kernels.rows->activation == Activation::kBf16 ? 2 : 4; }
 
     const KernelSet& kernels;
     const PanelLayout& layout;
@@ -39,7 +38,6 @@ class Linear::Pass {
 
   const Operand& operand_for(const Part& part);
   void plan(const Part& part);
-  int panels_per_piece(const Part& part) const;
   void reserve(const Work& work);
   void convert(const Worker& worker, const Operand& operand, int first, int last);
   void multiply(const Worker& worker, int subpool, int piece);

@@ -1,19 +1,12 @@
 // Heads of queries and keys: RMSNorm of each head, rotation by the token's position (doc/operators.md).
-#include "kernels/heads.h"
-
 #include <stdexcept>
 
 #include "operators/registry.h"
+#include "operators/rotation.h"
 #include "operators/rows.h"
 
 namespace kt {
 namespace {
-
-const HeadKernels& kernels() {
-  static const HeadKernels& chosen =
-      first_active<HeadKernels>({{kAvx512Features, &kHeadsAvx512}, {kAvx2Features, &kHeadsAvx2}});
-  return chosen;
-}
 
 // [tokens, heads * columns] or [tokens, heads, columns].
 struct HeadsView {
@@ -42,54 +35,6 @@ HeadsView heads_view(const TensorView& x, int64_t columns, const char* name) {
   return {x.bytes(), x.size(0), x.stride(0) * bytes, static_cast<int>(x.size(1)), x.stride(1) * bytes};
 }
 
-// The rotation that positions ask for. `rotary` is 0 where nothing turns.
-struct Rotation {
-  TensorView positions;
-  MatrixView cache;  // [positions, rotary]
-  int rotary = 0;
-  void (*angles)(const void* row, int rotary, Angles* angles) = nullptr;
-
-  void at(int64_t token, Angles* result) const {
-    if (rotary == 0) {
-      result->rotary = 0;
-      return;
-    }
-    const int64_t stride = positions.stride(0);
-    const int64_t position = positions.type == ElementType::kI64 ? positions.as<int64_t>()[token * stride]
-                                                                 : positions.as<int32_t>()[token * stride];
-    if (position < 0 || position >= cache.rows) {
-      throw std::invalid_argument("a token stands at position " + std::to_string(position) + "; expected 0 to " +
-                                  std::to_string(cache.rows - 1) + ", which the rotary cache has");
-    }
-    angles(cache.row(position), rotary, result);
-  }
-};
-
-Rotation rotation(const TensorView& positions, const TensorView& cache, int64_t tokens, bool halves) {
-  Rotation result;
-  result.positions = positions;
-  // Any shape that counts the tokens one after the other.
-  if (positions.dims > 1) {
-    result.positions.dims = 1;
-    result.positions.sizes[0] = positions.elements();
-    result.positions.strides[0] = positions.stride(-1);
-  }
-  const bool integers = positions.type == ElementType::kI64 || positions.type == ElementType::kI32;
-  if (!integers || positions.dims < 1 || positions.elements() != tokens) {
-    throw std::invalid_argument("positions are " + positions.text() + "; expected int64 or int32 [" +
-                                std::to_string(tokens) + "]");
-  }
-  result.cache = matrix_view(cache, "cos_sin_cache");
-  if (result.cache.columns % 2 != 0 || result.cache.columns > kLargestHead) {
-    throw std::invalid_argument("cos_sin_cache is " + cache.text() + "; expected an even number of columns up to " +
-                                std::to_string(kLargestHead));
-  }
-  result.rotary = static_cast<int>(result.cache.columns);
-  const int type = number_type(cache, "cos_sin_cache");
-  result.angles = halves ? kernels().halves_angles[type] : kernels().pairs_angles[type];
-  return result;
-}
-
 // One of queries and keys.
 struct Turned {
   HeadsView from, to;
@@ -104,7 +49,7 @@ struct Turned {
             from.heads, columns, weight.given() ? wide : nullptr, eps, &angles});
   }
   void widen_weight(float* wide) const {
-    if (weight.given()) kernels().widen[static_cast<int>(weight.type)](weight.data, wide, columns);
+    if (weight.given()) head_kernels().widen[static_cast<int>(weight.type)](weight.data, wide, columns);
   }
 };
 
@@ -115,7 +60,7 @@ Turned turned(const TensorView& from, const TensorView& to, int64_t columns, con
           static_cast<int>(columns),
           TensorView{},
           0,
-          halves ? kernels().turn_halves[type] : kernels().turn_pairs[type]};
+          halves ? head_kernels().turn_halves[type] : head_kernels().turn_pairs[type]};
 }
 
 Turned normed(const TensorView& x, const TensorView& weight, double eps, const char* name, bool halves) {

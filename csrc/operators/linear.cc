@@ -1,6 +1,7 @@
 // Linear layers: SGLang's packed weights, and layers of any format that Python made.
 #include "linear/linear.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #include "formats/bf16.h"
@@ -11,7 +12,18 @@
 namespace kt {
 namespace {
 
-// weight [N, K], or [B, N, K] for B matrices one below the other.
+// Matrices of [B, N, K], each made longer by zeros so that the next one begins at a panel.
+std::vector<uint8_t> with_whole_panels(const TensorView& weight, int64_t rows) {
+  const int64_t bytes = weight.size(1) * weight.size(2) * static_cast<int64_t>(bytes_of(weight.type));
+  const int64_t padded = rows * weight.size(2) * static_cast<int64_t>(bytes_of(weight.type));
+  std::vector<uint8_t> matrices(weight.size(0) * padded);
+  for (int64_t b = 0; b < weight.size(0); ++b) {
+    std::memcpy(matrices.data() + b * padded, weight.bytes() + b * bytes, bytes);
+  }
+  return matrices;
+}
+
+// weight [N, K], or [B, N, K] for B matrices one below the other (Linear::forward_batch).
 void convert_weight_packed(Call& call) {
   const TensorView weight = call.tensor(0);
   const bool contiguous = weight.dims >= 2 && weight.stride(-1) == 1 && weight.stride(-2) == weight.size(-1) &&
@@ -20,8 +32,12 @@ void convert_weight_packed(Call& call) {
     throw std::invalid_argument("convert_weight_packed got " + weight.text() +
                                 "; expected contiguous bfloat16 [N, K] or [B, N, K]");
   }
-  const int rows = static_cast<int>(weight.elements() / weight.size(-1));
-  const LinearPart part = {&format_of("BF16", "BF16"), {}, rows, {weight.bytes(), nullptr, 1}};
+  const int64_t matrices = weight.dims == 3 ? weight.size(0) : 1;
+  const int64_t rows = weight.dims == 3 ? (weight.size(1) + kPanelRows - 1) / kPanelRows * kPanelRows : weight.size(0);
+  std::vector<uint8_t> padded;
+  if (weight.dims == 3 && rows != weight.size(1)) padded = with_whole_panels(weight, rows);
+  const uint8_t* const numbers = padded.empty() ? weight.bytes() : padded.data();
+  const LinearPart part = {&format_of("BF16", "BF16"), {}, static_cast<int>(matrices * rows), {numbers, nullptr, 1}};
   auto linear = std::make_shared<Linear>(shared_operator_engine(), static_cast<int>(weight.size(-1)),
                                          std::vector<LinearPart>{part}, Activations::kBf16);
   call.result(packed_tensor(std::move(linear), weight));

@@ -19,6 +19,8 @@ struct Operator {
 
 // One family per file of this folder.
 std::vector<Operator> linear_operators();
+std::vector<Operator> latent_attention_operators();
+std::vector<Operator> shared_expert_operators();
 std::vector<Operator> experts_operators();
 std::vector<Operator> causal_convolution_operators();
 std::vector<Operator> gated_delta_operators();

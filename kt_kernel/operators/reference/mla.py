@@ -1,6 +1,7 @@
 """DeepSeek's latent attention (MLA) and shared expert over bf16 or fp32 weights as checkpoints have them.
 
-SGLang packs these weights, so the twins test the native operators and do not stand in for them.
+SGLang packs these weights, so the twins test the native operators and do not stand in for them. Numbers are
+rounded to the type of the input after every layer.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kt_kernel.operators.reference import heads, norms
+from kt_kernel.operators.reference import gates, heads, norms
 
 
 def _require_plain(*scales: Tensor | None) -> None:
@@ -85,9 +86,8 @@ def shared_expert(
     `inplace` permits to use the memory of hidden_states, which is not done.
     """
     _require_plain(w1_scale, w2_scale)
-    gate, up = F.linear(hidden_states.float(), w1.float()).chunk(2, -1)
-    own = F.linear((F.silu(gate) * up).to(hidden_states.dtype).float(), w2.float())
-    return (own + fused_experts_out.float() * routed_scaling_factor).to(hidden_states.dtype)
+    own = _linear(gates.silu_and_mul(_linear(hidden_states, w1)), w2)
+    return own + fused_experts_out * routed_scaling_factor
 
 
 OPERATORS = {

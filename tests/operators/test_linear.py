@@ -1,0 +1,43 @@
+"""Risk: a packed linear layer loses a row, a column or its bias where panels, pieces or K are not even."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native_and_twin import native, numbers, same
+
+# N, K: one panel, a last panel and row that are parts, many panels of few columns in one piece, long rows.
+SHAPES = ((32, 64), (100, 72), (9000, 32), (64, 4096))
+
+
+def linear(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, threads: int = 2
+) -> torch.Tensor:
+    return native("weight_packed_linear", threads)(x, packed, bias, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_and_bias_against_float64(shape, dtype):
+    rows, columns = shape
+    weight = numbers(rows, columns, dtype=torch.bfloat16, seed=1, scale=columns**-0.5)
+    bias = numbers(rows, dtype=torch.float32, seed=2)
+    packed = native("convert_weight_packed")(weight)
+    for tokens in (1, 3, 70):
+        x = numbers(tokens, columns, dtype=torch.bfloat16, seed=3).to(dtype)
+        for added in (None, bias):
+            expected = x.double() @ weight.double().T + (0 if added is None else added.double())
+            actual = linear(x, packed, added)
+            assert actual.dtype == dtype
+            error = (actual.double() - expected).abs().max()
+            assert error < (0.02 if dtype is torch.bfloat16 else 1e-4), (tokens, added is None, error)
+
+
+def test_token_result_does_not_depend_on_neighbours_or_threads():
+    weight = numbers(1000, 328, dtype=torch.bfloat16, seed=1)
+    x = numbers(130, 328, dtype=torch.bfloat16, seed=2)
+    packed = native("convert_weight_packed")(weight)
+    together = linear(x, packed, None)
+    for threads, rows in ((1, slice(0, 130)), (2, slice(0, 1)), (1, slice(129, 130)), (2, slice(40, 73))):
+        again = native("convert_weight_packed", threads)(weight)
+        assert same(linear(x[rows], again, None, threads), together[rows].contiguous())
