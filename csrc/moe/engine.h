@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/attention.h"
 #include "core/memory.h"
 #include "core/task_queue.h"
 #include "core/thread_pool.h"
@@ -79,6 +80,7 @@ class Engine {
   }
 
   PassBuffers& pass_buffers() { return pass_buffers_; }
+  Attention& attention() { return attention_; }
 
  private:
   const pid_t process_ = getpid();
@@ -86,6 +88,7 @@ class Engine {
   std::vector<WorkerScratch> scratch_;
   std::mutex compute_mutex_;
   PassBuffers pass_buffers_;
+  Attention attention_;
   std::atomic<int64_t> calls_{0};
   std::atomic<int64_t> nanoseconds_{0};
   std::atomic<int64_t> bytes_{0};

@@ -15,7 +15,7 @@ struct Registered {
 std::vector<Operator> all_operators() {
   std::vector<Operator> all;
   for (const auto& family :
-       {linear_operators, experts_operators, causal_convolution_operators, gated_delta_operators,
+       {attention_operators, linear_operators, experts_operators, causal_convolution_operators, gated_delta_operators,
         gated_delta_inputs_operators, norms_operators, heads_operators, router_operators, gates_operators,
         embedding_operators, latent_attention_operators, shared_expert_operators}) {
     for (const Operator& one : family()) all.push_back(one);

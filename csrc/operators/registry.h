@@ -18,6 +18,7 @@ struct Operator {
 };
 
 // One family per file of this folder.
+std::vector<Operator> attention_operators();
 std::vector<Operator> linear_operators();
 std::vector<Operator> latent_attention_operators();
 std::vector<Operator> shared_expert_operators();

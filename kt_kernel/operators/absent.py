@@ -47,21 +47,4 @@ ABSENT = {
         "block_size, Tensor? w1_bias, Tensor? w2_bias, float? alpha, float? limit, bool is_vnni, str? "
         "activation=None) -> Tensor"
     ),
-    # attention, until its own family has it
-    "sgl_kernel::store_cache_cpu": (
-        "(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor indices, int row_dim) -> ()"
-    ),
-    "sgl_kernel::decode_attention_cpu": (
-        "(Tensor query, Tensor(a!) k_buffer, Tensor(b!) v_buffer, float k_scale, float v_scale, Tensor(c!) "
-        "output, Tensor? key, Tensor? value, Tensor? loc, Tensor attn_logits, Tensor req_to_token, Tensor "
-        "req_pool_indices, Tensor seq_lens, float sm_scale, float logit_cap, bool is_cross_attn, int "
-        "sliding_window_size, Tensor? encoder_lens, Tensor? sinks) -> ()"
-    ),
-    "sgl_kernel::extend_attention_cpu": (
-        "(Tensor q_extend, Tensor? k_extend, Tensor? v_extend, Tensor(a!) o_extend, Tensor k_buffer, Tensor"
-        " v_buffer, float k_scale, float v_scale, Tensor req_to_token, Tensor req_pool_indices, Tensor "
-        "seq_lens, Tensor extend_seq_lens, Tensor extend_start_loc, int max_len_extend, float sm_scale, "
-        "float logit_cap, bool is_cross_attn, int sliding_window_size, Tensor? encoder_lens, Tensor? sinks,"
-        " Tensor? custom_mask, bool is_causal) -> ()"
-    ),
 }

@@ -15,7 +15,17 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.operators import absent, processes
-from kt_kernel.operators.reference import embedding, gated_delta, gates, heads, linear, mla, norms, router
+from kt_kernel.operators.reference import (
+    attention,
+    embedding,
+    gated_delta,
+    gates,
+    heads,
+    linear,
+    mla,
+    norms,
+    router,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +50,7 @@ def _table(modules: Iterable[Any]) -> dict[str, PythonOperator]:
     }
 
 
-TWINS = _table([embedding, gated_delta, gates, heads, norms, router, *_NATIVE_ONLY])
+TWINS = _table([attention, embedding, gated_delta, gates, heads, norms, router, *_NATIVE_ONLY])
 
 # torch keeps what a library defines only as long as the library lives.
 _libraries: list[torch.library.Library] = []
