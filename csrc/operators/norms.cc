@@ -1,6 +1,7 @@
 // RMSNorm and LayerNorm of SGLang's models (doc/operators.md).
 #include "kernels/norms.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #include "operators/registry.h"
@@ -162,6 +163,51 @@ void fused_qk_rmsnorm_apply_from_stats(Call& call) {
   apply_stats(call, k, call.tensor(3), sums.as<float>() + 1, call.integer(5));
 }
 
+// [tokens, heads * step] -> [tokens, heads, columns], of each head the columns from `first` on.
+TensorView by_heads(const TensorView& x, int64_t step, int64_t first, int64_t columns, const char* name) {
+  if (x.dims != 2 || step < 1 || x.size(1) % step != 0 || x.stride(1) != 1) {
+    throw std::invalid_argument(std::string(name) + " is " + x.text() + "; expected [tokens, heads * " +
+                                std::to_string(step) + "]");
+  }
+  TensorView heads = x;
+  heads.dims = 3;
+  heads.sizes = {x.size(0), x.size(1) / step, columns};
+  heads.strides = {x.stride(0), step, 1};
+  heads.data = x.bytes() + first * static_cast<int64_t>(bytes_of(x.type));
+  return heads;
+}
+
+// -> [tokens * heads, columns]
+void gemma_norm_of_heads(Call& call, const TensorView& heads, const TensorView& weight, double eps) {
+  const TensorView result = call.result(heads.type, {heads.size(0) * heads.size(1), heads.size(2)});
+  const RowsNorm norm = rows_norm(heads, result, weight, 1, static_cast<float>(eps));
+  run_norm(call, kernels().rms_norm[number_type(heads, "q or k")][number_type(weight, "weight")], norm);
+}
+
+void fused_qk_gemma_rmsnorm(Call& call) {
+  const int64_t columns = call.integer(5);
+  gemma_norm_of_heads(call, by_heads(call.tensor(0), columns, 0, columns, "q"), call.tensor(2), call.number(4));
+  gemma_norm_of_heads(call, by_heads(call.tensor(1), columns, 0, columns, "k"), call.tensor(3), call.number(4));
+}
+
+// q_gate has each head's query and, behind it, its gate.
+void fused_qk_gemma_rmsnorm_with_gate(Call& call) {
+  const int64_t columns = call.integer(5);
+  const TensorView pairs = call.tensor(0);
+  gemma_norm_of_heads(call, by_heads(pairs, 2 * columns, 0, columns, "q_gate"), call.tensor(2), call.number(4));
+  gemma_norm_of_heads(call, by_heads(call.tensor(1), columns, 0, columns, "k"), call.tensor(3), call.number(4));
+  const RowBlocks from = row_blocks(by_heads(pairs, 2 * columns, columns, columns, "q_gate"), "q_gate");
+  const TensorView gates = call.result(pairs.type, {from.rows(), columns});
+  call.run([=](Engine& engine) {
+    const size_t row_bytes = static_cast<size_t>(columns) * bytes_of(gates.type);
+    share_rows(engine, from.rows(), columns, [&](int64_t first, int64_t count) {
+      for (int64_t i = first; i < first + count; ++i) {
+        std::memcpy(gates.bytes() + i * row_bytes, from.row(i), row_bytes);
+      }
+    });
+  });
+}
+
 }  // namespace
 
 std::vector<Operator> norms_operators() {
@@ -185,6 +231,12 @@ std::vector<Operator> norms_operators() {
       {"sgl_kernel::fused_qk_rmsnorm_apply_from_stats_cpu(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, "
        "Tensor sum_sq, int world_size, float eps) -> (Tensor, Tensor)",
        fused_qk_rmsnorm_apply_from_stats},
+      {"sgl_kernel::fused_qk_gemma_rmsnorm_cpu(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, float eps, int "
+       "head_dim) -> (Tensor, Tensor)",
+       fused_qk_gemma_rmsnorm},
+      {"sgl_kernel::fused_qk_gemma_rmsnorm_with_gate_cpu(Tensor q_gate, Tensor k, Tensor q_weight, Tensor k_weight, "
+       "float eps, int head_dim, int num_head) -> (Tensor, Tensor, Tensor)",
+       fused_qk_gemma_rmsnorm_with_gate},
   };
 }
 

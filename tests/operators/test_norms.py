@@ -145,6 +145,23 @@ def test_norms_of_q_and_k_over_all_heads(dtype):
     assert_close(actual[1], expected[1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_of_q_and_k_by_heads_with_gates_between_them(dtype):
+    """Qwen3.5: slices of qkv, whose q has a gate behind each head."""
+    qkv = numbers(5, 4 * 2 * 20 + 2 * 20 + 7, dtype=dtype, seed=1)
+    q_gate, k = qkv[:, :160], qkv[:, 160:200]
+    q_weight, k_weight = numbers(20, dtype=dtype, seed=2), numbers(20, dtype=dtype, seed=3)
+    for name, queries, extra in (
+        ("fused_qk_gemma_rmsnorm_with_gate_cpu", q_gate, (20, 4)),
+        ("fused_qk_gemma_rmsnorm_cpu", q_gate, (20,)),
+    ):
+        arguments = (queries, k, q_weight, k_weight, EPS, *extra)
+        actual, expected = (one(name)(*arguments) for one in (native, twin))
+        for mine, wanted in zip(actual, expected, strict=True):
+            assert_close(mine, wanted)
+            assert mine.is_contiguous()
+
+
 def test_infinities_and_nan_stay():
     x = numbers(4, 40, dtype=torch.bfloat16, seed=1)
     x[1, 3], x[2, 39] = float("nan"), float("inf")
