@@ -39,10 +39,11 @@ constexpr microseconds kBetweenJobs{100};
 // The word is looked at more often than the clock, whose reading would delay seeing it change.
 constexpr int kPausesPerLook = 16;
 
-// Counts tagged with the number of their job.
-constexpr uint64_t tagged(uint32_t job, uint32_t count) { return uint64_t{job} << 32 | count; }
-constexpr uint32_t job_of(uint64_t tagged_count) { return static_cast<uint32_t>(tagged_count >> 32); }
-constexpr uint32_t count_of(uint64_t tagged_count) { return static_cast<uint32_t>(tagged_count); }
+// Counts tagged with the number of their job; `pieces(n)` is what is subtracted to take n off.
+constexpr uint64_t pieces(int count) { return uint64_t{static_cast<uint32_t>(count)} << 32; }
+constexpr uint64_t tagged(uint32_t job, int count) { return pieces(count) | job; }
+constexpr uint32_t job_of(uint64_t tagged_count) { return static_cast<uint32_t>(tagged_count); }
+constexpr int count_of(uint64_t tagged_count) { return static_cast<int32_t>(tagged_count >> 32); }
 
 void futex_wait(const std::atomic<uint32_t>& word, uint32_t value) {
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
@@ -198,11 +199,11 @@ void ThreadPools::run(std::initializer_list<Phase> phases, Caller caller) {
     ~Ended() { running.store(false, std::memory_order_release); }
   } ended{running_};
 
-  int64_t pieces = 0;
+  int64_t total = 0;
   for (const Phase& phase : phases) {
-    for (int s = 0; s < subpools(); ++s) pieces += pieces_of(phase, s).count;
+    for (int s = 0; s < subpools(); ++s) total += pieces_of(phase, s).count;
   }
-  if (threads() == 1 || pieces <= 1) return run_alone(phases);
+  if (threads() == 1 || total <= 1) return run_alone(phases);
 
   caller_.store(caller, std::memory_order_relaxed);  // the job's start publishes it, and what follows
   failed_.store(false, std::memory_order_relaxed);
@@ -218,8 +219,8 @@ void ThreadPools::run(std::initializer_list<Phase> phases, Caller caller) {
 void ThreadPools::run_alone(std::initializer_list<Phase> phases) {
   for (const Phase& phase : phases) {
     for (int s = 0; s < subpools(); ++s) {
-      const Range pieces = pieces_of(phase, s);
-      for (int i = 0; i < pieces.count; ++i) phase.call_(phase.job_, workers_[0], s, pieces.first + i);
+      const Range range = pieces_of(phase, s);
+      for (int i = 0; i < range.count; ++i) phase.call_(phase.job_, workers_[0], s, range.first + i);
     }
   }
 }
@@ -236,17 +237,17 @@ ThreadPools::Range ThreadPools::pieces_of(const Phase& phase, int subpool) const
 
 // Returns whether the phase has pieces and needs the stage.
 bool ThreadPools::prepare(const Phase& phase, int stage_index, uint32_t job) {
-  uint32_t pieces = 0;
-  for (int s = 0; s < subpools(); ++s) pieces += pieces_of(phase, s).count;
-  if (pieces == 0) return false;
+  int total = 0;
+  for (int s = 0; s < subpools(); ++s) total += pieces_of(phase, s).count;
+  if (total == 0) return false;
   Stage& stage = stages_[stage_index];
   stage.job = phase.job_;
   stage.call = phase.call_;
-  stage.unfinished.store(tagged(job, pieces), std::memory_order_relaxed);
+  stage.unfinished.store(tagged(job, total), std::memory_order_relaxed);
   for (int s = 0; s < subpools(); ++s) {
     Share& share = share_of(stage_index, s);
-    share.pieces = pieces_of(phase, s);
-    share.untaken.store(tagged(job, share.pieces.count), std::memory_order_release);
+    share.range = pieces_of(phase, s);
+    share.untaken.store(tagged(job, share.range.count), std::memory_order_release);
   }
   return true;
 }
@@ -286,28 +287,31 @@ void ThreadPools::take_part(const Worker& worker, uint32_t job) {
 
 // Takes pieces of its own sub-pool, then what the others have left.
 void ThreadPools::compute_pieces(const Worker& worker, int stage, uint32_t job) {
-  uint32_t computed = 0;
+  int computed = 0;
   for (int i = 0; i < subpools(); ++i) {
     const int subpool = (worker.subpool + i) % subpools();
-    for (int piece; (piece = take(share_of(stage, subpool), job)) != kNone; ++computed) {
+    for (Taken taken; (taken = take(share_of(stage, subpool), job)).piece != kNone; ++computed) {
+      if (taken.job != job) {  // our job is over; go on with this one
+        job = taken.job;
+        for (int before = 0; before < stage; ++before) wait_for(worker, stages_[before], job);
+      }
       activities_[worker.index].in_piece.store(true, std::memory_order_relaxed);
-      compute(worker, stages_[stage], subpool, piece);
+      compute(worker, stages_[stage], subpool, taken.piece);
     }
   }
   if (computed == 0) return;
   activities_[worker.index].in_piece.store(false, std::memory_order_relaxed);
-  const uint64_t before = stages_[stage].unfinished.fetch_sub(computed, std::memory_order_acq_rel);
+  const uint64_t before = stages_[stage].unfinished.fetch_sub(pieces(computed), std::memory_order_acq_rel);
   if (count_of(before) == computed) change_and_wake(finished_phases_, phase_sleepers_);
 }
 
-int ThreadPools::take(Share& share, uint32_t job) {
-  uint64_t untaken = share.untaken.load(std::memory_order_acquire);
-  while (job_of(untaken) == job && count_of(untaken) > 0) {
-    if (share.untaken.compare_exchange_weak(untaken, untaken - 1, std::memory_order_acquire)) {
-      return share.pieces.first + share.pieces.count - static_cast<int>(count_of(untaken));
-    }
-  }
-  return kNone;
+// Of `job`, or of a later one that has begun between the look and the subtraction.
+ThreadPools::Taken ThreadPools::take(Share& share, uint32_t job) {
+  const uint64_t seen = share.untaken.load(std::memory_order_relaxed);
+  if (job_of(seen) != job || count_of(seen) <= 0) return {job, kNone};
+  const uint64_t before = share.untaken.fetch_sub(pieces(1), std::memory_order_acquire);
+  if (count_of(before) <= 0) return {job, kNone};
+  return {job_of(before), share.range.first + share.range.count - count_of(before)};
 }
 
 void ThreadPools::compute(const Worker& worker, const Stage& stage, int subpool, int piece) {

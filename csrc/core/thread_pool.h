@@ -17,17 +17,20 @@
 //
 // Why a late worker is harmless. Everything that a worker may look at without having taken a piece belongs to the pool
 // and is atomic: `Share::untaken` and `Stage::unfinished`, each a count tagged with the number of its job.
-//   - A piece is taken by a compare-and-swap of `untaken` from (j, n) to (j, n - 1), n > 0. It fails if the tag is not
-//     the job that the worker came for. If it succeeds, job j is not over: that needs `unfinished` of this phase to be
-//     (j, 0), and the piece just taken still counts there. So the job's function and what it refers to, which live on
-//     the caller's stack, exist until the worker has subtracted its piece from `unfinished`, and it touches them no
-//     more after that.
+//   - A piece is taken by subtracting 1 from the count of `untaken` where it was above 0; what the subtraction returns
+//     says of which job j. Job j is not over then: that needs `unfinished` of this phase to be (j, 0), and the piece
+//     just taken still counts there. So the job's function and what it refers to, which live on the caller's stack,
+//     exist until the worker has subtracted its piece from `unfinished`, and it touches them no more after that.
+//   - j is the job that the worker came for, unless that one ended and the next began since it looked. Then it computes
+//     the piece for the next, after the phases before it: it waits for them as everybody does, and holds nobody up who
+//     does not need that piece.
 //   - The plain fields of a stage are written by the caller while no piece can be taken: after the last job's pieces
 //     have all been finished (it acquires `unfinished`) and before `untaken` is stored with the new tag, by release.
 //     They are read only after a piece was taken, by acquire from that store.
-//   - A worker takes pieces of a phase only after it saw (j, 0) in `unfinished` of all phases before. Another tag there
-//     means that job j is over, and it goes back to waiting for the next.
-// Tags have 32 bits: a worker would have to stand still for 2^32 jobs to take one for another.
+//   - A worker looks for pieces of a phase only after it saw (j, 0) in `unfinished` of all phases before. Another tag
+//     there means that job j is over, and it goes back to waiting for the next.
+// Tags have 32 bits: a worker would have to stand still for 2^32 jobs to take one for another. (A subtraction rather
+// than a compare-and-swap, which many threads at once would repeat for one another.)
 #pragma once
 
 #include <time.h>
@@ -136,14 +139,18 @@ class ThreadPools {
     int first;
     int count;
   };
+  struct Taken {
+    uint32_t job;
+    int piece;  // or kNone
+  };
   // A phase's pieces of one sub-pool.
   struct alignas(64) Share {
-    std::atomic<uint64_t> untaken{0};  // job << 32 | pieces
-    Range pieces{0, 0};
+    std::atomic<uint64_t> untaken{0};  // pieces << 32 | job; below 0 when more threads asked for the last one
+    Range range{0, 0};
   };
   // A phase of the running job, or of the last one that had so many.
   struct alignas(64) Stage {
-    std::atomic<uint64_t> unfinished{0};  // job << 32 | pieces
+    std::atomic<uint64_t> unfinished{0};  // pieces << 32 | job
     void* job = nullptr;
     Phase::Call call = nullptr;
   };
@@ -160,7 +167,7 @@ class ThreadPools {
   Share& share_of(int stage, int subpool) { return shares_[stage * subpools() + subpool]; }
   void take_part(const Worker& worker, uint32_t job);
   void compute_pieces(const Worker& worker, int stage, uint32_t job);
-  static int take(Share& share, uint32_t job);
+  static Taken take(Share& share, uint32_t job);
   void compute(const Worker& worker, const Stage& stage, int subpool, int piece);
   void wait_for(const Worker& worker, const Stage& stage, uint32_t job);
   int descheduled_worker();
