@@ -59,7 +59,8 @@ void bind_recording(py::module_& m) {
 }  // namespace
 
 void bind_operators(py::module_& m) {
-  m.def("install_operators", &kt::install_operators, py::arg("engine"));
+  m.def("register_operators", &kt::register_operators);
+  m.def("use_operator_engine", &kt::use_engine, py::arg("engine"));
   m.def("operator_schemas", &kt::operator_schemas);
   bind_linear(m);
   bind_recording(m);

@@ -80,10 +80,8 @@ std::vector<std::string> operator_schemas() {
   return schemas;
 }
 
-void install_operators(std::shared_ptr<Engine> engine) {
-  const TorchAbi& torch = torch_abi();
-  use_engine(std::move(engine));
-  if (registered().empty()) register_all(torch);
+void register_operators() {
+  if (registered().empty()) register_all(torch_abi());
 }
 
 }  // namespace kt

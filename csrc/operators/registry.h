@@ -1,7 +1,6 @@
 // The native operators: the families there are, and their registration with torch.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -35,8 +34,8 @@ std::vector<Operator> embedding_operators();
 // Schemas of all native operators.
 std::vector<std::string> operator_schemas();
 
-// Registers all of them with the torch of this process, for CPU tensors; once. They compute on `engine`, which a later
-// call replaces. Throws std::runtime_error where torch lacks what is needed.
-void install_operators(std::shared_ptr<Engine> engine);
+// Registers all of them with the torch of this process, for CPU tensors; once. They compute on the engine given to
+// `use_engine`. Throws std::runtime_error where torch lacks what is needed.
+void register_operators();
 
 }  // namespace kt

@@ -1,6 +1,6 @@
 """The operators of a model's layers on a CPU, registered with torch under the names SGLang calls.
 
-`install` registers the native ones; see doc/operators.md.
+See doc/operators.md.
 """
 
 from __future__ import annotations
@@ -12,12 +12,29 @@ import torch  # noqa: F401 - the extension registers with the torch of this proc
 from kt_kernel import kt_kernel_ext
 
 
-def install(engine: Any) -> None:
-    """Register all native operators in this process; they compute on `engine`'s threads.
+def register() -> None:
+    """Register the operators in this process, once; they need an engine before they compute.
 
-    A second call changes the engine. Raises RuntimeError where torch lacks what is needed.
+    Raises RuntimeError where torch or the CPU lacks what is needed.
     """
-    kt_kernel_ext.install_operators(engine)
+    from kt_kernel.operators import registration
+
+    missing = {"avx2", "fma", "f16c"}.difference(kt_kernel_ext.cpu_features()["active"])
+    if missing:
+        raise RuntimeError(f"this CPU lacks {', '.join(sorted(missing))}, which all operators need")
+    kt_kernel_ext.register_operators()
+    registration.register_twins()
+
+
+def use_engine(engine: Any) -> None:
+    """Compute on the threads of `engine`, instead of those of an earlier call."""
+    kt_kernel_ext.use_operator_engine(engine)
+
+
+def install(engine: Any) -> None:
+    """Register the native operators alone, and compute on `engine`'s threads."""
+    kt_kernel_ext.register_operators()
+    use_engine(engine)
 
 
 def native_schemas() -> list[str]:

@@ -31,8 +31,12 @@ logger = logging.getLogger(__name__)
 _UNREAD = {"sgl_kernel::decode_attention_cpu": (9,)}
 
 # Allocate without computing.
-_ALLOCATES = frozenset({"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"})
-_UNREPEATABLE = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded})
+_ALLOCATES = frozenset(
+    {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+)
+_UNREPEATABLE = frozenset(
+    {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
+)
 
 
 class NotRecordable(Exception):
@@ -119,7 +123,9 @@ class _Recorder(TorchDispatchMode):
         self.refused: str | None = None
         self._own: dict[int, int] = {}  # storage made during the recording -> its number
 
-    def __torch_dispatch__(self, operator: Any, types: Any, arguments: tuple = (), options: dict | None = None):
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, arguments: tuple = (), options: dict | None = None
+    ):
         options = options or {}
         jobs = self.native.size
         result = operator(*arguments, **options)
@@ -156,7 +162,8 @@ class _Recorder(TorchDispatchMode):
 
     def _described(self, tree: Any) -> tuple[Hashable, ...]:
         return tuple(
-            self._place(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in tree_flatten(tree)[0]
+            self._place(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf)
+            for leaf in tree_flatten(tree)[0]
         )
 
     def _place(self, tensor: torch.Tensor) -> tuple[Hashable, ...]:

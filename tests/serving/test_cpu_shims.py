@@ -12,6 +12,7 @@ import pytest
 from server import clean_environment
 
 shims = pytest.importorskip("kt_sglang_cpu_shims", reason="installed only on machines without a GPU")
+gate = pytest.importorskip("kt_sglang_cpu_shims.gate")
 
 # Before a program: triton is not installed. (A CUDA build of torch brings it, also where there is no GPU.)
 WITHOUT_TRITON = """
@@ -127,3 +128,37 @@ def test_the_add_on_holds_no_gpu_package():
     assert not {
         name for name in names if name in ("torch", "triton", "torchvision") or name.startswith("nvidia")
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "is_wanted"),
+    [
+        (["--kt-weight-path", "m"], {}, True),
+        (["--kt-weight-path", "m", "--kt-cpu-operators", "on"], {}, True),
+        (["--kt-weight-path", "m", "--kt-cpu-operators", "off"], {}, False),
+        (["--kt-weight-path", "m", "--kt-cpu-operators=off"], {}, False),
+        (["--model-path", "m"], {}, False),
+        (["--model-path", "m"], {"KT_CPU_OPERATORS": "on"}, True),
+        (["--kt-weight-path", "m"], {"KT_CPU_OPERATORS": "off"}, False),
+    ],
+)
+def test_operators_are_for_servers_with_our_experts(options, environment, is_wanted):
+    assert gate.wanted(["python", "-m", "sglang.launch_server", *options], environment) is is_wanted
+
+
+_GATE = (
+    "import kt_sglang_cpu_shims, sys\n"
+    "from sglang.srt.utils import cpu_has_amx_support\n"
+    "import torch\n"
+    "print(cpu_has_amx_support(), hasattr(torch.ops.kt_kernel, 'linear'))"
+)
+
+
+def test_the_gate_is_open_with_our_operators_behind_it_or_shut():
+    assert run(_GATE, KT_SGLANG_CPU_SHIMS="1", KT_CPU_OPERATORS="on") == "True True"
+    assert run(_GATE, KT_SGLANG_CPU_SHIMS="1", KT_CPU_OPERATORS="off").split()[1] == "False"
+
+
+def test_a_cpu_without_kernels_leaves_the_gate_shut():
+    environment = {"KT_SGLANG_CPU_SHIMS": "1", "KT_CPU_OPERATORS": "on", "KT_KERNEL_CPU_VARIANT": "nonsense"}
+    assert run(_GATE, **environment).split()[1] == "False"

@@ -23,6 +23,7 @@ INTERFACE = {
     "--kt-method",
     "--kt-activations",
     "--kt-gguf-mmap",
+    "--kt-cpu-operators",
     "--kt-cpuinfer",
     "--kt-threadpool-count",
     "--kt-numa-nodes",

@@ -132,6 +132,16 @@ FLAGS = (
             "and which were on the device.",
         },
     ),
+    Flag(
+        "cpu_operators",
+        "--kt-cpu-operators",
+        {
+            "choices": ("on", "off"),
+            "default": "on",
+            "help": "Without a GPU: on, kt-kernel's operators compute the layers around the experts; "
+            "off, torch does.",
+        },
+    ),
     Flag("lora_path", "--kt-lora-path", {"help": "Deprecated name of --kt-expert-lora-path."}),
     Flag("expert_lora_path", "--kt-expert-lora-path", {"help": "Adapter (LoRA) for the experts on the CPU."}),
 )
@@ -170,6 +180,7 @@ class KTFlags:
     expert_update_interval: int | None = None
     miss_policy: str = ON_CPU
     record_gpu_expert_distribution: bool = False
+    cpu_operators: str = "on"
     lora_path: str | None = None
     expert_lora_path: str | None = None
     init_expert_location: str = NO_STATISTICS

@@ -8,9 +8,11 @@ from kt_kernel.integrations.sglang import (
     cli,
     cpu_fixes,
     cpu_idle,
+    cpu_operators,
     cpu_speculation,
     dense_weights,
     layer_hooks,
+    recorded_decode,
     serving_hooks,
 )
 from kt_kernel.integrations.sglang.hooking import Hook
@@ -157,5 +159,39 @@ CPU_ONLY = (
         HookType.REPLACE,
         cpu_speculation.commit_states,
         "the states of accepted drafts are committed by a Triton kernel",
+    ),
+)
+
+# Where SGLang calls operators on the CPU, and they are ours.
+CPU_OPERATORS = (
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
+        HookType.BEFORE,
+        cpu_operators.start,
+        "operators need threads before weights are packed",
+    ),
+    Hook(
+        "sglang.srt.layers.amx_utils.dtype_is_supported",
+        HookType.AROUND,
+        cpu_operators.has_kernels,
+        "packed weights are bfloat16",
+    ),
+    Hook(
+        "sglang.srt.layers.amx_utils.dim_is_supported",
+        HookType.AROUND,
+        cpu_operators.any_shape,
+        "panels have no limits of shape",
+    ),
+    Hook(
+        "sglang.srt.layers.amx_utils._amx_process_weight_after_loading",
+        HookType.AROUND,
+        cpu_operators.pack,
+        "experts that SGLang holds on the CPU are not packed",
+    ),
+    Hook(
+        "sglang.srt.model_executor.runner.eager_runner.EagerRunner._execute_decode",
+        HookType.AROUND,
+        recorded_decode.decode,
+        "a decode step is replayed without the model's Python",
     ),
 )

@@ -17,10 +17,16 @@ from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import is_cuda
 
-from kt_kernel.errors import CallOrderError, CheckpointError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.errors import (
+    CallOrderError,
+    CheckpointError,
+    ConfigurationError,
+    FeatureUnavailableError,
+    InputError,
+)
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
-from kt_kernel.integrations.sglang import device_backends
+from kt_kernel.integrations.sglang import cpu_operators, device_backends
 from kt_kernel.integrations.sglang.device_experts import (
     SglangExperts,
     device_of,
@@ -31,9 +37,10 @@ from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, se
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
 from kt_kernel.moe import KTMoEWrapper
+from kt_kernel.operators.recorded_step import refuse as refuse_recording
 
 # Attributes of this class itself; all others are the wrapped method's.
-_OWN_ATTRIBUTES = ("gpu_method", "wrapper", "placement", "served", "hybrid")
+_OWN_ATTRIBUTES = ("gpu_method", "wrapper", "placement", "served", "hybrid", "_operator_handle")
 
 
 class HybridMoEMethod(FusedMoEMethodBase):
@@ -51,6 +58,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self.placement: LayerPlacement | None = None
         self.served: ServedModel | None = None
         self.hybrid: HybridLayer | None = None
+        self._operator_handle: int | None = None
         # Read by SGLang, whose own test asks for the class of the method, and by the models' routing.
         self.fuse_routed_scaling_factor_in_topk = False
 
@@ -164,6 +172,20 @@ class HybridMoEMethod(FusedMoEMethodBase):
             if self.layer_idx == self.settings.layout.moe_layers[-1]:
                 # SGLang gives what memory is left now to the KV cache.
                 self.served.hybrid.prepare()
+            self._operator_handle = self._handle_for_operator(layer)
+
+    def _handle_for_operator(self, layer: torch.nn.Module) -> int | None:
+        """The CPU layer's, where it computes every call alone: then one operator does."""
+        options = self.settings.options
+        alone = (
+            self.wrapper is not None
+            and device_of(layer).type == "cpu"
+            and self.placement.current.capacity == 0
+            and options.max_deferred_experts_per_token == 0
+            and options.gpu_prefill_token_threshold == 0
+            and not self.settings.records
+        )
+        return self.wrapper.moe.handle if alone and cpu_operators.is_open() else None
 
     def _hybrid_layer(self, layer: torch.nn.Module) -> HybridLayer:
         slots = self.placement.current.capacity
@@ -209,12 +231,21 @@ class HybridMoEMethod(FusedMoEMethodBase):
             )
         hidden = dispatch_output.hidden_states
         try:
-            output = self.hybrid.forward(hidden, topk.topk_ids, topk.topk_weights)
+            output = self._computed(hidden, topk.topk_ids, topk.topk_weights)
         except FAILURES as error:
             # The pass goes on, so that all ranks take part in its all-reduces; its requests then fail.
             self.served.failed(error)
             output = torch.zeros_like(hidden)
         return StandardCombineInput(hidden_states=output)
+
+    def _computed(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if self._operator_handle is None:
+            refuse_recording("experts of which some may be on a device")
+            return self.hybrid.forward(hidden, ids, weights)
+        try:
+            return torch.ops.kt_kernel.experts(self._operator_handle, hidden, ids, weights)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"layer {self.layer_idx}: {error}") from error
 
     # ---- everything else is the wrapped method's ---------------------------------------------
 

@@ -30,11 +30,20 @@ def _register() -> None:
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.utils import is_cpu
 
-    from kt_kernel.integrations.sglang import engine_arguments, hooking, hooks, interrupt, startup
+    from kt_kernel.integrations.sglang import (
+        cpu_operators,
+        engine_arguments,
+        hooking,
+        hooks,
+        interrupt,
+        startup,
+    )
 
     hooking.register(hooks.EVERYWHERE)
     if is_cpu():
         hooking.register(hooks.CPU_ONLY)
+        if cpu_operators.is_open():
+            hooking.register(hooks.CPU_OPERATORS)
     register_resolution_hook(startup.PIPELINE_STEP)(startup.configure)
     engine_arguments.install()
     if _kt_is_asked_for():

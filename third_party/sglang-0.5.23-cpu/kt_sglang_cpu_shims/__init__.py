@@ -14,7 +14,7 @@ sgl_kernel always wins.
 The environment variable `KT_SGLANG_CPU_SHIMS` overrides the decision: `1` = on (a script that uses
 `sglang.Engine`, or a CPU server on a machine that has a GPU), `0` = off. It is set to `1` on activation, so
 that the scheduler and detokenizer processes, which multiprocessing starts with a command line of its own,
-follow their parent.
+follow their parent. `KT_CPU_OPERATORS` (`on`, `off`) does the same for kt-kernel's CPU operators (gate.py).
 """
 
 import os
@@ -65,9 +65,14 @@ def activate():
     """Turn the stand-ins on in this process and in the processes it starts. Calling it again changes
     nothing.
     """
+    from . import gate
     from .finder import StandInFinder
 
     os.environ[SWITCH] = "1"
+    # The processes that multiprocessing starts have a command line of its own.
+    os.environ[gate.SWITCH] = gate.ON if gate.wanted(sys.orig_argv, os.environ) else gate.OFF
+    if os.environ[gate.SWITCH] == gate.ON and gate.GateOpener not in sys.meta_path:
+        sys.meta_path.insert(0, gate.GateOpener)
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if StandInFinder not in sys.meta_path:

@@ -1,0 +1,66 @@
+"""Serving on a CPU with our operators: what SGLang must know beyond their names (doc/operators.md).
+
+The gate is open before SGLang is imported (third_party/sglang-0.5.23-cpu); the hooks of this file are
+registered where it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kt_kernel import kt_kernel_ext, operators
+from kt_kernel.engine import get_engine
+from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
+from kt_kernel.threads import plan_threads
+
+logger = logging.getLogger(__name__)
+
+
+def is_open() -> bool:
+    """Do SGLang's modules call CPU operators in this process, and are they ours?"""
+    from sglang.srt.utils import cpu_has_amx_support
+
+    return bool(cpu_has_amx_support()) and hasattr(torch.ops.kt_kernel, "linear")
+
+
+def start(runner: Any, *_: Any, **__: Any) -> None:
+    """Before `ModelRunner.load_model`: the threads that compute, the CPU experts' where there are any."""
+    from sglang.srt.runtime_context import get_parallel
+
+    settings = getattr(runner.server_args, SETTINGS_ATTRIBUTE, None)
+    parallel = get_parallel()
+    rank, ranks = parallel.tp_rank, parallel.tp_size
+    if settings is not None and rank == 0:
+        options = settings.options
+        engine = get_engine(options.cpuinfer, options.threadpool_count, options.numa_nodes)
+    else:
+        plan = plan_threads(kt_kernel_ext.topology())
+        engine = get_engine(max(1, plan.threads // ranks))
+    operators.use_engine(engine)
+    logger.info("kt-kernel: its operators compute the model's layers on %d threads", engine.threads)
+
+
+def has_kernels(original: Callable, weight: torch.Tensor) -> bool:
+    """Around `dtype_is_supported`: float16 and float32 weights stay torch's, whose numbers bfloat16 lacks."""
+    return weight.dtype == torch.bfloat16
+
+
+def any_shape(original: Callable, weight: torch.Tensor) -> bool:
+    """Around `dim_is_supported`: panels are padded."""
+    return weight.dim() in (2, 3)
+
+
+def pack(
+    original: Callable, module: torch.nn.Module, weight_names: list[str], *rest: Any, **named: Any
+) -> None:
+    """Around `_amx_process_weight_after_loading`: experts that SGLang itself holds on the CPU are computed
+    by torch.
+    """
+    if "w13_weight" in weight_names:
+        module.use_intel_amx_backend = False
+        return
+    original(module, weight_names, *rest, **named)
