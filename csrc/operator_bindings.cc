@@ -62,6 +62,7 @@ void bind_operators(py::module_& m) {
   m.def("register_operators", &kt::register_operators);
   m.def("use_operator_engine", &kt::use_engine, py::arg("engine"));
   m.def("operator_schemas", &kt::operator_schemas);
+  m.def("linear_rows", [](int64_t handle) { return kt::Handles<Linear>::find(handle)->rows(); }, py::arg("handle"));
   bind_linear(m);
   bind_recording(m);
 }
