@@ -17,13 +17,14 @@ def register() -> None:
 
     Raises RuntimeError where torch or the CPU lacks what is needed.
     """
-    from kt_kernel.operators import registration
+    from kt_kernel.operators import fakes, registration
 
     missing = {"avx2", "fma", "f16c"}.difference(kt_kernel_ext.cpu_features()["active"])
     if missing:
         raise RuntimeError(f"this CPU lacks {', '.join(sorted(missing))}, which all operators need")
     kt_kernel_ext.register_operators()
     registration.register_twins()
+    fakes.register_fakes()
 
 
 def use_engine(engine: Any) -> None:
