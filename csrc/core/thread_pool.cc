@@ -333,6 +333,8 @@ void ThreadPools::wait_for(const Worker& worker, const Stage& stage, uint32_t jo
   };
   if (owns_cores()) {
     if (reached_soon(finished, kBeforeLooking)) return;
+    if (worker.index == 0) note_cpu_times();
+    if (reached_soon(finished, kOfLooking)) return;
     const int descheduled = worker.index == 0 ? descheduled_worker() : kNone;
     if (descheduled != kNone) {
       placement_.take_callers_core(descheduled);
@@ -343,16 +345,20 @@ void ThreadPools::wait_for(const Worker& worker, const Stage& stage, uint32_t jo
   sleep_until(finished_phases_, phase_sleepers_, finished);
 }
 
-// A worker that has begun a piece and whose CPU time stands still. For the caller, which is not looked at itself.
-int ThreadPools::descheduled_worker() {
-  const auto in_piece = [&](int worker) { return activities_[worker].in_piece.load(std::memory_order_relaxed); };
+// Of the workers that have begun a piece. For the caller, which is not looked at itself.
+void ThreadPools::note_cpu_times() {
   for (int worker = 1; worker < threads(); ++worker) {
-    if (in_piece(worker)) activities_[worker].cpu_time = cpu_time(activities_[worker].clock);
+    Activity& activity = activities_[worker];
+    if (activity.in_piece.load(std::memory_order_relaxed)) activity.cpu_time = cpu_time(activity.clock);
   }
-  (void)reached_soon([] { return false; }, kOfLooking);
+}
+
+// One in a piece whose CPU time stands still.
+int ThreadPools::descheduled_worker() const {
   for (int worker = 1; worker < threads(); ++worker) {
-    const Activity& seen = activities_[worker];
-    if (in_piece(worker) && cpu_time(seen.clock) == seen.cpu_time) return worker;
+    const Activity& activity = activities_[worker];
+    const bool in_piece = activity.in_piece.load(std::memory_order_relaxed);
+    if (in_piece && cpu_time(activity.clock) == activity.cpu_time) return worker;
   }
   return kNone;
 }

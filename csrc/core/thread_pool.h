@@ -170,7 +170,8 @@ class ThreadPools {
   static Taken take(Share& share, uint32_t job);
   void compute(const Worker& worker, const Stage& stage, int subpool, int piece);
   void wait_for(const Worker& worker, const Stage& stage, uint32_t job);
-  int descheduled_worker();
+  void note_cpu_times();
+  int descheduled_worker() const;
   void wait_for_job(uint32_t last);
   void worker_loop(int index);
   void stop();
