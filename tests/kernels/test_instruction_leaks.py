@@ -67,6 +67,14 @@ BESIDE_LAYERS = {
     "kernels/avx2/quantise.cc": [{"kernel": "quantise", "needs": ["avx2", "fma", "f16c"]}],
     "kernels/avx2/gguf_rows.cc": [{"kernel": "gguf_rows", "needs": ["avx2", "fma", "f16c"]}],
 }
+# Kernels of operators, chosen by kernels/tiers.h.
+_TIERS = {
+    "avx2": ["avx2", "fma", "f16c"],
+    "avx512": ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"],
+}
+for _family in ("attention", "gated_delta", "gates", "heads", "norms", "router"):
+    for _tier, _needs in _TIERS.items():
+        BESIDE_LAYERS[f"kernels/{_tier}/{_family}.cc"] = [{"kernel": f"{_family}.{_tier}", "needs": _needs}]
 
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*(?:\{\w+\} )?(\S*)\s*(.*)$")
 # Segment, address-size and lock prefixes may stand before VEX (c4, c5) and EVEX (62); nothing else may.
