@@ -32,7 +32,8 @@ struct WorkerMemory {
   float *queries, *scores, *panel, *out;
   const void **keys, **values, **next, **rows;
   VisibleKeys* visible;
-  AttentionPartial block, total;
+  AttentionPartial block;
+  AttentionPartial total;  // of all heads of a piece, one behind the other
 };
 
 class AttentionScratch {
@@ -85,13 +86,14 @@ class AttentionScratch {
 
   void lay_out(WorkerMemory& w, const AttentionArgs& args) const {
     const size_t rows = plan.largest_chunk, dim = args.keys.columns;
-    const size_t floats[] = {packed_query_floats(rows, dim),
+    const size_t chunks = plan.chunks_of_piece;
+    const size_t floats[] = {chunks * packed_query_floats(rows, dim),
                              rows * kKeysPerBlock,
                              attention_panel_floats(dim),
                              value_stride,
                              rows * value_stride,
-                             rows * value_stride,
-                             4 * rows};
+                             chunks * rows * value_stride,
+                             2 * (chunks + 1) * rows};
     size_t all = 0;
     for (const size_t count : floats) all += padded_dim(count);
     w.memory.reserve(all * sizeof(float) + 3 * kKeysPerBlock * sizeof(void*) +
@@ -104,7 +106,7 @@ class AttentionScratch {
     }
     w.queries = parts[0], w.scores = parts[1], w.panel = parts[2], w.out = parts[3];
     w.block = {parts[6], parts[6] + rows, parts[4], value_stride};
-    w.total = {parts[6] + 2 * rows, parts[6] + 3 * rows, parts[5], value_stride};
+    w.total = {parts[6] + 2 * rows, parts[6] + (2 + chunks) * rows, parts[5], value_stride};
     w.keys = reinterpret_cast<const void**>(next);
     w.values = w.keys + kKeysPerBlock;
     w.next = w.values + kKeysPerBlock;
@@ -115,33 +117,44 @@ class AttentionScratch {
 
 namespace {
 
-// One piece of a call, on one worker.
-class PieceRun {
+// The chunks of one head in a piece, on one worker.
+class ChunkRun {
  public:
-  PieceRun(const AttentionArgs& args, AttentionScratch& scratch, int worker, int piece)
+  ChunkRun(const AttentionArgs& args, AttentionScratch& scratch, int worker, const Piece& piece, int index)
       : args_(args),
         scratch_(scratch),
         w_(scratch.workers[worker]),
-        piece_(scratch.plan.pieces[piece]),
-        chunk_(scratch.plan.chunks[piece_.chunk]),
+        number_(piece.first_chunk + index),
+        chunk_(scratch.plan.chunks[number_]),
         sequence_(scratch.plan.sequences[chunk_.sequence]),
-        group_(args.q.heads / args.keys.heads) {}
+        group_(args.q.heads / args.keys.heads),
+        queries_(w_.queries + index * packed_query_floats(scratch.plan.largest_chunk, args.keys.columns)) {
+    const size_t rows = static_cast<size_t>(index) * scratch.plan.largest_chunk;
+    total_ = {w_.total.maximum + rows, w_.total.sum + rows, w_.total.o + rows * w_.total.o_stride, w_.total.o_stride};
+  }
 
-  void run() {
+  void begin() const {
     pack_queries();
+    clear(total_);
+  }
+
+  // `next`: what is computed afterwards; null at the end.
+  void compute(int block, const ChunkRun* next, int next_block) const {
+    const int fetched = next == nullptr ? 0 : next->find_next(next_block);
     if (chunk_.pieces == 1) {
-      clear(w_.total);
-      for (int b = piece_.first_block; b < piece_.end_block; ++b) {
-        compute(b, w_.block);
-        kernels().merge(w_.total, w_.block, chunk_.rows, args_.values.columns);
-      }
-      return finish();
+      compute_block(block, w_.block, fetched);
+      kernels().merge(total_, w_.block, chunk_.rows, args_.values.columns);
+    } else {
+      compute_block(block, scratch_.kept(chunk_, block), fetched);
     }
-    for (int b = piece_.first_block; b < piece_.end_block; ++b) compute(b, scratch_.kept(chunk_, b));
-    if (scratch_.open_pieces[piece_.chunk].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    clear(w_.total);
-    for (int b = chunk_.first_block; b < chunk_.end_block; ++b) {
-      kernels().merge(w_.total, scratch_.kept(chunk_, b), chunk_.rows, args_.values.columns);
+  }
+
+  void end() const {
+    if (chunk_.pieces > 1) {
+      if (scratch_.open_pieces[number_].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+      for (int b = chunk_.first_block; b < chunk_.end_block; ++b) {
+        kernels().merge(total_, scratch_.kept(chunk_, b), chunk_.rows, args_.values.columns);
+      }
     }
     finish();
   }
@@ -161,7 +174,7 @@ class PieceRun {
     for (int r = 0; r < chunk_.rows; r += kRowGroup) {
       kernels().pack_queries[static_cast<int>(args_.q.type)](w_.rows + r, std::min(kRowGroup, chunk_.rows - r), dim,
                                                              args_.scale * args_.key_scale,
-                                                             w_.queries + packed_query_floats(r, dim));
+                                                             queries_ + packed_query_floats(r, dim));
     }
   }
 
@@ -189,7 +202,7 @@ class PieceRun {
     return count;
   }
 
-  void compute(int block, const AttentionPartial& partial) const {
+  void compute_block(int block, const AttentionPartial& partial, int fetched) const {
     int first = kKeysPerBlock, end = 0;
     for (int r = 0; r < chunk_.rows; ++r) {
       w_.visible[r] = attention::visible_keys(args_, sequence_, chunk_.first_row + r, block);
@@ -203,14 +216,13 @@ class PieceRun {
     }
     find(args_.keys, block, first, end, w_.keys);
     find(args_.values, block, first, end, w_.values);
-    const int next = block + 1 < piece_.end_block ? find_next(block + 1) : 0;
     const AttentionBlock call = {w_.keys,
                                  w_.values,
                                  w_.next,
-                                 next,
+                                 fetched,
                                  first,
                                  end,
-                                 w_.queries,
+                                 queries_,
                                  args_.keys.columns,
                                  args_.values.columns,
                                  chunk_.rows,
@@ -225,7 +237,7 @@ class PieceRun {
   void finish() const {
     for (int r = 0; r < chunk_.rows; ++r) {
       const float* sink = scratch_.sinks.empty() ? nullptr : &scratch_.sinks[head(r)];
-      kernels().finish(w_.total, r, sink, args_.value_scale, args_.values.columns, w_.out);
+      kernels().finish(total_, r, sink, args_.value_scale, args_.values.columns, w_.out);
       kernels().store_row[static_cast<int>(args_.out.type)](w_.out, args_.out.at(row_of_call(r), head(r)),
                                                             args_.values.columns);
     }
@@ -234,11 +246,26 @@ class PieceRun {
   const AttentionArgs& args_;
   AttentionScratch& scratch_;
   const WorkerMemory& w_;
-  const Piece& piece_;
+  const int number_;
   const Chunk& chunk_;
   const Sequence& sequence_;
   const int group_;
+  float* const queries_;
+  AttentionPartial total_;
 };
+
+void run_piece(const AttentionArgs& args, AttentionScratch& scratch, int worker, const Piece& piece) {
+  const auto run = [&](int index) { return ChunkRun(args, scratch, worker, piece, index); };
+  for (int i = 0; i < piece.chunks; ++i) run(i).begin();
+  for (int block = piece.first_block; block < piece.end_block; ++block) {
+    for (int i = 0; i < piece.chunks; ++i) {
+      const int next_block = i + 1 < piece.chunks ? block : block + 1;
+      const ChunkRun next = run((i + 1) % piece.chunks);
+      run(i).compute(block, next_block < piece.end_block ? &next : nullptr, next_block);
+    }
+  }
+  for (int i = 0; i < piece.chunks; ++i) run(i).end();
+}
 
 }  // namespace
 
@@ -250,10 +277,12 @@ void Attention::run(ThreadPools& pools, const AttentionArgs& args) {
   scratch.prepare(args, pools.threads());
   const int pieces = static_cast<int>(scratch.plan.pieces.size());
   if (scratch.plan.products < kSmallCall) {
-    for (int piece = 0; piece < pieces; ++piece) PieceRun(args, scratch, 0, piece).run();
+    for (int piece = 0; piece < pieces; ++piece) run_piece(args, scratch, 0, scratch.plan.pieces[piece]);
     return;
   }
-  pools.for_each(pieces, [&](const Worker& worker, int piece) { PieceRun(args, scratch, worker.index, piece).run(); });
+  pools.for_each(pieces, [&](const Worker& worker, int piece) {
+    run_piece(args, scratch, worker.index, scratch.plan.pieces[piece]);
+  });
 }
 
 }  // namespace kt

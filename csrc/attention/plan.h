@@ -29,8 +29,10 @@ struct Chunk {
   size_t partial;  // of the first block among the kept results; used with more than one piece
 };
 
+// Blocks of some heads' chunks: block by block, so that the rows of the cache are read where they stand together.
 struct Piece {
-  int chunk;
+  int first_chunk;
+  int chunks;
   int first_block;
   int end_block;
 };
@@ -41,7 +43,8 @@ struct Plan {
   std::vector<Piece> pieces;
   size_t partials;  // results of blocks that are kept, in rows
   int largest_chunk;
-  double products;  // multiplications and additions of all pieces, estimated
+  int chunks_of_piece;  // 1, or all heads
+  double products;      // multiplications and additions of all pieces, estimated
 };
 
 // Fills `plan`, whose memory is used again.
