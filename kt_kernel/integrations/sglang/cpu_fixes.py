@@ -47,16 +47,28 @@ def _gated(gate: torch.Tensor, up: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def attention_handler(original: Callable, registry: type, backend_name: str) -> Callable:
-    """Around `AttentionBackendRegistry.get_handler`: latent attention in its absorbed form for torch_native.
+    """Around `AttentionBackendRegistry.get_handler`: latent attention always in its absorbed form.
 
-    Stock code lets a backend without a handler use Triton's, which computes a fresh prompt's attention from
-    full keys and values; torch_native ignores those and reads the latent cache.
+    Stock code lets the CPU's backends, which have no handlers, use Triton's. That one computes prompts from
+    full keys and values if no request of the batch has a cached prefix: torch_native ignores those and reads
+    the latent cache, and with intel_amx a prompt's bits would depend on its neighbours and its chunks.
     """
-    if backend_name == "torch_native" and backend_name not in registry._handlers:
+    if backend_name in ("torch_native", "intel_amx") and backend_name not in registry._handlers:
         from sglang.srt.models.deepseek_common.attention_backend_handler import _dispatch_mla_subtype
 
         return _dispatch_mla_subtype
     return original(registry, backend_name)
+
+
+def fuse_projections(original: Callable, attention: Any) -> None:
+    """Around `init_mla_fused_rope_cpu_forward`: not where the fused operator would turn other pairs.
+
+    It has no argument for rotation in halves, nor for none.
+    """
+    original(attention)
+    rotary = attention.rotary_emb
+    if (rotary is None or rotary.is_neox_style) and hasattr(attention, "quant_method"):
+        del attention.quant_method
 
 
 def rope(

@@ -104,7 +104,7 @@ CPU_ONLY = (
         "sglang.srt.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
         HookType.AROUND,
         cpu_fixes.attention_handler,
-        "torch_native falls back to a handler for another backend and latent attention computes garbage",
+        "backends of the CPU fall back to a handler for another: garbage, or bits that depend on neighbours",
     ),
     Hook(
         "sglang.srt.layers.rotary_embedding.factory.get_rope_wrapper",
@@ -187,6 +187,13 @@ CPU_OPERATORS = (
         HookType.AROUND,
         cpu_operators.pack,
         "experts that SGLang holds on the CPU are not packed",
+    ),
+    Hook(
+        "sglang.srt.models.deepseek_common.attention_forward_methods.forward_mla_fused_rope_cpu."
+        "DeepseekMLACpuForwardMixin.init_mla_fused_rope_cpu_forward",
+        HookType.AROUND,
+        cpu_fixes.fuse_projections,
+        "the fused projections of latent attention turn pairs side by side, whatever the model does",
     ),
     Hook(
         "sglang.srt.model_executor.runner.eager_runner.EagerRunner._execute_decode",
