@@ -16,6 +16,9 @@ from server import Server
 DECIDED_LOGIT_GAP = 0.25
 LEAST_AGREEMENT = 0.99
 MOST_MEAN_DELTA = 0.02
+# With everything in bfloat16; one of these models with torch alone: 99.65 % and 0.038.
+LEAST_AGREEMENT_16_BITS = 0.98
+MOST_MEAN_DELTA_16_BITS = 0.06
 # With int8 activations, which round to 1/127 of the largest of 32 or 64 neighbours. These tiny random models
 # feel it much more than trained ones (doc/accuracy.md): 97.5 % and 0.046 with 4-bit codes.
 LEAST_AGREEMENT_INT8 = 0.95
@@ -43,6 +46,9 @@ class Agreement:
 
     def holds(self) -> bool:
         return self.agreeing >= LEAST_AGREEMENT and self.mean_delta <= MOST_MEAN_DELTA
+
+    def holds_in_16_bits(self) -> bool:
+        return self.agreeing >= LEAST_AGREEMENT_16_BITS and self.mean_delta <= MOST_MEAN_DELTA_16_BITS
 
     def holds_for_int8(self) -> bool:
         return self.agreeing >= LEAST_AGREEMENT_INT8 and self.mean_delta <= MOST_MEAN_DELTA_INT8
