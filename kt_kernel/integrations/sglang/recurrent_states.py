@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.integrations.sglang import cpu_operators
 from kt_kernel.integrations.sglang.cpu_defaults import MOST_KV_BYTES, MOST_KV_SHARE, usable_memory
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ def choose(options: Any, model: Any) -> dict[str, Any]:
     config = text_config(model)
     if config is None:
         return {}
+    if not cpu_operators.is_open():
+        raise ConfigurationError(
+            "this model has layers of gated delta rules, which only kt-kernel's operators compute on a CPU, "
+            "and they are off; leave out --kt-cpu-operators off."
+        )
     if options.mamba_radix_cache_strategy not in ("auto", "no_buffer"):
         raise ConfigurationError(
             f"--mamba-radix-cache-strategy is {options.mamba_radix_cache_strategy}, whose copies of states "
