@@ -14,7 +14,7 @@ import torch
 
 from kt_kernel import kt_kernel_ext, operators
 from kt_kernel.engine import get_engine
-from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE
 from kt_kernel.threads import plan_threads
 
 logger = logging.getLogger(__name__)

@@ -32,8 +32,7 @@ from kt_kernel.formats.dense_formats import (
 from kt_kernel.formats.dense_matrix import checkpoint_matrix, decode_parts
 from kt_kernel.gguf_model import described_file
 from kt_kernel.integrations.sglang import model_file
-from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
-from kt_kernel.integrations.sglang.settings import KTSettings
+from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported_stream
 from kt_kernel.integrations.sglang.stored_weight import StoredWeight
 

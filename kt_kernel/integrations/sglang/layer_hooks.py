@@ -8,10 +8,8 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.integrations.sglang import hooking
-from kt_kernel.integrations.sglang.settings import KTSettings
+from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
-
-SETTINGS_ATTRIBUTE = "_kt_settings"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from kt_kernel.gguf.model import open_gguf
 from kt_kernel.gguf_model import describe, find_gguf
 from kt_kernel.gguf_model.dense import DenseWeights
 from kt_kernel.integrations.sglang.flags import KTFlags
-from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
+from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.stored_weight import StoredWeight
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any
 
 from kt_kernel.errors import FeatureUnavailableError, KTError
 from kt_kernel.hybrid.recording import DistributionRecorder
-from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.served_model import ServedModel, served_models
+from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.startup_failure import reported
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,8 @@ from kt_kernel.integrations.sglang.flags import KTFlags
 
 logger = logging.getLogger(__name__)
 
+SETTINGS_ATTRIBUTE = "_kt_settings"  # of SGLang's ServerArgs
+
 
 @dataclass(frozen=True)
 class KTSettings:

@@ -23,9 +23,8 @@ from kt_kernel.integrations.sglang import (
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.draft import with_draft
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
-from kt_kernel.integrations.sglang.layer_hooks import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.other_options import check_other_options
-from kt_kernel.integrations.sglang.settings import make_settings
+from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, make_settings
 from kt_kernel.integrations.sglang.update_formats import check_update_format
 
 logger = logging.getLogger(__name__)
