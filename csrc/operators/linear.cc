@@ -43,13 +43,14 @@ void convert_weight_packed(Call& call) {
   call.result(packed_tensor(std::move(linear), weight));
 }
 
-void multiply(Call& call, std::shared_ptr<Linear> linear, const TensorView& x, const TensorView& bias) {
+void multiply(Call& call, std::shared_ptr<Linear> linear, const TensorView& x, const TensorView& bias,
+              ElementType type) {
   if (x.dims < 1 || x.dims >= kMaxDims) {
     throw std::invalid_argument("a linear layer got " + x.text() + "; expected [.., K]");
   }
   std::array<int64_t, kMaxDims> sizes = x.sizes;
   sizes[x.dims - 1] = linear->rows();
-  const TensorView out = call.result(x.type, sizes.data(), x.dims);
+  const TensorView out = call.result(type, sizes.data(), x.dims);
   if (bias.given() && (bias.type != ElementType::kF32 || bias.elements() != linear->rows())) {
     throw std::invalid_argument("the bias of a linear layer is " + bias.text() + "; expected float32 [" +
                                 std::to_string(linear->rows()) + "]");
@@ -60,8 +61,12 @@ void multiply(Call& call, std::shared_ptr<Linear> linear, const TensorView& x, c
 }
 
 void weight_packed_linear(Call& call) {
-  multiply(call, require_packed(call.tensor(1), "mat2"), call.tensor(0), call.optional_tensor(2));
+  const TensorView x = call.tensor(0), weight = call.tensor(1);
+  multiply(call, require_packed(weight, "mat2"), x, call.optional_tensor(2),
+           gives_sums(weight) ? ElementType::kF32 : x.type);
 }
+
+void give_sums(Call& call) { kt::give_sums(call.tensor(0)); }
 
 void packed_weight(Call& call) {
   std::shared_ptr<Linear> linear = Handles<Linear>::find(call.integer(0));
@@ -74,7 +79,8 @@ void packed_weight(Call& call) {
 }
 
 void linear(Call& call) {
-  multiply(call, Handles<Linear>::find(call.integer(0)), call.tensor(1), call.optional_tensor(2));
+  const TensorView x = call.tensor(1);
+  multiply(call, Handles<Linear>::find(call.integer(0)), x, call.optional_tensor(2), x.type);
 }
 
 }  // namespace
@@ -84,6 +90,8 @@ std::vector<Operator> linear_operators() {
       {"sgl_kernel::convert_weight_packed(Tensor weight) -> Tensor", convert_weight_packed},
       {"sgl_kernel::weight_packed_linear(Tensor mat1, Tensor mat2, Tensor? bias, bool is_vnni) -> Tensor",
        weight_packed_linear},
+      // Products with this packed weight are float32 from now on.
+      {"kt_kernel::give_sums(Tensor weight) -> ()", give_sums},
       // `layer`: Linear.handle; x [.., K]; bias float32 [N]; -> [.., N] of x's type
       {"kt_kernel::linear(int layer, Tensor x, Tensor? bias) -> Tensor", linear},
       // `layer`: Linear.handle; -> what convert_weight_packed makes, of the shape and type of `like` [N, K]. Its memory

@@ -7,9 +7,14 @@
 namespace kt {
 namespace {
 
+struct Packed {
+  std::shared_ptr<Linear> linear;
+  bool gives_sums = false;
+};
+
 struct Table {
   std::mutex mutex;
-  std::unordered_map<const void*, std::shared_ptr<Linear>> layers;
+  std::unordered_map<const void*, Packed> layers;
 };
 
 Table& table() {
@@ -18,7 +23,7 @@ Table& table() {
 }
 
 void forget(void* data, void*) {
-  std::shared_ptr<Linear> layer;
+  Packed layer;
   const std::lock_guard<std::mutex> lock(table().mutex);
   const auto found = table().layers.find(data);
   if (found == table().layers.end()) return;
@@ -39,7 +44,7 @@ TensorHandle packed_tensor(std::shared_ptr<Linear> linear, const TensorView& sha
   }
   {
     const std::lock_guard<std::mutex> lock(table().mutex);
-    table().layers[data] = std::move(linear);
+    table().layers[data] = {std::move(linear)};
   }
   TensorHandle tensor = nullptr;
   if (torch.from_blob(data, shape.dims, shape.sizes.data(), strides.data(), 0,
@@ -54,7 +59,19 @@ TensorHandle packed_tensor(std::shared_ptr<Linear> linear, const TensorView& sha
 std::shared_ptr<Linear> packed_linear(const TensorView& weight) {
   const std::lock_guard<std::mutex> lock(table().mutex);
   const auto found = table().layers.find(weight.data);
-  return found == table().layers.end() ? nullptr : found->second;
+  return found == table().layers.end() ? nullptr : found->second.linear;
+}
+
+void give_sums(const TensorView& weight) {
+  require_packed(weight, "weight");
+  const std::lock_guard<std::mutex> lock(table().mutex);
+  table().layers[weight.data].gives_sums = true;
+}
+
+bool gives_sums(const TensorView& weight) {
+  const std::lock_guard<std::mutex> lock(table().mutex);
+  const auto found = table().layers.find(weight.data);
+  return found != table().layers.end() && found->second.gives_sums;
 }
 
 std::shared_ptr<Linear> require_packed(const TensorView& weight, const char* name) {

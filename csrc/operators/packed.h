@@ -15,6 +15,11 @@ TensorHandle packed_tensor(std::shared_ptr<Linear> linear, const TensorView& sha
 // Null for tensors that are not packed.
 std::shared_ptr<Linear> packed_linear(const TensorView& weight);
 
+// What `weight_packed_linear` gives from now on: fp32 instead of its input's type. Throws std::invalid_argument for
+// tensors that are not packed.
+void give_sums(const TensorView& weight);
+bool gives_sums(const TensorView& weight);
+
 // Throws std::invalid_argument for those.
 std::shared_ptr<Linear> require_packed(const TensorView& weight, const char* name);
 

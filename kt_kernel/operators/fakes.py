@@ -38,6 +38,7 @@ def _packed_weight(layer: int, like: Tensor) -> Tensor:
 FAKES: dict[str, Callable[..., Any]] = {
     "kt_kernel::linear": _linear,
     "kt_kernel::packed_weight": _packed_weight,
+    "kt_kernel::give_sums": _nothing,
     "kt_kernel::experts": _like(1),
     "sgl_kernel::store_cache_cpu": _nothing,
     "sgl_kernel::decode_attention_cpu": _nothing,

@@ -57,10 +57,19 @@ def any_shape(original: Callable, weight: torch.Tensor) -> bool:
 def pack(
     original: Callable, module: torch.nn.Module, weight_names: list[str], *rest: Any, **named: Any
 ) -> None:
-    """Around `_amx_process_weight_after_loading`: experts that SGLang itself holds on the CPU are computed
-    by torch.
+    """Around `_amx_process_weight_after_loading`, for what it does not know.
+
+    Experts that SGLang itself holds on the CPU are computed by torch, and so is the head with
+    --enable-fp32-lm-head, which reads its numbers. The head's logits stay the fp32 sums that they are:
+    bfloat16 rounds logits of 25 to steps of 0.125, and SGLang widens them at once.
     """
-    if "w13_weight" in weight_names:
+    from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
+    from sglang.srt.runtime_context import get_exec
+
+    is_head = isinstance(module, ParallelLMHead)
+    if "w13_weight" in weight_names or (is_head and get_exec().features.enable_fp32_lm_head):
         module.use_intel_amx_backend = False
         return
     original(module, weight_names, *rest, **named)
+    if is_head and module.use_intel_amx_backend:
+        torch.ops.kt_kernel.give_sums(module.weight)

@@ -1,0 +1,63 @@
+"""On the CPU path an answer's log-probabilities depend on its prompt alone, bit for bit.
+
+Not on what else the server computes at the same time, not on how the prompt was cut into chunks, and not on
+how much of it was in the prefix cache. Every kernel promises it; one linear layer or norm of torch among them
+would break it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from server import Server, kt_options, serving
+from tiny_models import VOCABULARY
+
+PROMPTS = 24
+NEW_TOKENS = 12
+CHUNK, OTHER_CHUNK = 96, 160
+OPTIONS = ("--dtype", "bfloat16", "--max-total-tokens", "16384")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint):
+    return tiny_checkpoint("qwen3_moe")
+
+
+def prompt(number: int) -> list[int]:
+    """5 to 420 tokens, so that some fit a chunk and some take several; all begin differently."""
+    length = 5 + number * 415 // (PROMPTS - 1)
+    return [3 + (number * 7919 + place * (31 + number)) % (VOCABULARY - 3) for place in range(length)]
+
+
+def log_probabilities(server: Server, number: int) -> tuple[tuple, tuple]:
+    """Of the prompt's tokens and of the greedy answer's, with the answer's tokens."""
+    reply = server.post(
+        "/generate",
+        input_ids=prompt(number),
+        sampling_params={"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True},
+        return_logprob=True,
+        logprob_start_len=0,
+    )
+    info = reply["meta_info"]
+    of_prompt = tuple(entry[0] for entry in info["input_token_logprobs"])
+    return of_prompt, tuple(tuple(entry[:2]) for entry in info["output_token_logprobs"])
+
+
+def at_once(server: Server, requests: int) -> list[tuple]:
+    """The prompts over and over, all at the same time."""
+    with ThreadPoolExecutor(requests) as pool:
+        return list(pool.map(lambda number: log_probabilities(server, number % PROMPTS), range(requests)))
+
+
+def options(chunk: int) -> tuple[str, ...]:
+    return (*OPTIONS, "--chunked-prefill-size", str(chunk), "--disable-radix-cache")
+
+
+def test_neighbours_and_chunks_change_no_bit(checkpoint, tmp_path):
+    with serving(checkpoint, tmp_path / "log", *kt_options(checkpoint), *options(CHUNK)) as server:
+        alone = [log_probabilities(server, number) for number in range(PROMPTS)]
+        assert at_once(server, 16) == alone[:16]
+    with serving(checkpoint, tmp_path / "other", *kt_options(checkpoint), *options(OTHER_CHUNK)) as server:
+        assert at_once(server, 64) == [alone[number % PROMPTS] for number in range(64)]
+    assert len({answer for _, answer in alone}) > PROMPTS // 2, "the answers say too little"
