@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ik_llama
 import torch
@@ -78,22 +79,25 @@ class Peer:
 
     def run(self, tokens: Sequence[int]) -> list[LayerPass]:
         """Put `tokens` through the model in one pass, behind those already there; its layers in order."""
+        self._passes = []
+        self._decode(tokens, logits_from=0)  # or the last layer would run the last token alone
+        if not self._passes:
+            raise RuntimeError(f"llama_decode of {len(tokens)} tokens showed no layers")
+        return self._passes
+
+    def _decode(self, tokens: Sequence[int], logits_from: int) -> None:
         api, count = self._api, len(tokens)
         batch = api.llama_batch_init(count, 0, 1)
         batch.n_tokens = count
         for place, token in enumerate(tokens):
             batch.token[place], batch.pos[place] = token, self._position + place
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-            batch.logits[place] = 1  # or the last layer would run the last token alone
-        self._passes = []
+            batch.logits[place] = int(place >= logits_from)
         result = api.llama_decode(self._context, batch)
         api.llama_batch_free(batch)
-        if result or not self._passes:
-            raise RuntimeError(
-                f"llama_decode of {count} tokens returned {result}, {len(self._passes)} layers"
-            )
+        if result:
+            raise RuntimeError(f"llama_decode of {count} tokens returned {result}")
         self._position += count
-        return self._passes
 
     def forget(self) -> None:
         """Empty the context."""
@@ -124,10 +128,13 @@ class Peer:
         settings = api.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, batch, batch
         settings.n_threads = settings.n_threads_batch = threads
-        settings.cb_eval = self._callback
+        self._watch(settings)
         self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:
             raise RuntimeError(f"ik_llama.cpp makes no context for {path}")
+
+    def _watch(self, settings: Any) -> None:
+        settings.cb_eval = self._callback
 
     def _look(self, tensor: int, asks: bool, user: int) -> bool:  # noqa: FBT001, ggml's signature
         name = self._ggml.ggml_get_name(tensor).decode()
@@ -165,6 +172,26 @@ class Peer:
         count = (rows - 1) * step + columns
         memory = (kind * count).from_address(self._ggml.ggml_get_data(tensor))
         return torch.frombuffer(memory, dtype=_DTYPES[kind]).as_strided((rows, columns), (step, 1)).clone()
+
+
+class WholeModel(Peer):
+    """The model as its own programs run it: nobody looks between its layers."""
+
+    def _watch(self, settings: Any) -> None:
+        pass
+
+    def seconds(self, prompt: Sequence[int], new_tokens: int) -> tuple[float, float]:
+        """Of the prompt, and of each further token after it, from an empty context; logits of the last alone.
+
+        Which tokens follow does not change the work: they are the prompt's, not sampled.
+        """
+        self.forget()
+        begin = time.perf_counter()
+        self._decode(prompt, logits_from=len(prompt) - 1)
+        between = time.perf_counter()
+        for place in range(new_tokens):
+            self._decode([prompt[place % len(prompt)]], logits_from=0)
+        return between - begin, (time.perf_counter() - between) / max(new_tokens, 1)
 
 
 _DTYPES = {ctypes.c_float: torch.float32, ctypes.c_int32: torch.int32}
