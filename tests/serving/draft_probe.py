@@ -1,8 +1,4 @@
-"""A plug-in for a test's server: what its draft model's experts are, written to a file once it is loaded.
-
-SGLang 0.5.23 cannot go on from there without a GPU: its key-value cache for speculation needs kernels of
-`sgl_kernel`.
-"""
+"""A plug-in for a test's server: what its draft model's experts are, written to a file once it is loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +31,10 @@ def register() -> None:
 
 def _loaded(result: Any, runner: Any, *arguments: Any, **options: Any) -> None:
     if runner.is_draft_worker:
-        Path(os.environ[_FILE]).write_text(json.dumps(_look_at(runner)))
+        file = Path(os.environ[_FILE])
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(_look_at(runner)))
+        unfinished.rename(file)
 
 
 def _look_at(runner: Any) -> dict[str, Any]:

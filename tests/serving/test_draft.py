@@ -1,13 +1,14 @@
 """A draft model's experts must not all go to the device without a word: they are placed, or counted.
 
-SGLang 0.5.23 runs no speculative decoding without a GPU, so the server is followed to the point where the
-draft model is loaded, and its layer is called there.
+The server is followed to the point where the draft model is loaded, and its layer is called there; serving
+with one is test_speculative_served.py's.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,11 +51,13 @@ def test_the_next_token_layer_is_split_like_the_others(checkpoint, tmp_path, fam
     environment = draft_probe.install(tmp_path / "plugin")
     options = [*kt_options(model, 3), "--dtype", "float32", *SPECULATION]
     server = Server(model, tmp_path / "log", options, environment)
+    file = draft_probe.answer(tmp_path / "plugin")
+    deadline = time.monotonic() + 150
     try:
-        server.process.wait(150)
+        while not file.exists() and server.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
     finally:
         server.stop()
-    file = draft_probe.answer(tmp_path / "plugin")
     assert file.exists(), server.log_tail()
     found = json.loads(file.read_text())
     model_itself, draft_model = sorted(found["models"], key=lambda served: served["draft"])
