@@ -41,3 +41,16 @@ def test_token_result_does_not_depend_on_neighbours_or_threads():
     for threads, rows in ((1, slice(0, 130)), (2, slice(0, 1)), (1, slice(129, 130)), (2, slice(40, 73))):
         again = native("convert_weight_packed", threads)(weight)
         assert same(linear(x[rows], again, None, threads), together[rows].contiguous())
+
+
+def test_a_head_gives_the_sums_that_others_round():
+    weight = numbers(1000, 328, dtype=torch.bfloat16, seed=1)
+    x = numbers(3, 328, dtype=torch.bfloat16, seed=2)
+    packed = native("convert_weight_packed")(weight)
+    rounded = linear(x, packed, None)
+    torch.ops.kt_kernel.give_sums(packed)
+    sums = linear(x, packed, None)
+    assert sums.dtype == torch.float32 and same(sums.bfloat16(), rounded)
+    assert not same(sums, rounded.float())
+    with pytest.raises(ValueError, match="convert_weight_packed"):
+        torch.ops.kt_kernel.give_sums(weight)

@@ -56,6 +56,7 @@ def test_the_next_token_layer_is_split_like_the_others(checkpoint, tmp_path, fam
     try:
         while not file.exists() and server.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
+        server.wait_until_healthy()  # interrupted while it starts, it takes half a minute to end
     finally:
         server.stop()
     assert file.exists(), server.log_tail()

@@ -77,6 +77,16 @@ def test_more_running_requests_than_a_chunk_has_tokens(server):
     assert len({tuple(answer["output_ids"]) for answer in answers}) == 1
 
 
+def test_packed_weights_are_neither_replaced_nor_read_as_matrices(server, tiny_checkpoint):
+    body = {"model_path": str(tiny_checkpoint("qwen3_moe"))}
+    answer = requests.post(f"{server.url}/update_weights_from_disk", json=body, timeout=60)
+    assert answer.json()["success"] is False and "packed" in answer.json()["message"]
+    name = "model.layers.0.self_attn.o_proj.weight"
+    requests.post(f"{server.url}/get_weights_by_name", json={"name": name}, timeout=60)
+    assert "packed and cannot be read" in server.log_text()
+    assert chat(server)["choices"]
+
+
 def test_an_idle_server_leaves_the_cpu_alone(server):
     time.sleep(2)  # whatever the last request left to do
     before = cpu_seconds(server.processes())

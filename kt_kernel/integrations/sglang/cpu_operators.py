@@ -73,3 +73,19 @@ def pack(
     original(module, weight_names, *rest, **named)
     if is_head and module.use_intel_amx_backend:
         torch.ops.kt_kernel.give_sums(module.weight)
+
+
+_PACKED = (
+    "the weights of a model whose layers kt-kernel's operators compute are packed and cannot be {} while "
+    "it is served; restart the server {}with --kt-cpu-operators off."
+)
+
+
+def refuse_new_weights(original: Callable, *_: Any, **__: Any) -> tuple[bool, str]:
+    """Around the methods that write into the weights of a running model: packed ones are no matrices."""
+    return False, _PACKED.format("replaced", "with the new ones, or ")
+
+
+def refuse_export(original: Callable, *_: Any, **__: Any) -> str:
+    """Around `WeightExporter._weight_export_unsupported_reason`, whose methods read them as matrices."""
+    return _PACKED.format("read", "")

@@ -201,4 +201,25 @@ CPU_OPERATORS = (
         recorded_decode.decode,
         "a decode step is replayed without the model's Python",
     ),
+    Hook(
+        "sglang.srt.model_executor.model_runner_components.weight_exporter.WeightExporter"
+        "._weight_export_unsupported_reason",
+        HookType.AROUND,
+        cpu_operators.refuse_export,
+        "packed weights are no matrices that could be read",
+    ),
+    *(
+        Hook(
+            f"sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater.{method}",
+            HookType.AROUND,
+            cpu_operators.refuse_new_weights,
+            "packed weights are no matrices that could be written into",
+        )
+        for method in (
+            "update_weights_from_disk",
+            "update_weights_from_tensor",
+            "update_weights_from_ipc",
+            "load_weights_from_distributed",
+        )
+    ),
 )
