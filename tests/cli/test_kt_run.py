@@ -93,7 +93,7 @@ def test_dry_run_of_the_demo_builds_nothing(empty_cache):
     assert result.exit_code == 0, result.output
     command = shlex.split(result.stdout)
     assert values(command, "--served-model-name") == ["demo"]
-    assert values(command, "--dtype") == ["bfloat16"]
+    assert values(command, "--dtype") == ["float32"]
     assert values(command, "--kt-cpuinfer") == [str(this_machine().threads)]
     assert not empty_cache.exists()
 
