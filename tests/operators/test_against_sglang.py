@@ -12,7 +12,7 @@ from pathlib import Path
 def test_operators_compute_what_sglangs_torch_code_does():
     environment = os.environ | {"KT_SGLANG_CPU_SHIMS": "1", "KT_CPU_OPERATORS": "off"}
     done = subprocess.run(
-        [sys.executable, "inside_sglang.py"],
+        [sys.executable, "sglangs_layers.py"],
         cwd=Path(__file__).parent,
         env=environment,
         capture_output=True,
