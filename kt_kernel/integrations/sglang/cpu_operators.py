@@ -75,6 +75,20 @@ def pack(
         torch.ops.kt_kernel.give_sums(module.weight)
 
 
+def scaled_topk(
+    original: Callable,
+    *arguments: Any,
+    routed_scaling_factor: float | None = None,
+    apply_routed_scaling_factor_on_output: bool = False,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Around `fused_topk` on a CPU, which refuses a factor on the weights (MiniMax-M3): weights and ids."""
+    weights, ids = original(*arguments, **options)
+    if apply_routed_scaling_factor_on_output and routed_scaling_factor is not None:
+        weights = weights * routed_scaling_factor
+    return weights, ids
+
+
 _PACKED = (
     "the weights of a model whose layers kt-kernel's operators compute are packed and cannot be {} while "
     "it is served; restart the server {}with --kt-cpu-operators off."

@@ -202,6 +202,12 @@ CPU_OPERATORS = (
         "a decode step is replayed without the model's Python",
     ),
     Hook(
+        "sglang.srt.layers.moe.topk.fused_topk",
+        HookType.AROUND,
+        cpu_operators.scaled_topk,
+        "MiniMax-M3's routing scales its weights, which the stock function refuses",
+    ),
+    Hook(
         "sglang.srt.model_executor.model_runner_components.weight_exporter.WeightExporter"
         "._weight_export_unsupported_reason",
         HookType.AROUND,
