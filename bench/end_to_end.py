@@ -141,7 +141,7 @@ def measure(model: Model, arguments: argparse.Namespace) -> list[dict[str, objec
         for side in running.values():
             side(0)  # the first steps of a size are recorded, pages come in
         for seed in range(1, 1 + arguments.rounds):
-            reads.append(measure_limits(engine, repeats=2)["read"]["per_second"])
+            reads.append(measure_limits(engine)["read"]["per_second"])
             for name, side in running.items():
                 rounds.setdefault(name, []).append(side(seed))
     read = statistics.median(reads)
