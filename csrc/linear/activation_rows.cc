@@ -23,7 +23,7 @@ DType row_dtype(ElementType type) {
     case ElementType::kF32:
       return DType::kF32;
     default:
-      throw std::invalid_argument(std::string("a linear layer got ") + name_of(type) +
+      throw std::invalid_argument(std::string("rows of a layer are ") + name_of(type) +
                                   " numbers; expected bfloat16, float16 or float32");
   }
 }

@@ -1,26 +1,13 @@
 // The experts of a MoE layer as an operator, so that they are part of a recorded step.
 #include <stdexcept>
 
+#include "linear/activation_rows.h"
 #include "moe/layer.h"
 #include "operators/handles.h"
 #include "operators/registry.h"
 
 namespace kt {
 namespace {
-
-DType dtype_of(const TensorView& hidden) {
-  switch (hidden.type) {
-    case ElementType::kBf16:
-      return DType::kBf16;
-    case ElementType::kF16:
-      return DType::kF16;
-    case ElementType::kF32:
-      return DType::kF32;
-    default:
-      throw std::invalid_argument("experts got hidden states " + hidden.text() +
-                                  "; expected bfloat16, float16 or float32");
-  }
-}
 
 void require_contiguous(const TensorView& tensor, const char* name) {
   if (tensor.dims == 2 && tensor.stride(1) == 1 && (tensor.stride(0) == tensor.size(1) || tensor.size(0) == 1)) return;
@@ -42,9 +29,9 @@ void experts(Call& call) {
   const ForwardArgs args = {{static_cast<int>(hidden.size(0)), static_cast<int>(ids.size(1)), ids.data,
                              ids.type == ElementType::kI64 ? IdType::kInt64 : IdType::kInt32, weights.as<float>()},
                             hidden.data,
-                            dtype_of(hidden),
+                            row_dtype(hidden.type),
                             out.data,
-                            dtype_of(out),
+                            row_dtype(out.type),
                             Store::kOverwrite};
   if (hidden.size(1) != layer->config().shape.hidden || ids.size(0) != hidden.size(0) ||
       weights.size(0) != hidden.size(0) || weights.size(1) != ids.size(1)) {

@@ -7,6 +7,7 @@ Arguments and results are those of SGLang's call sites; outputs are arguments, c
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 
@@ -14,6 +15,16 @@ QLEN_ONLY = 1  # SGLang's TreeMaskMode: the mask covers the drafts alone, not wh
 
 
 # ---- places in the KV cache ------------------------------------------------------------------------------
+
+
+def _parts(
+    rows: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor
+) -> Iterator[tuple[int, slice, slice]]:
+    """Each request's row, its span there, and where that lies among all spans one after the other."""
+    taken = 0
+    for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        yield row, slice(start, end), slice(taken, taken + end - start)
+        taken += end - start
 
 
 def assign_req_to_token_pool_cpu(
@@ -25,11 +36,8 @@ def assign_req_to_token_pool_cpu(
     pool_len: int,
 ) -> None:
     """Request i's row of `req_to_token` receives its part of `out_cache_loc` from start[i] to end[i]."""
-    taken = 0
-    spans = zip(req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True)
-    for row, start, end in spans:
-        req_to_token[row, start:end] = out_cache_loc[taken : taken + end - start].to(req_to_token.dtype)
-        taken += end - start
+    for row, span, part in _parts(req_pool_indices, start_offset, end_offset):
+        req_to_token[row, span] = out_cache_loc[part].to(req_to_token.dtype)
 
 
 def assign_extend_cache_locs_cpu(
@@ -41,11 +49,8 @@ def assign_extend_cache_locs_cpu(
     pool_len: int,
 ) -> None:
     """The reverse: start[i] to end[i] of each request's row, one after the other."""
-    taken = 0
-    spans = zip(req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True)
-    for row, start, end in spans:
-        out_cache_loc[taken : taken + end - start] = req_to_token[row, start:end]
-        taken += end - start
+    for row, span, part in _parts(req_pool_indices, start_offset, end_offset):
+        out_cache_loc[part] = req_to_token[row, span]
 
 
 def assign_draft_cache_locs_contiguous_cpu(

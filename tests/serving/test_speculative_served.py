@@ -38,6 +38,6 @@ def test_tokens_of_accepted_drafts_are_the_models_tokens(server, tiny_checkpoint
     assert agreement.decided > 150
     assert agreement.holds(), str(agreement)
     report = requests.get(f"{server.url}/server_info", timeout=60).json()
-    # 1: no draft was ever accepted. 1.36 on 2026-11-30, which is low for a model that drafts for itself and not
-    # explained: this bound shows that drafts are accepted at all, not that they are as good as they should be.
+    # 1: no draft was ever accepted. 1.36 on 2026-11-30, low for a model that drafts for itself, and not
+    # explained: the bound shows that drafts are accepted at all, not that they are as good as they should be.
     assert report["internal_states"][0]["avg_spec_accept_length"] > 1.2
