@@ -1,0 +1,32 @@
+"""`kt chat`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kt_kernel.cli.commands.base import Host, Port, examples
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=examples("kt chat", "kt chat -p 31000 -s 'Answer in one sentence.' -t 0"))(chat)
+
+
+def chat(
+    host: Host = "127.0.0.1",
+    port: Port = 30000,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model name; default: the one being served.")
+    ] = "",
+    system: Annotated[str, typer.Option("--system", "-s", help="System message.")] = "",
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", min=0.0, help="Default: the model's own.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Length limit of an answer.")] = 2048,
+) -> None:
+    """Talk to a running server; /clear forgets the conversation, /quit ends it."""
+    from kt_kernel.cli.chat import ChatSettings, converse
+
+    converse(ChatSettings(host, port, model, system, temperature, max_tokens))
