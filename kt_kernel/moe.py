@@ -23,7 +23,6 @@ from kt_kernel.errors import (
     CallOrderError,
     CheckpointError,
     CheckpointPathError,
-    ConfigurationError,
     FeatureUnavailableError,
     InputError,
     KTError,
@@ -31,6 +30,7 @@ from kt_kernel.errors import (
 from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.methods import (
+    AUTO,
     METHODS,
     announce_kernels,
     announce_mapped,
@@ -42,6 +42,10 @@ from kt_kernel.formats.methods import (
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.formats.weight_order import check_expert_tensors, logical_order
 from kt_kernel.layer_config import MAPPED, PACKED, LayerConfig
+from kt_kernel.threads import plan_threads
+
+DEFAULT_MOST_TOKENS = 8192  # tokens of one call; SGLang cuts prompts into pieces of at most so many, too
+_PLAIN_METHOD = "BF16"  # without a checkpoint that has a format of its own
 
 # Options of the training mode, with the values that mean "not used".
 _TRAINING_DEFAULTS = {
@@ -58,17 +62,31 @@ _TRAINING_DEFAULTS = {
 class KTMoEWrapper:
     """The experts of one layer. Those marked as living on the accelerator are loaded too, but skipped.
 
-    Where experts live can be said in two ways: `num_gpu_experts=n` (experts 0 to n-1), or `gpu_experts_mask`
-    (bool [E], also as the sixth positional argument, where an int is taken as n). The mask is copied; edits
-    in place of the attribute `gpu_experts_mask` take effect with the next call.
+    Needed are `layer_idx` (>= 0) and four sizes: `num_experts`, `num_experts_per_tok`, `hidden_size`, and
+    `moe_intermediate_size`, the full one, before any split over accelerators. The rest has defaults, which
+    None stands for, too:
 
-    `cpuinfer_threads` threads are shared out over `threadpool_count` pools on `numa_nodes`.
-    `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
-    the most tokens of one call. `method` is a name of `kt_kernel.formats.methods`, or AUTO for the one
-    that reads the checkpoint at `weight_path`; the attribute `method` then is its name. `activations`: what
-    the kernels round their inputs to, "bf16", "int8", or "auto" for the faster of them. `weight_storage`:
-    "packed" into memory, or, of GGUF files, "mapped", which computes from the file itself, slower and without
-    memory of its own. Raises ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
+    - `gpu_experts_mask` (bool [E], or an int, taken as `num_gpu_experts`) or `num_gpu_experts=n` (experts 0
+      to n-1): the experts on the accelerator; default: none. The mask is copied; edits in place of the
+      attribute `gpu_experts_mask` take effect with the next call.
+    - `cpuinfer_threads`: threads in total; default: one per physical core that this process may use.
+      `threadpool_count` pools share them; default: one per NUMA node with such cores. `numa_nodes`: the node
+      of each pool; default: those nodes in order where the count is not given either, else 0, 1, ...
+    - `weight_path`: the checkpoint's directory or GGUF file, for `load_weights`; default: none.
+    - `method`: a name of `kt_kernel.formats.methods`, or AUTO for the one that reads the checkpoint at
+      `weight_path`; default: AUTO with a `weight_path`, BF16 without. The attribute `method` is the name.
+    - `chunked_prefill_size`: the most tokens of one call; default: 8192.
+    - `cpu_save`: write what `load_weights_from_tensors` quantises to `weight_path`; default: False.
+    - `max_deferred_experts_per_token`: experts of a token that may be added one layer later; default: 0.
+    - `mode`: "inference", the default, is the only one. `training_options` are accepted at their defaults.
+    - `swiglu_limit`: gate and up are clamped to it; default: 0, not clamped. `swiglu_alpha`: the factor in
+      the sigmoid; default: 0, the usual SwiGLU.
+    - `activations`: what the kernels round their inputs to, "bf16" or "int8"; default: "auto", the faster of
+      those that the method has.
+    - `weight_storage`: "packed" into memory, the default, or, of GGUF files, "mapped", which computes from
+      the file itself, slower and without memory of its own.
+
+    Raises ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
     """
 
     def __init__(
@@ -85,7 +103,7 @@ class KTMoEWrapper:
         chunked_prefill_size: int | None = None,
         cpu_save: bool = False,
         max_deferred_experts_per_token: int | None = None,
-        method: str = "AMXINT4",
+        method: str | None = None,
         numa_nodes: Sequence[int] | None = None,
         mode: str = "inference",
         num_gpu_experts: int | None = None,
@@ -97,7 +115,7 @@ class KTMoEWrapper:
         **training_options: Any,
     ) -> None:
         _require_inference(mode, training_options)
-        method_row = resolve_method(method, weight_path)
+        method_row = resolve_method(method or (AUTO if weight_path else _PLAIN_METHOD), weight_path)
         self.method = method_row.name
         if cpu_save and (method_row.quantise is None or not method_row.storage or not weight_path):
             raise FeatureUnavailableError(
@@ -105,20 +123,15 @@ class KTMoEWrapper:
                 "saves experts that are quantised here into that directory; leave it out."
             )
         self._cpu_save = cpu_save
-        for name, value in (
-            ("cpuinfer_threads", cpuinfer_threads),
-            ("threadpool_count", threadpool_count),
-            ("chunked_prefill_size", chunked_prefill_size),
-        ):
-            if value is None:
-                raise ConfigurationError(f"{name} is not given, expected an integer >= 1.")
         self._config = LayerConfig(
             layer_idx=layer_idx,
             num_experts=num_experts,
             num_experts_per_tok=num_experts_per_tok,
             hidden_size=hidden_size,
             moe_intermediate_size=moe_intermediate_size,
-            chunked_prefill_size=chunked_prefill_size,
+            chunked_prefill_size=(
+                DEFAULT_MOST_TOKENS if chunked_prefill_size is None else chunked_prefill_size
+            ),
             max_deferred_experts_per_token=max_deferred_experts_per_token or 0,
             swiglu_limit=swiglu_limit,
             swiglu_alpha=swiglu_alpha,
@@ -134,7 +147,7 @@ class KTMoEWrapper:
             gpu_experts_mask, num_gpu_experts = None, gpu_experts_mask
         self._gpu_experts_mask = resolve_gpu_experts_mask(num_experts, gpu_experts_mask, num_gpu_experts)
         self.weight_path = None if weight_path is None else os.fspath(weight_path)
-        self.cpu_infer = get_engine(cpuinfer_threads, threadpool_count, numa_nodes)
+        self.cpu_infer = _engine(cpuinfer_threads, threadpool_count, numa_nodes)
         self.moe: kt_kernel_ext.MoeLayer | None = None
         self._chain = chain_of_model(self.cpu_infer, hidden_size, self.weight_path)
         self._chain.join(self, self._config.layer_idx)
@@ -518,6 +531,19 @@ class _Stored:
             None if scale is None else scale.dtype,
             torch.tensor(factors, dtype=torch.float32),
         )
+
+
+def _thread_argument(option: str) -> str:
+    """How the constructor spells what `plan_threads` calls `option`."""
+    return "cpuinfer_threads" if option == "cpuinfer" else option
+
+
+def _engine(threads: int | None, pools: int | None, numa_nodes: Sequence[int] | None) -> kt_kernel_ext.Engine:
+    """The process's engine with these threads; the machine's own numbers where nothing is said."""
+    if threads is None or pools is None:
+        plan = plan_threads(kt_kernel_ext.topology(), threads, pools, numa_nodes, _thread_argument)
+        threads, pools, numa_nodes = plan.threads, plan.pools, plan.numa_nodes
+    return get_engine(threads, pools, numa_nodes)
 
 
 def _address(part: torch.Tensor | None) -> int:

@@ -1,12 +1,33 @@
 """Both ways to say where experts live, as different serving software calls the constructor."""
 
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from api_support import EXPERTS, HIDDEN, INTERMEDIATE, MAX_TOKENS, TOP_K, make_wrapper
+from api_support import (
+    EXPERTS,
+    HIDDEN,
+    INTERMEDIATE,
+    MAX_TOKENS,
+    NMSE_BOUND,
+    TOP_K,
+    make_wrapper,
+    nmse,
+    qwen_tensors,
+    random_call,
+    random_experts,
+    reference,
+    save_single,
+)
 
 import kt_kernel
-from kt_kernel import KTMoEWrapper, generate_gpu_experts_masks
+from kt_kernel import KTMoEWrapper, generate_gpu_experts_masks, moe
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.threads import plan_threads
 
 
 def test_a_number_puts_the_first_experts_on_the_accelerator():
@@ -63,6 +84,50 @@ def test_positional_order_is_the_published_one(sixth):
         MAX_TOKENS,
     )
     assert (wrapper.max_deferred_experts_per_token, wrapper.method) == (2, "BF16")
+
+
+def test_layers_sizes_are_enough():
+    """The first call that a newcomer writes: everything else has a default that works."""
+    experts = random_experts(seed=1)
+    wrapper = KTMoEWrapper(0, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE)
+    assert (wrapper.method, wrapper.num_gpu_experts, wrapper.weight_path) == ("BF16", 0, None)
+    assert wrapper.chunked_prefill_size == moe.DEFAULT_MOST_TOKENS
+    plan = plan_threads(kt_kernel.kt_kernel_ext.topology())
+    assert wrapper.cpu_infer.threads == plan.threads
+    wrapper.load_weights_from_tensors(*experts)
+    call = random_call(seed=2, tokens=5)
+    assert nmse(wrapper.forward(*call), reference(experts, *call)) <= NMSE_BOUND
+
+
+def test_weight_path_alone_says_the_method(tmp_path):
+    experts = random_experts(seed=3)
+    save_single(tmp_path, qwen_tensors(experts))
+    wrapper = KTMoEWrapper(0, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, weight_path=tmp_path)
+    assert wrapper.method == "BF16"
+    wrapper.load_weights()
+    call = random_call(seed=4, tokens=5)
+    assert nmse(wrapper.forward(*call), reference(experts, *call)) <= NMSE_BOUND
+
+
+def test_nones_are_the_defaults():
+    wrapper = KTMoEWrapper(0, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, *[None] * 5, False, None, None, None)
+    assert wrapper.method == "BF16" and wrapper.chunked_prefill_size == moe.DEFAULT_MOST_TOKENS
+
+
+def test_every_argument_and_its_default_are_documented():
+    documented = KTMoEWrapper.__doc__
+    for name in inspect.signature(KTMoEWrapper.__init__).parameters.keys() - {"self"}:
+        assert f"`{name}" in documented, name
+    assert documented.count("default") >= 13
+
+
+def test_example_of_the_documentation_runs():
+    """As a program of its own, because that is how it is tried."""
+    page = Path(__file__).resolve().parents[2] / "doc/python.md"
+    example = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[1]
+    assert len(example.splitlines()) <= 20
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    assert done.stdout == "BF16 torch.Size([5, 256]) torch.bfloat16\n", done.stderr
 
 
 def test_attributes_other_software_reads():
