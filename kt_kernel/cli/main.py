@@ -11,17 +11,22 @@ from typing import Annotated
 
 import typer
 
-from kt_kernel.cli.commands import bench, chat, doctor, quant, run, top, version
+from kt_kernel.cli.commands import bench, chat, completion, config, doctor, quant, run, top, version
 from kt_kernel.cli.commands.base import group
+from kt_kernel.cli.settings import command_defaults, config_file
 
-COMMANDS = (run, chat, top, doctor, bench, quant, version)
+COMMANDS = (run, chat, top, doctor, bench, quant, config, completion, version)
 """In the order of `kt --help`."""
+
+# Their options have defaults in the user's file; the others work whatever state it is in.
+_WITH_SETTINGS = ("chat", "top", "bench")
 
 app = group("kt", no_args_is_help=True)
 
 
 @app.callback()
 def kt(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -36,6 +41,8 @@ def kt(
     # Our own progress only: HTTP clients and torch log too much at this level.
     logging.basicConfig(level=logging.WARNING, format="kt: %(message)s", stream=sys.stderr)
     logging.getLogger("kt_kernel").setLevel(logging.INFO)
+    if context.invoked_subcommand in _WITH_SETTINGS and config_file().exists():
+        context.default_map = command_defaults()
 
 
 for command in COMMANDS:
