@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 Tensors = dict[str, torch.Tensor]
-Maker = Callable[[int, int, float], tuple[Tensors, torch.Tensor]]
+Maker = Callable[..., tuple[Tensors, torch.Tensor]]  # rows, columns, deviation
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
@@ -52,6 +52,16 @@ def mxfp4(rows: int, columns: int, deviation: float) -> tuple[Tensors, torch.Ten
     decoded = E2M1[codes] * scales.repeat_interleave(32, 1)
     stored = {"weight": _pairs(codes).view(torch.int8), "scale": exponents.view(torch.float8_e8m0fnu)}
     return stored, decoded
+
+
+def mxfp4_blocks(experts: int, rows: int, columns: int, deviation: float) -> tuple[Tensors, torch.Tensor]:
+    """gpt-oss's `_blocks` uint8 [experts, rows, columns / 32, 16] and `_scales` uint8 [experts, rows,
+    columns / 32] of all experts.
+    """
+    parts, decoded = mxfp4(experts * rows, columns, deviation)
+    blocks = parts["weight"].view(torch.uint8).reshape(experts, rows, columns // 32, 16)
+    scales = parts["scale"].view(torch.uint8).reshape(experts, rows, columns // 32)
+    return {"_blocks": blocks, "_scales": scales}, decoded.reshape(experts, rows, columns)
 
 
 def nvfp4(rows: int, columns: int, deviation: float) -> tuple[Tensors, torch.Tensor]:

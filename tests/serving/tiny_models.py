@@ -172,6 +172,48 @@ _OTHERS = {
             "full_attention_interval": 4,
         },
     ),
+    # hidden_size and intermediate_size are different here, so that a transposed matrix shows. A window of 32
+    # is passed by every prompt; the positions are scaled by yarn, as published.
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {
+            "head_dim": 64,
+            "intermediate_size": 128,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 4,
+            "sliding_window": 32,
+            "swiglu_limit": 2.0,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 2.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 1024,
+            },
+        },
+    ),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeForCausalLM",
+        "Ernie4_5_MoeConfig",
+        {
+            "intermediate_size": 512,
+            "moe_intermediate_size": 128,
+            "moe_num_experts": 16,
+            "moe_k": 4,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 3,
+            "moe_layer_interval": 1,
+        },
+    ),
+    "hunyuan_v1_moe": (
+        "HunYuanMoEV1ForCausalLM",
+        "HunYuanMoEV1Config",
+        {"head_dim": 64, "intermediate_size": 128, "num_experts": 16, "moe_topk": 4},
+    ),
     "minimax_m2": (
         "MiniMaxM2ForCausalLM",
         "MiniMaxM2Config",
@@ -266,6 +308,8 @@ def _randomise(model: torch.nn.Module) -> None:
             parameter.normal_(0, 0.2)
         elif name.endswith("e_score_correction_bias"):
             parameter.normal_(0, 0.01)
+        elif name.endswith(("bias", "sinks")):
+            parameter.normal_(0, 0.3)
         elif parameter.dim() >= 2:
             parameter.normal_(0, 0.04 if any(part in name for part in _WHERE_TO_LOOK) else 0.08)
     for name, buffer in model.named_buffers():

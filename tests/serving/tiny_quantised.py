@@ -92,6 +92,11 @@ def _deepseek_v4_names(name: str, tensor: torch.Tensor) -> quantised.Tensors:
     return {f"{layer}.ffn{expert}.{short}.weight": tensor}
 
 
+def _gpt_oss_names(name: str, tensor: torch.Tensor) -> quantised.Tensors:
+    """transformers stores the transpose of the matrices that are published."""
+    return {name: tensor.transpose(1, 2) if name.endswith("_proj") else tensor}
+
+
 def _minimax_m3_names(name: str, tensor: torch.Tensor) -> quantised.Tensors:
     """transformers fuses gate and up, and all experts of a layer; the checkpoint has neither."""
     if ".mlp.gate.e_score_correction_bias" in name:
@@ -219,6 +224,29 @@ LAYOUTS = {
         also_written=_write_modelopt_file,
         more_tensors=_kv_cache_scales,
     ),
+    "gpt-oss": Layout(
+        method="MXFP4",
+        like="openai/gpt-oss-20b",
+        family="gpt_oss",
+        quantised=r"\.experts\.(gate_up|down)_proj$",
+        make=quantised.mxfp4_blocks,
+        quantization_config={
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+        },
+        published=_gpt_oss_names,
+        served_config={
+            "initial_context_length": 1024,
+            "experts_per_token": 4,
+            "hidden_act": "silu",
+            "rope_theta": 150000.0,
+        },
+    ),
     "deepseek-v4-experts": Layout(
         method="MXFP4",
         like="deepseek-ai/DeepSeek-V4-Flash, its experts",
@@ -303,7 +331,7 @@ def _store(layout: Layout, name: str, tensor: torch.Tensor) -> quantised.Tensors
     parts, decoded = layout.make(*tensor.shape, tensor.std().item())
     tensor.copy_(decoded)
     parts |= layout.more_tensors(stem)
-    return {f"{stem}.{part}": value for part, value in parts.items()}
+    return {stem + (part if part.startswith("_") else f".{part}"): value for part, value in parts.items()}
 
 
 def _change_config(path: Path, **changes: object) -> None:

@@ -1,0 +1,72 @@
+"""Miniature checkpoints of the model families, by the release that each is like: a few MB, random weights.
+
+    from miniatures import MINIATURES
+    folder = MINIATURES["gpt-oss-20b"].write(tmp_path / "model")    config.json, tokenizer, safetensors
+
+A miniature has the real architecture's class, the names and dtypes of the release's tensors, and its
+quantisation_config; only the sizes are small. The same bytes every time. How they are made:
+tests/serving/tiny_models.py (unquantised) and tests/serving/tiny_quantised.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
+
+import tiny_models
+import tiny_quantised
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """`like`: the release. `method`: of its experts. `write(folder)` makes the folder, and returns it."""
+
+    name: str
+    like: str
+    method: str
+    write: Callable[[Path], Path]
+
+
+def _plain(name: str, like: str, family: str, **changes: object) -> Miniature:
+    return Miniature(name, like, "BF16", lambda folder: tiny_models.build(family, folder, **changes))
+
+
+def _quantised(layout: str, name: str = "") -> Miniature:
+    row = tiny_quantised.LAYOUTS[layout]
+    return Miniature(name or layout, row.like, row.method, lambda folder: _served_alone(layout, folder))
+
+
+def _served_alone(layout: str, folder: Path) -> Path:
+    """Without the twin of decoded weights that is written beside it."""
+    with tempfile.TemporaryDirectory() as made:
+        tiny_quantised.build(layout, Path(made))
+        return Path(shutil.move(Path(made) / "served", folder))
+
+
+_ALL = (
+    _plain("qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B", "qwen3_moe"),
+    _plain("qwen2-57b-a14b", "Qwen/Qwen2-57B-A14B-Instruct", "qwen2_moe"),
+    _plain("qwen3-next", "Qwen/Qwen3-Next-80B-A3B-Instruct", "qwen3_next"),
+    _plain("qwen3.5-moe", "Qwen/Qwen3.5-35B-A3B, its language model", "qwen3_5_moe"),
+    _plain("mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral"),
+    _plain("glm-4.5", "zai-org/GLM-4.5-Air", "glm4_moe"),
+    _plain("gpt-oss-bf16", "unsloth/gpt-oss-20b-BF16", "gpt_oss"),
+    _plain("ernie-4.5", "baidu/ERNIE-4.5-21B-A3B-PT", "ernie4_5_moe"),
+    _plain("hunyuan-a13b", "tencent/Hunyuan-A13B-Instruct", "hunyuan_v1_moe"),
+    _quantised("gpt-oss", "gpt-oss-20b"),
+    _quantised("qwen3-gptq-int4"),
+    _quantised("qwen3-nvfp4"),
+    _quantised("deepseek-v3"),
+    _quantised("glm-4.7-fp8"),
+    _quantised("kimi-k2-thinking"),
+    _quantised("minimax-m2"),
+    _quantised("minimax-m3"),
+)
+
+MINIATURES: dict[str, Miniature] = {miniature.name: miniature for miniature in _ALL}
