@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.reading import Reading, read
+from kt_kernel.cli.server_url import base_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +28,7 @@ class TopSettings:
     @property
     def url(self) -> str:
         """What is read; SGLang's older name for it logs a warning with every call."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/server_info"
+        return f"{base_url(self.host, self.port)}/server_info"
 
 
 def watch(settings: TopSettings, console: Console | None = None) -> None:

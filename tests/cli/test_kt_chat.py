@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
 from kt_kernel.cli.chat import ChatSettings
+from kt_kernel.cli.conversation.commands import COMMANDS
+from kt_kernel.cli.conversation.reading import terminal_session
+from kt_kernel.cli.conversation.screen import TerminalScreen
 from kt_kernel.cli.main import app
 
 
@@ -20,6 +26,9 @@ class Handler(BaseHTTPRequestHandler):
     received: list[dict]
 
     def do_GET(self) -> None:
+        if self.headers["Authorization"] == "Bearer wrong":
+            self.send_error(401)
+            return
         self._reply("application/json", json.dumps({"object": "list", "data": [{"id": "demo"}]}))
 
     def do_POST(self) -> None:
@@ -28,8 +37,12 @@ class Handler(BaseHTTPRequestHandler):
         if body["messages"][-1]["content"] == "fail":
             self.send_error(500)
             return
-        pieces = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in ("Par", "is.")]
-        pieces.append({"choices": []})  # a usage report has no choices
+        deltas = [{"content": text} for text in ("Par", "is.")]
+        if body["messages"][-1]["content"] == "think":
+            deltas = [{"reasoning_content": text} for text in ("Let me ", "see.")] + deltas
+        pieces = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+        usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+        pieces.append({"choices": [], "usage": usage})
         lines = [f"data: {json.dumps(piece)}\n\n" for piece in pieces]
         self._reply("text/event-stream", "".join(lines) + "data: [DONE]\n\n")
 
@@ -93,10 +106,91 @@ def test_failed_question_does_not_stay_in_the_conversation(server):
     assert sent(server)[-1] == [("user", "again")]
 
 
-def test_unknown_command_is_not_sent(server):
-    result = chat(server, "/help", "/quit")
-    assert "There is no command /help: /clear, /quit." in result.stdout
-    assert Handler.received == []
+def test_unknown_command_is_not_sent_and_two_slashes_are_a_question(server):
+    result = chat(server, "/halp", "//halp", "/quit")
+    assert "There is no command /halp: /help lists them." in result.stdout
+    assert sent(server) == [[("user", "/halp")]]
+
+
+def test_every_command_is_in_the_help(server):
+    shown = chat(server, "/help", "/quit").stdout
+    assert all(f"\n{name} " in shown for name in COMMANDS)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_only_answers_go_to_standard_output(server):
+    result = chat(server, "hello")
+    assert result.stdout == "Paris.\n"
+    assert "[5 tokens, first after " in result.stderr and "tokens/s]" in result.stderr
+
+
+def test_reasoning_is_shown_before_the_answer_and_not_sent_again(server):
+    result = chat(server, "think", "sure?")
+    assert result.stdout.startswith("[reasoning]\nLet me see.\n[answer]\nParis.\n")
+    assert sent(server)[1][1] == ("assistant", "Paris.")
+
+
+def test_reasoning_is_dim_in_a_terminal(capsys):
+    screen = TerminalScreen()
+    screen.reasoning("so"), screen.reasoning(" so"), screen.content("\n\nyes"), screen.end("2 tokens")
+    dim, normal = "\033[2m", "\033[0m"
+    assert capsys.readouterr().out == f"{dim}so so{normal}\n\nyes{normal}\n{dim}[2 tokens]{normal}\n"
+
+
+def test_retry_asks_the_same_without_the_first_answer(server):
+    chat(server, "/retry", "one", "two", "/retry")
+    assert sent(server)[2] == sent(server)[1] == [("user", "one"), ("assistant", "Paris."), ("user", "two")]
+
+
+def test_system_message_can_be_shown_replaced_and_removed(server):
+    result = chat(server, "/system be brief", "one", "/system", "/system -", "two")
+    assert result.stdout.count("System message: be brief") == 2
+    assert sent(server)[0][0] == ("system", "be brief")
+    assert sent(server)[1][0] == ("user", "one")
+
+
+def test_history_and_info_say_what_was_said(server):
+    result = chat(server, "one", "/history", "/info", options=("-t", "0.5"))
+    assert "## You\n\none\n\n## Model\n\nParis." in result.stdout
+    assert "temperature 0.5, at most 2048 tokens" in result.stdout
+    assert "1 questions, 12 tokens" in result.stdout
+
+
+def test_saved_conversation_is_complete_and_replaces_no_file(server, tmp_path):
+    text, data = tmp_path / "notes.md", tmp_path / "notes.json"
+    result = chat(server, "one", f"/save {text}", f"/save {data}", f"/save {text}")
+    assert "## You\n\none" in text.read_text()
+    assert json.loads(data.read_text()) == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "Paris."},
+    ]
+    assert f"{text} exists already" in result.stdout
+
+
+def test_lines_that_go_on_are_one_question(server):
+    chat(server, "one \\", "two", '"""', "three", "", 'four"""')
+    assert [messages[-1][1] for messages in sent(server)] == ["one \ntwo", "three\n\nfour"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("one\r", "one"),
+        ("one\\\rtwo\r", "one\\\ntwo"),
+        ("one\x1b\rtwo\r", "one\ntwo"),
+        ('"""a\rb"""\r', '"""a\nb"""'),
+    ],
+)
+def test_keys_of_a_terminal(typed, text):
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text(typed)
+        assert terminal_session().prompt("> ") == text
+
+
+def test_another_key_is_one_sentence(server):
+    result = chat(server, options=("--api-key", "wrong"))
+    assert result.exit_code == 1
+    assert "refuses the key" in result.stderr
 
 
 def test_end_of_input_ends_the_conversation(server):

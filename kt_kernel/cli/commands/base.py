@@ -13,6 +13,9 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 Host = Annotated[str, typer.Option("--host", "-H", help="Where the server listens.")]
 Port = Annotated[int, typer.Option("--port", "-p", help="The server's port.")]
+ApiKey = Annotated[
+    str, typer.Option("--api-key", envvar="KT_API_KEY", help="Where the server was started with one.")
+]
 
 
 class CommandGroup(TyperGroup):

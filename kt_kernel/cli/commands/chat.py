@@ -6,12 +6,18 @@ from typing import Annotated
 
 import typer
 
-from kt_kernel.cli.commands.base import Host, Port, examples
+from kt_kernel.cli.commands.base import ApiKey, Host, Port, examples
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=examples("kt chat", "kt chat -p 31000 -s 'Answer in one sentence.' -t 0"))(chat)
+    app.command(
+        epilog=examples(
+            "kt chat",
+            "kt chat -p 31000 -s 'Answer in one sentence.' -t 0",
+            "echo 'What is the capital of France?' | kt chat > answer.txt",
+        )
+    )(chat)
 
 
 def chat(
@@ -25,8 +31,9 @@ def chat(
         float | None, typer.Option("--temperature", "-t", min=0.0, help="Default: the model's own.")
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Length limit of an answer.")] = 2048,
+    api_key: ApiKey = "",
 ) -> None:
-    """Talk to a running server; /clear forgets the conversation, /quit ends it."""
+    """Talk to a running server; /help lists what else one can say."""
     from kt_kernel.cli.chat import ChatSettings, converse
 
-    converse(ChatSettings(host, port, model, system, temperature, max_tokens))
+    converse(ChatSettings(host, port, model, system, temperature, max_tokens, api_key))

@@ -1,0 +1,8 @@
+"""How a server is addressed."""
+
+from __future__ import annotations
+
+
+def base_url(host: str, port: int) -> str:
+    """http://host:port, with the brackets that an IPv6 address needs."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
