@@ -2,8 +2,8 @@
 
 The linker can do that as well, when it takes the AVX512 copy of a shared inline function for everybody.
 
-CMake says how each file of the extension is compiled; this test compiles them the same way and reads the
-machine code:
+CMake says how each file of the extension is compiled; this test takes the object files of the build in this
+checkout, or compiles them the same way where that is out of date, and reads the machine code:
 - files without -m flags are plain x86-64: not one VEX or EVEX instruction;
 - a kernel file holds nothing beyond the features its row of the dispatch table asks for;
 - kernel files define nothing that the linker could merge and run nothing when the extension is loaded.
@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,11 @@ def needed_feature(code: list[str], mnemonic: str, operands: str) -> str | None:
     return "avx512f" if opcode == "62" or "%k" in operands else "avx2"
 
 
+@cache
+def dispatch_table() -> list[dict]:
+    return ext.dispatch_table()
+
+
 def features_in(listing: str) -> dict[str, str]:
     """feature -> the first line of an objdump listing that needs it."""
     found: dict[str, str] = {}
@@ -116,9 +122,12 @@ class Object:
         self.flags = [flag for flag in flags if flag.startswith("-m")]
         self.path = path
 
-    def disassembly(self) -> str:
-        return output_of(tool("objdump"), "--disassemble", "--wide", str(self.path))
+    @cached_property
+    def features(self) -> dict[str, str]:
+        """feature -> the first instruction of this file that needs it."""
+        return features_in(output_of(tool("objdump"), "--disassemble", "--wide", str(self.path)))
 
+    @cached_property
     def symbols(self) -> list[tuple[str, str]]:
         """(type letter of nm, demangled name) of everything but undefined and local symbols."""
         lines = output_of(
@@ -126,14 +135,16 @@ class Object:
         ).splitlines()
         return [tuple(line.split(" ", 2)[1:]) for line in lines if line]
 
+    @cached_property
     def imports(self) -> set[str]:
         lines = output_of(tool("nm"), "--demangle", "--undefined-only", str(self.path)).splitlines()
         return {line.split(maxsplit=1)[1] for line in lines}
 
+    @cached_property
     def kernel_rows(self) -> list[dict]:
         """Rows of the dispatch table whose kernels this file defines: it spells their names."""
         text = self.source.read_text()
-        return [row for row in ext.dispatch_table() if f'"{row["kernel"]}"' in text]
+        return [row for row in dispatch_table() if f'"{row["kernel"]}"' in text]
 
 
 def output_of(*command: str, **options) -> str:
@@ -159,10 +170,26 @@ def compile_commands(build: Path) -> list[dict]:
     return json.loads((build / "compile_commands.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory) -> list[Object]:
-    build = tmp_path_factory.mktemp("objects")
+def of_the_build() -> list[Object] | None:
+    """The objects of a release build in this checkout that has nothing left to do, if there is one."""
+    for ninja_file in sorted(ROOT.glob("build/*/build.ninja")):
+        build = ninja_file.parent
+        settings = (build / "CMakeCache.txt").read_text()
+        plain = re.search(r"^CMAKE_BUILD_TYPE:\w+=Release$", settings, re.M) and not re.search(
+            r"^(CMAKE_CXX_FLAGS|KT_SANITIZE):\w+=.", settings, re.M
+        )
+        ninja = [tool("ninja", "ninja-build"), "-C", str(build)]
+        if plain and "no work to do" in output_of(*ninja, "-n"):
+            entries = json.loads(output_of(*ninja, "-t", "compdb"))
+            return [
+                Object(Path(entry["file"]), shlex.split(entry["command"]), build / entry["output"])
+                for entry in entries
+                if entry["file"].endswith(".cc")
+            ]
+    return None
 
+
+def compiled_here(build: Path) -> list[Object]:
     def compiled(index_and_entry) -> Object:
         index, entry = index_and_entry
         command = shlex.split(entry["command"])
@@ -176,6 +203,11 @@ def objects(tmp_path_factory) -> list[Object]:
         return list(pool.map(compiled, enumerate(compile_commands(build))))
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory) -> list[Object]:
+    return of_the_build() or compiled_here(tmp_path_factory.mktemp("objects"))
+
+
 def portable(objects: list[Object]) -> list[Object]:
     return [o for o in objects if not o.flags]
 
@@ -186,9 +218,9 @@ def tiered(objects: list[Object]) -> list[Object]:
 
 def rows_served(o: Object, objects: list[Object]) -> list[dict]:
     """Rows of the dispatch table that run code of this file: its own, and those of files that use it."""
-    exports = {name for _, name in o.symbols()}
-    users = [user for user in objects if user is o or exports & user.imports()]
-    return [row for user in users for row in user.kernel_rows()]
+    exports = {name for _, name in o.symbols}
+    users = [user for user in objects if user is o or exports & user.imports]
+    return [row for user in users for row in user.kernel_rows]
 
 
 def test_flags_are_known_and_only_kernels_and_peaks_have_any(objects):
@@ -203,18 +235,18 @@ def test_flags_are_known_and_only_kernels_and_peaks_have_any(objects):
 
 def test_portable_objects_are_plain_x86_64(objects):
     for o in portable(objects):
-        assert features_in(o.disassembly()) == {}, o.name
+        assert o.features == {}, o.name
 
 
 def test_kernel_objects_hold_nothing_beyond_their_dispatch_row(objects):
     kernels = [o for o in tiered(objects) if o.name.startswith("kernels/")]
-    assert {row["kernel"] for o in kernels for row in o.kernel_rows()} == {
-        row["kernel"] for row in ext.dispatch_table()
+    assert {row["kernel"] for o in kernels for row in o.kernel_rows} == {
+        row["kernel"] for row in dispatch_table()
     }
     for o in kernels:
         rows = rows_served(o, kernels) or BESIDE_LAYERS.get(o.name)
         assert rows, f"{o.name} serves no row of the dispatch table"
-        found = features_in(o.disassembly())
+        found = o.features
         for row in rows:
             beyond = {f: line for f, line in found.items() if f not in row["needs"]}
             assert not beyond, f"{o.name} has instructions that {row['kernel']} does not ask for"
@@ -223,7 +255,7 @@ def test_kernel_objects_hold_nothing_beyond_their_dispatch_row(objects):
 def test_tiered_objects_hold_nothing_beyond_their_flags(objects):
     for o in tiered(objects):
         allowed = {FEATURE_OF_FLAG[flag] for flag in o.flags}
-        found = features_in(o.disassembly())
+        found = o.features
         beyond = {f: line for f, line in found.items() if f not in allowed}
         assert not beyond, f"{o.name} has instructions that {o.flags} do not allow"
         assert found, f"{o.name} uses none of its {o.flags}"
@@ -231,7 +263,7 @@ def test_tiered_objects_hold_nothing_beyond_their_flags(objects):
 
 def test_tiered_objects_offer_the_linker_nothing_to_merge(objects):
     for o in tiered(objects):
-        symbols = o.symbols()
+        symbols = o.symbols
         merged = [name for letter, name in symbols if letter in "WwVvuC"]
         assert not merged, f"{o.name}: the linker may use its copy of {merged[:3]} on any CPU"
         strangers = [name for _, name in symbols if not name.startswith("kt::")]
