@@ -334,7 +334,9 @@ run_tests() {
   unlock
   # sentencepiece's SWIG types warn once more while Python ends, after pytest's closing line.
   export PYTHONWARNINGS="ignore:builtin type swig:DeprecationWarning"
-  exec "$VENV/bin/pytest" tests "$@"
+  # Two processes at a time, a file of tests in each: many tests wait for a server or compute on one core. More would
+  # need more memory than small machines have; -n 0 runs all in one process, for a debugger or -s.
+  exec "$VENV/bin/pytest" tests -n 2 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 main() {

@@ -217,7 +217,7 @@ def test_unknown_cpu_variant_is_one_clear_error_and_the_process_goes_on():
         env={**os.environ, "KT_KERNEL_CPU_VARIANT": "avx1024"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, done.stderr

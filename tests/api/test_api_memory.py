@@ -76,7 +76,7 @@ def test_memory_after_and_during_loading(tmp_path, method):
         [sys.executable, "-c", _LOADER, tmp_path / "model", str(LAYERS), str(one_layer), str(ROUNDING_BYTES)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, f"more than the weights and one layer was needed: {done.stderr}"

@@ -44,7 +44,7 @@ print(values.tolist())
         env=environment_with_triton(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
     )
     assert done.stdout.strip() == "[0, 2, 4, 6, 8, 10, 12, 14]", done.stderr
 

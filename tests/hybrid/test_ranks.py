@@ -44,8 +44,8 @@ from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 
 SIZE = 2
-_SECONDS = 120
-_SECONDS_TO_NOTICE = 20  # far more than it takes on an idle machine
+_SECONDS = 480
+_SECONDS_TO_NOTICE = 60  # far more than it takes on an idle machine
 
 
 def _enter(rank: int, work: Callable[[Ranks], None], store: str, failures: multiprocessing.Queue) -> None:

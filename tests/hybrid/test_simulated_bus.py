@@ -35,10 +35,11 @@ def shares_of_the_bus(library: str, threads: str) -> None:
         assert alone.share < 0.6, "with one buffer nothing overlaps, and nobody notices"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_copies_keep_the_bus_busy(tmp_path, threads):
     isolated_here("shares_of_the_bus", str(tmp_path / "bus.so"), threads)
 
 
 def isolated_here(function: str, *arguments: str) -> None:
-    isolated(Path(__file__).stem, function, *arguments, timeout=60, PYTHONPATH=str(Path(__file__).parent))
+    isolated(Path(__file__).stem, function, *arguments, PYTHONPATH=str(Path(__file__).parent))

@@ -48,14 +48,3 @@ def pytest_collection_modifyitems(items):
     """
     if SMALL_SWEEP:
         items[:] = [item for place, item in enumerate(items) if place % 5 < 2]
-
-
-def pytest_terminal_summary(terminalreporter):
-    reasons = {
-        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
-    }
-    not_run = sorted(reason for reason in reasons if reason.startswith("NOT RUN"))
-    if not_run:
-        terminalreporter.section("kernels this machine could not test", yellow=True)
-        for reason in not_run:
-            terminalreporter.line(reason)

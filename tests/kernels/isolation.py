@@ -32,7 +32,7 @@ def interpreter(environment: dict[str, str]) -> list[str]:
     return [tool("qemu-x86_64"), "-cpu", cpu, "-0", sys.executable, str(Path(sys.executable).resolve())]
 
 
-def python(*arguments: str, timeout: float = 120, **environment: str):
+def python(*arguments: str, timeout: float = 300, **environment: str):
     """Runs this interpreter from this folder with variables added to the environment; returns the
     CompletedProcess.
 
@@ -57,7 +57,7 @@ def python(*arguments: str, timeout: float = 120, **environment: str):
         return subprocess.CompletedProcess(command, 124, output + f"\nstopped after {timeout} s")
 
 
-def isolated(module: str, function: str, *arguments: str, timeout: float = 60, **environment: str) -> str:
+def isolated(module: str, function: str, *arguments: str, timeout: float = 240, **environment: str) -> str:
     """Returns what the function printed; fails when its process does not end with status 0."""
     done = python("-c", _CALL, module, function, *arguments, timeout=timeout, **environment)
     what = f"{module}.{function}{arguments} {environment or ''}"

@@ -175,7 +175,7 @@ def wait_for_fewer_than_no_tasks() -> None:
 
 
 def test_waiting_for_a_negative_number_of_tasks_does_not_hang():
-    isolated("test_bad_arguments", "wait_for_fewer_than_no_tasks", timeout=10)
+    isolated("test_bad_arguments", "wait_for_fewer_than_no_tasks")
 
 
 # ---- the environment ----------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def compiled(vendor: Vendor, *lines: str) -> subprocess.CompletedProcess[str]:
         input="\n".join(source),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
     )
 
 

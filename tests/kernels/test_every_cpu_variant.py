@@ -299,7 +299,7 @@ def test_types_of_gguf_files_give_the_same_bits_on_haswell(gguf_digests_here):
 
 def run_arithmetic(*options: str, **environment: str):
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *options, *ARITHMETIC]
-    return python(*command, timeout=600, **environment)
+    return python(*command, timeout=1800, **environment)
 
 
 def passed(report: str) -> int:

@@ -14,6 +14,8 @@ from harness import F32, arguments, build_layer, ext, poisoned, random_call, ran
 from isolation import isolated
 from test_device_stream import SIGNALS, enqueue, small_engine_and_layer
 
+pytestmark = pytest.mark.alone
+
 WATCHED_SECONDS = 1.0
 # 1 % of one core for all our threads together; sleeping threads measure 0.
 ALLOWED_SECONDS = 0.01

@@ -126,7 +126,7 @@ def walk_masks(side: str) -> None:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("walk", [walk_calls, walk_loading, walk_masks])
 def test_nothing_beside_the_buffers_is_touched(walk, side):
-    isolated("test_stray_reads_and_writes", walk.__name__, side, timeout=120)
+    isolated("test_stray_reads_and_writes", walk.__name__, side, timeout=480)
 
 
 def shifted(tensor: np.ndarray | None) -> np.ndarray | None:

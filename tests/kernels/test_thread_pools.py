@@ -36,7 +36,7 @@ def scenes(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_jobs_end_when_their_pieces_do(scene, scenes):
-    done = subprocess.run([scenes, scene], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([scenes, scene], capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stderr
 
 

@@ -302,7 +302,7 @@ def walk_destinations(side: str) -> None:
 
 @pytest.mark.parametrize("side", SIDES)
 def test_nothing_beside_the_destinations_is_touched(side):
-    isolated("test_write_expert", "walk_destinations", side, timeout=120)
+    isolated("test_write_expert", "walk_destinations", side, timeout=480)
 
 
 def test_writes_forwards_and_loads_keep_their_order():

@@ -322,5 +322,5 @@ def test_what_cannot_be_computed_is_refused_in_one_sentence():
 def test_all_this_on_avx2():
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "KT_KERNEL_CPU_VARIANT": "avx2"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout

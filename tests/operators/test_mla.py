@@ -228,7 +228,7 @@ def test_the_avx2_kernels_compute_the_same():
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=480,
         )
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1]))

@@ -30,7 +30,7 @@ def run(program: str, **environment: str) -> str:
         env={**clean_environment(), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -20,7 +20,7 @@ def test_the_checks_inside_sglang_find_nothing_wrong(tiny_checkpoint):
         env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=480,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))

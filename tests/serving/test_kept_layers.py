@@ -77,7 +77,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str,
         env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1", "XDG_CACHE_HOME": str(root / "cache")},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]

@@ -135,7 +135,7 @@ def configure(*servers: list[str]) -> list[str]:
         env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=480,
     )
     lines = done.stdout.splitlines()
     assert len(lines) == len(servers), done.stderr[-2000:]

@@ -19,7 +19,7 @@ def on_cuda() -> Callable[..., str]:
     from cuda_code import environment
     from isolation import isolated
 
-    def run(module: str, function: str, capability: str, *arguments: str, timeout: float = 120) -> str:
+    def run(module: str, function: str, capability: str, *arguments: str, timeout: float = 480) -> str:
         return isolated(module, function, capability, *arguments, timeout=timeout, **environment())
 
     return run

@@ -16,7 +16,7 @@ from rows import EVERY_GPU, ROWS
 
 @pytest.mark.parametrize("capability", EVERY_GPU)
 def test_every_format_works_or_is_refused(on_cuda, capability: str):
-    printed = on_cuda("contract", "run", capability, timeout=600)
+    printed = on_cuda("contract", "run", capability, timeout=1800)
     outcomes = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
     assert [place for place, _, _ in outcomes] == list(range(len(ROWS))), printed[-2000:]
     wrong = []

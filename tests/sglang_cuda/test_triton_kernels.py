@@ -25,7 +25,7 @@ def errors() -> dict[str, dict[str, dict[str, float]]]:
     """By format, "some" or "all" experts having slots, and routing: how far the result is from torch's."""
     # What SGLang gives to torch.compile runs as it is written.
     variables = environment() | {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
-    printed = isolated("inside_interpreter", "measure_errors", "9.0", timeout=600, **variables)
+    printed = isolated("inside_interpreter", "measure_errors", "9.0", timeout=1800, **variables)
     return json.loads(printed.splitlines()[-1])
 
 
