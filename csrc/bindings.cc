@@ -30,11 +30,30 @@ using kt::MoeLayer;
 // (weights, scales, factor) of one matrix; addresses as integers.
 using Source = std::tuple<uintptr_t, uintptr_t, float>;
 
+// Addresses of fp32 biases of gate, up and down, one for each expert (0 = none), or nothing at all.
+using Biases = std::vector<std::vector<uintptr_t>>;
+
 std::vector<kt::MatrixSource> sources(const std::vector<Source>& matrices) {
   std::vector<kt::MatrixSource> result;
   result.reserve(matrices.size());
   for (const auto& [codes, scales, factor] : matrices) {
     result.push_back({reinterpret_cast<const uint8_t*>(codes), reinterpret_cast<const uint8_t*>(scales), factor});
+  }
+  return result;
+}
+
+kt::ExpertSources sources(const std::vector<Source>& gate, const std::vector<Source>& up,
+                          const std::vector<Source>& down, const Biases& biases) {
+  kt::ExpertSources result = {sources(gate), sources(up), sources(down)};
+  if (biases.empty()) return result;
+  for (const kt::Projection p : kt::kProjections) {
+    const size_t i = static_cast<size_t>(p);
+    const size_t given = i < biases.size() ? biases[i].size() : 0;
+    if (given != result[p].size() || biases.size() != kt::kProjections.size()) {
+      throw std::invalid_argument("got " + std::to_string(given) + " biases of " + kt::name_of(p) + " for " +
+                                  std::to_string(result[p].size()) + " experts; give one address per expert, 0 = none");
+    }
+    for (size_t e = 0; e < given; ++e) result[p][e].bias = reinterpret_cast<const float*>(biases[i][e]);
   }
   return result;
 }
@@ -161,23 +180,24 @@ kt::ExpertFormats expert_formats(const MoeLayer& layer, const std::vector<std::s
 }
 
 void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
-          const std::vector<Source>& down, const std::vector<std::string>& formats, int group_size, int scale_dtype) {
+          const std::vector<Source>& down, const std::vector<std::string>& formats, int group_size, int scale_dtype,
+          const Biases& biases) {
   const kt::FormatOptions options = {group_size, checked_enum<kt::DType>(scale_dtype, 3, "scale dtype")};
   layer.engine().require_own_process();
   kt::release_now();  // weights of layers that only a destroyed graph held, before there are new ones
   py::gil_scoped_release release;
   layer.engine().queue().wait(0);
-  layer.load({sources(gate), sources(up), sources(down)}, expert_formats(layer, formats), options);
+  layer.load(sources(gate, up, down, biases), expert_formats(layer, formats), options);
 }
 
 // The caller keeps the memory as long as the layer has these experts.
 void borrow(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<Source>& up,
-            const std::vector<Source>& down, const std::vector<std::string>& formats) {
+            const std::vector<Source>& down, const std::vector<std::string>& formats, const Biases& biases) {
   layer.engine().require_own_process();
   kt::release_now();
   py::gil_scoped_release release;
   layer.engine().queue().wait(0);
-  layer.borrow({sources(gate), sources(up), sources(down)}, expert_formats(layer, formats));
+  layer.borrow(sources(gate, up, down, biases), expert_formats(layer, formats));
 }
 
 using Addresses = std::vector<uintptr_t>;
@@ -379,9 +399,9 @@ void bind_layer(py::module_& m) {
            py::arg("swiglu_limit") = 0.0f, py::arg("swiglu_alpha") = 0.0f, py::arg("activations") = "auto")
       .def("load_experts", &load, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
            py::arg("formats") = std::vector<std::string>(), py::arg("group_size") = 0,
-           py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32))
+           py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32), py::arg("biases") = Biases())
       .def("borrow_experts", &borrow, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
-           py::arg("formats"))
+           py::arg("formats"), py::arg("biases") = Biases())
       .def("write_expert", &write_expert, py::arg("expert"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
            py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def("submit_write_expert", &submit_write_expert, py::arg("slot"), py::arg("ranks"), py::arg("w13_weight_ptrs"),

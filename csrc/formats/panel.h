@@ -9,7 +9,8 @@ namespace kt {
 struct MatrixSource {
   const uint8_t* codes = nullptr;
   const uint8_t* scales = nullptr;
-  float factor = 1;  // NVFP4
+  float factor = 1;             // NVFP4
+  const float* bias = nullptr;  // what is added to each row's product, one number a row; null = nothing
 };
 
 // A part of a matrix, and where it is written in checkpoint layout: the first bytes are the part's first element.

@@ -74,7 +74,7 @@ struct SwigluArgs {
   int panel_pairs;
   void* h;
   size_t h_stride;
-  float limit;  // 0 = no clamp
+  float limit;  // of gate from above and of up's magnitude; 0 = no clamp
   float alpha;  // 0 = silu(gate) * up, else "swigluoai": gate * sigmoid(alpha * gate) * (up + 1)
 };
 

@@ -42,17 +42,11 @@ struct Rows {
   }
 
   static inline __attribute__((always_inline)) Vec gated(Vec gate, Vec up, float limit, float alpha) {
-    if (alpha > 0) {
-      if (limit > 0) {
-        gate = clamp(gate, -limit, limit);
-        up = clamp(up, -limit, limit);
-      }
-      return Ops::mul(times_sigmoid(gate, Ops::set(alpha)), Ops::add(up, Ops::set(1.0f)));
-    }
     if (limit > 0) {
       gate = Ops::min(Ops::set(limit), gate);
       up = clamp(up, -limit, limit);
     }
+    if (alpha > 0) return Ops::mul(times_sigmoid(gate, Ops::set(alpha)), Ops::add(up, Ops::set(1.0f)));
     return Ops::mul(times_sigmoid(gate, Ops::set(1.0f)), up);
   }
 

@@ -56,6 +56,7 @@ class ForwardPass {
   GateUpPiece gate_up_piece(int subpool, int piece) const;
   void multiply_paired(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
   void multiply_apart(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
+  const float* bias_of(const GateUpPiece& piece, Projection which) const;
   void swiglu(const GateUpPiece& piece, SwigluArgs args, int first_row) const;
   void prepare_intermediate(int pair);
   void down(const Worker& worker, int subpool, int strip);

@@ -2,6 +2,8 @@
 //
 //   out[t] = sum over the token's experts e of w[t, e] * down_e( act(gate_e x_t) * up_e x_t )
 //
+// where each matrix may add a bias to its product.
+//
 // Two phases, one after the other: SwiGLU outputs of every (token, expert) pair, then strips of hidden columns, each
 // strip summed over all experts by one thread in ascending expert order. See doc/architecture.md.
 #pragma once

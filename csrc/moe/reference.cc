@@ -10,13 +10,14 @@
 namespace kt {
 namespace {
 
-// Row `row` of a matrix times `x`; the panels of a matrix may be shared out over sub-pools.
+// Row `row` of a matrix times `x`, and its bias; the panels of a matrix may be shared out over sub-pools.
 double row_times(const ExpertWeights& weights, Projection which, int expert, const std::vector<double>& x, int row) {
   const int index = row / kPanelRows;
   int subpool = 0;
   while (index >= weights.panels(which, subpool).end) ++subpool;
   const uint8_t* panel = weights.panel(which, subpool, expert, index - weights.panels(which, subpool).begin);
-  double sum = 0;
+  const float* bias = weights.bias(which, expert, index);
+  double sum = bias == nullptr ? 0 : bias[row % kPanelRows];
   for (size_t k = 0; k < x.size(); ++k) {
     sum += element(weights.format(which), weights.layout(which), panel, row % kPanelRows, static_cast<int>(k)) * x[k];
   }
@@ -27,7 +28,7 @@ double gated(double gate, double up, const LayerConfig& config) {
   const double limit = config.swiglu_limit;
   const double alpha = config.swiglu_alpha;
   if (limit > 0) {
-    gate = alpha > 0 ? std::clamp(gate, -limit, limit) : std::min(gate, limit);
+    gate = std::min(gate, limit);
     up = std::clamp(up, -limit, limit);
   }
   if (alpha > 0) return gate / (1 + std::exp(-alpha * gate)) * (up + 1);

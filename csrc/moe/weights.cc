@@ -64,8 +64,7 @@ MatrixShape ExpertWeights::matrix(Projection projection) const {
 ExpertWeights::Share ExpertWeights::share_of(int subpool) const {
   Share share{};
   for (const Projection p : kProjections) {
-    const int panels = p == Projection::kDown ? shape_.hidden_panels() : shape_.intermediate_panels();
-    share.panels[p] = subpool_share(panels, pools_, subpool);
+    share.panels[p] = subpool_share(panels_of(p), pools_, subpool);
     share.distance[p] = layouts_[p].panel_bytes;
     share.bytes_per_expert += aligned(share.panels[p].count() * layouts_[p].panel_bytes);
   }
@@ -91,7 +90,20 @@ void ExpertWeights::allocate(Share& share, int subpool) const {
   }
 }
 
+void ExpertWeights::copy_biases(const ExpertSources& sources) {
+  for (const Projection p : kProjections) {
+    const auto has_bias = [](const MatrixSource& source) { return source.bias != nullptr; };
+    if (std::none_of(sources[p].begin(), sources[p].end(), has_bias)) continue;
+    const size_t rows = size_t{1} * panels_of(p) * kPanelRows;
+    biases_[p].assign(sources[p].size() * rows, 0.0f);
+    for (size_t e = 0; e < sources[p].size(); ++e) {
+      if (has_bias(sources[p][e])) std::copy_n(sources[p][e].bias, matrix(p).rows, &biases_[p][e * rows]);
+    }
+  }
+}
+
 void ExpertWeights::load(const ExpertSources& sources) {
+  copy_biases(sources);
   for (size_t s = 0; s < shares_.size(); ++s) allocate(shares_[s], static_cast<int>(s));
   // One expert per piece: its three matrices are read front to back.
   pools_.for_each_in_subpools(std::vector<int>(pools_.subpools(), shape_.num_experts),
@@ -123,6 +135,7 @@ void ExpertWeights::borrow(const ExpertSources& sources) {
                                 std::to_string(kPanelRows) + " rows");
   }
   paired_ = false;
+  copy_biases(sources);
   for (Share& share : shares_) {
     for (const Projection p : kProjections) {
       for (const MatrixSource& source : sources[p]) {

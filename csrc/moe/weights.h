@@ -5,6 +5,8 @@
 // and then all of up where they differ.
 // down: sub-pool s owns a range of panels of the hidden dimension (rows of down), each with all of K.
 //
+// A matrix may have biases, one number a row: fp32, of all experts side by side, as long as whole panels.
+//
 // Splitting down by rows instead of columns needs the whole SwiGLU output on every node (a few KiB per token), and in
 // return there are no partial outputs to add up: the result has the same bits for any number of sub-pools.
 #pragma once
@@ -85,6 +87,12 @@ class ExpertWeights {
     const Share& share = shares_[subpool];
     return share.first[projection][expert] + index * share.distance[projection];
   }
+  // Of the rows of panel `index` of the whole matrix and those below it, up to the end of the matrix's last panel; null
+  // where no expert has biases.
+  const float* bias(Projection projection, int expert, int index) const {
+    const std::vector<float>& all = biases_[projection];
+    return all.empty() ? nullptr : &all[(size_t{1} * expert * panels_of(projection) + index) * kPanelRows];
+  }
   // gate and up panels stand side by side: pair i is panel(kGate, …, i) and the one behind it.
   bool paired() const { return paired_; }
 
@@ -105,6 +113,10 @@ class ExpertWeights {
     Buffer memory;
   };
   MatrixShape matrix(Projection projection) const;
+  int panels_of(Projection projection) const {
+    return projection == Projection::kDown ? shape_.hidden_panels() : shape_.intermediate_panels();
+  }
+  void copy_biases(const ExpertSources& sources);
   Share share_of(int subpool) const;
   void allocate(Share& share, int subpool) const;
   void load_expert(int subpool, const ExpertSources& sources, int expert);
@@ -119,6 +131,7 @@ class ExpertWeights {
   ThreadPools& pools_;
   PerProjection<PanelLayout> layouts_;
   bool paired_;
+  PerProjection<std::vector<float>> biases_;  // [expert][rows of all panels], or empty
   std::vector<Share> shares_;
 };
 

@@ -15,7 +15,10 @@ from kt_kernel.checkpoint.safetensors_file import TensorInfo
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.record import Extra
+from kt_kernel.formats.records import RECORDS
 from kt_kernel.formats.shapes import Shape
+
+FLOATS = ("BF16", "F16", "F32")  # of biases
 
 
 class Tensors(Protocol):
@@ -77,6 +80,12 @@ def check_shape(
             f"{' or '.join(str(list(shape)) for shape in allowed)} from the model's description{remark}; "
             "take the weights and the config.json from the same model."
         )
+
+
+def as_kernels_read(row: Format, scale: torch.Tensor) -> torch.Tensor:
+    """Powers of two where the kernels take numbers, as of float8 blocks: float32 holds them exactly."""
+    as_numbers = scale.dtype is torch.float8_e8m0fnu and RECORDS[row.method].encoding.scales is torch.float32
+    return scale.float() if as_numbers else scale
 
 
 def check_extra(checkpoint: Checkpoint, row: Format, name: str, extra: Extra) -> None:

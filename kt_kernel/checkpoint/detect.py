@@ -21,12 +21,11 @@ from kt_kernel.checkpoint.families import (
     stored_experts,
 )
 from kt_kernel.checkpoint.formats import FORMATS, Format
+from kt_kernel.checkpoint.packed_names import fits_packed, packed_name, packed_scale
 from kt_kernel.checkpoint.quantization_config import check_quantization_config
 from kt_kernel.checkpoint.reader import MANIFEST, Checkpoint
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.records import RECORDS
-
-_BF16 = next(row for row in FORMATS if row.method == "BF16")
 
 
 @dataclass(frozen=True)
@@ -139,17 +138,24 @@ def _look_at(checkpoint: Checkpoint, layer_idx: int, location: ExpertLocation) -
 
 
 def _look_at_packed(checkpoint: Checkpoint, layer_idx: int, location: ExpertLocation) -> Found:
-    for tail in (location.names.gate_up, location.names.down):
-        name = f"{location.base}.{tail}"
-        if name in checkpoint:
-            dtype = checkpoint.info(name).dtype
-            if dtype == "BF16":
-                return Found(layer_idx, location, _BF16, "", f"'{name}' is BF16")
-            raise CheckpointError(
-                f"tensor '{name}' in '{checkpoint.file_of(name).path}' has dtype {dtype}, but experts packed "
-                "into one tensor are read as BF16 only; convert the checkpoint to bfloat16."
-            )
-    raise AssertionError("a packed location without its tensors")
+    stem = f"{location.base}.{location.names.gate_up}"
+    for row in FORMATS:
+        if fits_packed(checkpoint, stem, row):
+            scale = packed_scale(checkpoint, stem, row) or ""
+            shown = [row.weight, *([scale] if scale else [])]
+            kinds = (packed_name(checkpoint, stem, suffix) for suffix in shown)
+            evidence = ", ".join(f"'{name}' is {checkpoint.info(name).dtype}" for name in kinds)
+            return Found(layer_idx, location, row, scale, evidence)
+    name = next(name for name in _names_of(checkpoint, location) if name.startswith(stem))
+    raise CheckpointError(
+        f"tensor '{name}' in '{checkpoint.file_of(name).path}' has dtype {checkpoint.info(name).dtype}, and "
+        f"with what is beside it ({', '.join(_names_of(checkpoint, location)[:6])}) no method reads it; "
+        "convert the checkpoint to bfloat16."
+    )
+
+
+def _names_of(checkpoint: Checkpoint, location: ExpertLocation) -> list[str]:
+    return [f"{location.base}.{tail}" for tail in sorted(checkpoint.expert_groups()[location.base])]
 
 
 def _stems(checkpoint: Checkpoint, location: ExpertLocation) -> Iterator[str]:

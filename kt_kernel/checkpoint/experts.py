@@ -8,23 +8,24 @@ from contextlib import contextmanager
 import torch
 
 from kt_kernel.checkpoint.checks import (
+    FLOATS,
+    as_kernels_read,
     check_dtype,
     check_extra,
     check_one_scale_dtype,
     check_said_shape,
     check_shape,
     require_tensor,
-    wrong_expert_count,
 )
 from kt_kernel.checkpoint.detect import Found, require_format
 from kt_kernel.checkpoint.families import NumaPartNames, PackedNames, check_expert_count
 from kt_kernel.checkpoint.formats import Format
 from kt_kernel.checkpoint.group_size import find_group_size
 from kt_kernel.checkpoint.numa_parts import read_experts
+from kt_kernel.checkpoint.packed import read_packed
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
-from kt_kernel.formats.record import GlobalScale
-from kt_kernel.formats.records import RECORDS
+from kt_kernel.formats.record import BIAS, GlobalScale
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def layer_experts(
 
 def _reader_of(found: Found) -> Callable[..., LayerExperts]:
     if isinstance(found.location.names, PackedNames):
-        return _read_packed
+        return read_packed
     if isinstance(found.location.names, NumaPartNames):
         return _read_numa_parts
     return _read_one_by_one
@@ -90,6 +91,7 @@ def _matrix(checkpoint: Checkpoint, found: Found, stem: str, n: int, k: int, gro
         checkpoint.view(weight),
         _scales(checkpoint, row, f"{stem}.{found.scale}", n, k, group_size) if row.scales else None,
         _global_scale(checkpoint, row.global_scale, row, stem) if row.global_scale else 1.0,
+        _bias(checkpoint, row, f"{stem}.{BIAS}", n),
     )
 
 
@@ -98,10 +100,16 @@ def _scales(checkpoint: Checkpoint, row: Format, name: str, n: int, k: int, grou
     check_dtype(checkpoint, row, name, info, row.scale_dtypes)
     remark = "" if row.group_axis is None or not group_size else f" and groups of {group_size} columns"
     check_shape(checkpoint, name, info, row.scale_shape(n, k, group_size), remark)
-    scale = checkpoint.view(name)
-    # Powers of two where the kernels take numbers, as of float8 blocks: float32 holds them exactly.
-    as_numbers = info.dtype == "F8_E8M0" and RECORDS[row.method].encoding.scales is torch.float32
-    return scale.float() if as_numbers else scale
+    return as_kernels_read(row, checkpoint.view(name))
+
+
+def _bias(checkpoint: Checkpoint, row: Format, name: str, n: int) -> torch.Tensor | None:
+    if name not in checkpoint:
+        return None
+    info = checkpoint.info(name)
+    check_dtype(checkpoint, row, name, info, FLOATS)
+    check_shape(checkpoint, name, info, ((n,),))
+    return checkpoint.view(name).float()
 
 
 def _global_scale(checkpoint: Checkpoint, scalar: GlobalScale, row: Format, stem: str) -> float:
@@ -110,29 +118,6 @@ def _global_scale(checkpoint: Checkpoint, scalar: GlobalScale, row: Format, stem
     check_dtype(checkpoint, row, name, info, ("F32",))
     check_shape(checkpoint, name, info, ((), (1,)))
     return float(checkpoint.view(name).reshape(()) ** scalar.power)
-
-
-def _read_packed(
-    checkpoint: Checkpoint, found: Found, num_experts: int, hidden: int, intermediate: int
-) -> LayerExperts:
-    """Plain bfloat16: the only way in which experts are read from one tensor."""
-    base, names = found.location.base, found.location.names
-    gate_up_name, down_name = f"{base}.{names.gate_up}", f"{base}.{names.down}"
-    for name, shape in (
-        (gate_up_name, (num_experts, 2 * intermediate, hidden)),
-        (down_name, (num_experts, hidden, intermediate)),
-    ):
-        info = require_tensor(checkpoint, name)
-        if len(info.shape) == 3 and info.shape[0] != num_experts:
-            raise wrong_expert_count(checkpoint, base, in_file=info.shape[0], num_experts=num_experts)
-        check_dtype(checkpoint, found.format, name, info, ("BF16",))
-        check_shape(checkpoint, name, info, (shape,))
-    gate_up, down = checkpoint.view(gate_up_name), checkpoint.view(down_name)
-    return LayerExperts(
-        gate=[ExpertMatrix(gate_up_name, matrix) for matrix in gate_up[:, :intermediate].unbind()],
-        up=[ExpertMatrix(gate_up_name, matrix) for matrix in gate_up[:, intermediate:].unbind()],
-        down=[ExpertMatrix(down_name, matrix) for matrix in down.unbind()],
-    )
 
 
 def _read_numa_parts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from kt_kernel.checkpoint.checks import wrong_expert_count
 from kt_kernel.checkpoint.reader import Checkpoint
@@ -36,15 +37,24 @@ class ExpertNames:
     down: str
 
 
+class GateUpRows(Enum):
+    """How the rows of gate and up stand in their common matrix."""
+
+    GATE_FIRST = auto()
+    ALTERNATING = auto()  # gate's even, up's odd
+
+
 @dataclass(frozen=True)
 class PackedNames:
-    """Two tensors for all experts: gate_up [E, 2I, H] (the first I rows of an expert are gate) and down [E,
-    H, I]."""
+    """Tensors for all experts at once, gate and up in one: packed.py. `told_by`: the tensor that only
+    checkpoints of this family have, where others have the same names."""
 
     family: str
     path: str
     gate_up: str
     down: str
+    rows: GateUpRows = GateUpRows.GATE_FIRST
+    told_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,16 @@ FAMILIES: tuple[ExpertNames | PackedNames, ...] = (
     ExpertNames("Mixtral/MiniMax", "block_sparse_moe.experts", "w1", "w3", "w2"),
     ExpertNames("Mistral", "experts", "w1", "w3", "w2"),
     ExpertNames("DeepSeek-V4", "ffn.experts", "w1", "w3", "w2"),
+    PackedNames(
+        "gpt-oss",
+        "mlp.experts",
+        "gate_up_proj",
+        "down_proj",
+        rows=GateUpRows.ALTERNATING,
+        told_by="gate_up_proj_bias",
+    ),
     PackedNames("packed", "mlp.experts", "gate_up_proj", "down_proj"),
+    PackedNames("Llama-4", "feed_forward.experts", "gate_up_proj", "down_proj"),
 )
 
 
@@ -136,7 +155,9 @@ def check_expert_count(checkpoint: Checkpoint, base: str, num_experts: int) -> N
 
 def _belongs(names: ExpertNames | PackedNames, tails: list[str]) -> bool:
     if isinstance(names, PackedNames):
-        return names.gate_up in tails or names.down in tails
+        if names.told_by and names.told_by not in tails:
+            return False
+        return any(tail.startswith((names.gate_up, names.down)) for tail in tails)
     projections = {names.gate, names.up, names.down}
     return any(_projection_of(tail) in projections for tail in tails)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from kt_kernel.checkpoint.checks import require_tensor
 from kt_kernel.checkpoint.detect import Found
+from kt_kernel.checkpoint.families import PackedNames
+from kt_kernel.checkpoint.packed_names import packed_name
 from kt_kernel.checkpoint.quantization_config import PER_ROW, check_quantization_config
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.errors import CheckpointError
+from kt_kernel.formats.shapes import Shape
 
 
 def find_group_size(checkpoint: Checkpoint, found: Found, hidden: int, intermediate: int) -> int:
@@ -30,10 +33,24 @@ def find_group_size(checkpoint: Checkpoint, found: Found, hidden: int, intermedi
 
 
 def _size_by_shapes(checkpoint: Checkpoint, found: Found, hidden: int, intermediate: int) -> int:
-    names = found.location.names
-    for projection, columns in ((names.gate, hidden), (names.down, intermediate)):
-        shape = require_tensor(checkpoint, f"{found.location.base}.0.{projection}.{found.scale}").shape
+    for shape, columns in zip(_scale_shapes(checkpoint, found), (hidden, intermediate), strict=True):
         groups = shape[found.format.group_axis] if len(shape) == 2 else 1
         if groups > 1:
             return max(1, columns // groups)
     return PER_ROW
+
+
+def _scale_shapes(checkpoint: Checkpoint, found: Found) -> tuple[Shape, Shape]:
+    """Of one expert's gate, with or without up, and of its down."""
+    base, names = found.location.base, found.location.names
+    if isinstance(names, PackedNames):
+        gate, down = (
+            require_tensor(checkpoint, packed_name(checkpoint, f"{base}.{name}", found.scale)).shape[1:]
+            for name in (names.gate_up, names.down)
+        )
+    else:
+        gate, down = (
+            require_tensor(checkpoint, f"{base}.0.{name}.{found.scale}").shape
+            for name in (names.gate, names.down)
+        )
+    return gate, down

@@ -15,17 +15,19 @@ from kt_kernel.layer_config import MAPPED
 class ExpertMatrix:
     """One contiguous matrix in the layout of a checkpoint; `name` is what messages call it.
 
-    The layouts of `weight` and `scale` are those of `MoeLayer.load_experts` (csrc/bindings.cc).
+    `bias`: contiguous float32 [rows], added to what the matrix gives. The layouts of `weight` and `scale` are
+    those of `MoeLayer.load_experts` (csrc/bindings.cc).
     """
 
     name: str
     weight: torch.Tensor
     scale: torch.Tensor | None = None
     global_scale: float = 1.0
+    bias: torch.Tensor | None = None
 
     def addresses(self) -> tuple[int, int, float]:
         """(weight, scale, global scale), 0 for no scale."""
-        return (self.weight.data_ptr(), 0 if self.scale is None else self.scale.data_ptr(), self.global_scale)
+        return (self.weight.data_ptr(), _address(self.scale), self.global_scale)
 
 
 @dataclass
@@ -48,15 +50,30 @@ class LayerExperts:
             [matrices[expert].addresses() for expert in order] for matrices in (self.gate, self.up, self.down)
         )
 
+    def bias_addresses(self, order: list[int]) -> list[list[int]]:
+        """gate, up, down: the address of a bias per slot, 0 for none; [] if there are no biases at all."""
+        if all(matrix.bias is None for matrix in self.all()):
+            return []
+        return [
+            [_address(matrices[expert].bias) for expert in order]
+            for matrices in (self.gate, self.up, self.down)
+        ]
+
     def hand_over(self, native: kt_kernel_ext.MoeLayer, order: list[int], storage: str) -> None:
         """Load these experts into a layer; `storage` is one of WEIGHT_STORAGES. Raises ValueError.
 
         Of "mapped" ones the caller keeps this object as long as the layer.
         """
         if storage == MAPPED:
-            native.borrow_experts(*self.addresses(order), formats=self.formats)
+            native.borrow_experts(
+                *self.addresses(order), formats=self.formats, biases=self.bias_addresses(order)
+            )
             return
-        options = {"group_size": self.group_size, "scale_dtype": self.scale_code}
+        options = {
+            "group_size": self.group_size,
+            "scale_dtype": self.scale_code,
+            "biases": self.bias_addresses(order),
+        }
         if self.formats is not None:
             options["formats"] = self.formats
         native.load_experts(*self.addresses(order), **options)
@@ -79,3 +96,7 @@ class LayerExperts:
             and matrix.scale.dtype in (torch.uint8, torch.float8_e8m0fnu)
             and bool((matrix.scale.view(torch.uint8) == 255).any())
         ]
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -42,7 +42,7 @@ class Extra:
     harmless_values: tuple[int, ...] = ()
 
 
-BIAS = Extra("bias", "a bias", (0,))
+BIAS = "bias"  # suffix of what is added to the product of a matrix of any format, one number a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Storage:
     told_by: Callable[[Shape, Shape], bool] = any_shapes  # where the dtypes leave doubt
     group_axis: int | None = None  # the axis of the scales that counts groups, where their size is free
     global_scale: GlobalScale | None = None
-    extras: tuple[Extra, ...] = (BIAS,)
+    extras: tuple[Extra, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,11 @@ def two_per_byte(n: int, k: int, group: int) -> tuple[Shape, ...]:
     return ((n, k // 2),)
 
 
+def sixteen_per_32_columns(n: int, k: int, group: int) -> tuple[Shape, ...]:
+    """Bytes of two codes, those that share a scale in a dimension of their own."""
+    return ((n, k // 32, 16),)
+
+
 def eight_per_word(n: int, k: int, group: int) -> tuple[Shape, ...]:
     return ((n, -(-k // 8)),)
 

@@ -3,6 +3,7 @@
     blk.N.ffn_{gate,up,down}_exps.weight    [E, rows, columns]
     blk.N.ffn_gate_up_exps.weight           [E, 2 I, H], an expert's gate rows first
     blk.N.ffn_{gate,up,down}.E.weight       [rows, columns]: an expert each, in old files
+    .bias instead of .weight                [E, rows] or [rows], where there are biases
 
 gate, up and down may each have a type of their own, and another one in every layer.
 """
@@ -32,7 +33,7 @@ _TYPES = tuple(row["name"] for row in kt_kernel_ext.FORMATS if row["method"] == 
 _NAME = re.compile(
     r"blk\.(?P<layer>\d+)\.ffn_(?P<projection>gate_up|gate|up|down)(_exps|\.(?P<expert>\d+))\..+"
 )
-_EXTRAS = (BIAS, Extra("scale", "a factor for each expert", (1,)))
+_FACTORS = Extra("scale", "a factor for each expert", (1,))
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -136,17 +137,22 @@ class _LayerReader:
 
     def _fused(self) -> tuple[list[ExpertMatrix], list[ExpertMatrix]]:
         name, rows = f"{self._base}.ffn_gate_up_exps.weight", self._sizes.intermediate
-        both = self._stacked("gate_up")
-        return (
-            [ExpertMatrix(name, matrix[:rows]) for matrix in both],
-            [ExpertMatrix(name, matrix[rows:]) for matrix in both],
-        )
+        both, biases = self._stacked("gate_up"), self._biases("gate_up")
+
+        def half(part: slice) -> list[ExpertMatrix]:
+            return [
+                ExpertMatrix(name, matrix[part], bias=None if bias is None else bias[part])
+                for matrix, bias in zip(both, biases, strict=True)
+            ]
+
+        return half(slice(rows)), half(slice(rows, None))
 
     def _projection(self, projection: str) -> list[ExpertMatrix]:
         name = f"{self._base}.ffn_{projection}_exps.weight"
         if name not in self._model and f"{self._base}.ffn_{projection}.0.weight" in self._model:
             return self._one_by_one(projection)
-        return [ExpertMatrix(name, matrix) for matrix in self._stacked(projection)]
+        both = zip(self._stacked(projection), self._biases(projection), strict=True)
+        return [ExpertMatrix(name, matrix, bias=bias) for matrix, bias in both]
 
     def _stacked(self, projection: str) -> list[torch.Tensor]:
         """Bytes of each expert's matrix, from the tensor that holds all."""
@@ -159,8 +165,17 @@ class _LayerReader:
             )
         shape = (self._sizes.experts, *self._sizes.matrix(projection))
         check_shape(self._model, name, info, (shape,))
-        self._refuse_extras(stem)
+        self._refuse_factors(stem)
         return list(self._model.view(name).unbind())
+
+    def _biases(self, projection: str) -> list[torch.Tensor] | list[None]:
+        """float32 [rows] of each expert, from the tensor that holds all."""
+        name = f"{self._base}.ffn_{projection}_exps.{BIAS}"
+        if name not in self._model:
+            return [None] * self._sizes.experts
+        rows, _ = self._sizes.matrix(projection)
+        check_shape(self._model, name, self._model.info(name), ((self._sizes.experts, rows),))
+        return list(self._numbers(name).reshape(self._sizes.experts, rows).float().contiguous().unbind())
 
     def _one_by_one(self, projection: str) -> list[ExpertMatrix]:
         stem = f"{self._base}.ffn_{projection}"
@@ -174,9 +189,20 @@ class _LayerReader:
         for expert in range(self._sizes.experts):
             name = f"{stem}.{expert}.weight"
             check_shape(self._model, name, self._require(name), (self._sizes.matrix(projection),))
-            self._refuse_extras(f"{stem}.{expert}")
-            matrices.append(ExpertMatrix(name, self._model.view(name)))
+            self._refuse_factors(f"{stem}.{expert}")
+            matrices.append(
+                ExpertMatrix(
+                    name, self._model.view(name), bias=self._bias(f"{stem}.{expert}.{BIAS}", projection)
+                )
+            )
         return matrices
+
+    def _bias(self, name: str, projection: str) -> torch.Tensor | None:
+        if name not in self._model:
+            return None
+        rows, _ = self._sizes.matrix(projection)
+        check_shape(self._model, name, self._model.info(name), ((rows,),))
+        return self._numbers(name).float().contiguous()
 
     def _require(self, name: str) -> TensorInfo:
         if name not in self._model:
@@ -202,11 +228,10 @@ class _LayerReader:
                 )
         return types[first]
 
-    def _refuse_extras(self, stem: str) -> None:
-        for extra in _EXTRAS:
-            name = f"{stem}.{extra.suffix}"
-            if name in self._model:
-                check_harmless(self._model, METHOD, name, self._numbers(name), extra)
+    def _refuse_factors(self, stem: str) -> None:
+        name = f"{stem}.{_FACTORS.suffix}"
+        if name in self._model:
+            check_harmless(self._model, METHOD, name, self._numbers(name), _FACTORS)
 
     def _numbers(self, name: str) -> torch.Tensor:
         info = self._model.info(name)

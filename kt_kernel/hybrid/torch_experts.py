@@ -107,14 +107,9 @@ class TorchDeviceExperts:
 
     def _activated(self, both: torch.Tensor) -> torch.Tensor:
         gate, up = both.float().chunk(2, dim=-1)
-        if self._alpha:
-            limit = self._limit or float("inf")
-            gate, up = gate.clamp(-limit, limit), up.clamp(-limit, limit)
-            middle = gate * torch.sigmoid(self._alpha * gate) * (up + 1)
-        elif self._limit:
-            middle = silu(gate.clamp(max=self._limit)) * up.clamp(-self._limit, self._limit)
-        else:
-            middle = silu(gate) * up
+        if self._limit:
+            gate, up = gate.clamp(max=self._limit), up.clamp(-self._limit, self._limit)
+        middle = gate * torch.sigmoid(self._alpha * gate) * (up + 1) if self._alpha else silu(gate) * up
         return middle.to(both.dtype)
 
     # ---- filling -----------------------------------------------------------------------------

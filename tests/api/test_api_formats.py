@@ -271,7 +271,7 @@ def test_gptq_configuration_in_its_older_file(tmp_path):
         stem = name.removesuffix("qweight")
         tensors[stem + "qzeros"] = torch.full((5, 8), 0x77777777, dtype=torch.int32)
         tensors[stem + "g_idx"] = torch.zeros(4, dtype=torch.int32)
-        tensors[stem + "bias"] = torch.zeros(4, dtype=torch.float16)
+        tensors[stem + "bias"] = torch.zeros(tensors[name].shape[1], dtype=torch.float16)
     path = save(tmp_path / "model", "GPTQ_INT4", tensors, {"hidden_size": HIDDEN})
     (path / "quantize_config.json").write_text(
         '{"bits": 4, "group_size": 32, "sym": true, "desc_act": false, "damp_percent": 0.01}'
@@ -295,7 +295,7 @@ def test_clamped_activations_for_every_method(method, constants):
         x = 2 * hidden[token].double()
         for expert, weight in zip(ids[token].tolist(), weights[token].double(), strict=True):
             g, u = gate[expert] @ x, up[expert] @ x
-            g = g.clamp(-limit if alpha else None, limit)
+            g = g.clamp(max=limit)
             u = u.clamp(-limit, limit)
             middle = g * torch.sigmoid(alpha * g) * (u + 1) if alpha else torch.nn.functional.silu(g) * u
             expected[token] += weight * (down[expert] @ middle)

@@ -285,12 +285,10 @@ def run(layer, call: Call, output_dtype: int = F32) -> np.ndarray:
 def activation(gate: np.ndarray, up: np.ndarray, limit: float, alpha: float) -> np.ndarray:
     """SwiGLU and its two variants: clamped (limit > 0) and "swigluoai" (alpha > 0)."""
     with np.errstate(over="ignore"):
-        if alpha > 0:
-            if limit > 0:
-                gate, up = np.clip(gate, -limit, limit), np.clip(up, -limit, limit)
-            return gate / (1 + np.exp(-alpha * gate)) * (up + 1)
         if limit > 0:
             gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        if alpha > 0:
+            return gate / (1 + np.exp(-alpha * gate)) * (up + 1)
         return gate / (1 + np.exp(-gate)) * up
 
 

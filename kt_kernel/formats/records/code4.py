@@ -7,7 +7,7 @@ import torch
 from kt_kernel.formats import values
 from kt_kernel.formats.quantize.fp4 import to_mxfp4, to_nvfp4
 from kt_kernel.formats.quantize.int4 import to_gptq_int4, to_packed_int4
-from kt_kernel.formats.record import BIAS, Encoding, Extra, GlobalScale, MethodRecord, Storage
+from kt_kernel.formats.record import Encoding, Extra, GlobalScale, MethodRecord, Storage
 from kt_kernel.formats.records.float8 import SCALES
 from kt_kernel.formats.shapes import (
     eight_per_word,
@@ -16,6 +16,7 @@ from kt_kernel.formats.shapes import (
     per_32_columns,
     per_group,
     per_group_down_k,
+    sixteen_per_32_columns,
     two_per_byte,
 )
 
@@ -37,7 +38,6 @@ RAWINT4 = MethodRecord(
             scale_shape=per_group,
             group_axis=1,
             extras=(
-                BIAS,
                 Extra("weight_zero_point", "zero points"),
                 Extra("weight_g_idx", "another order of the columns"),
             ),
@@ -67,6 +67,13 @@ MXFP4 = MethodRecord(
             weight="weight_packed",
             weight_shapes=_BYTE_PAIRS,
             scales=("weight_scale",),
+            scale_dtypes=_POWERS_OF_TWO,
+            scale_shape=per_32_columns,
+        ),
+        Storage(
+            weight="blocks",
+            weight_shapes={"U8": sixteen_per_32_columns},
+            scales=("scales",),
             scale_dtypes=_POWERS_OF_TWO,
             scale_shape=per_32_columns,
         ),
@@ -125,7 +132,7 @@ GPTQ_INT4 = MethodRecord(
             group_axis=0,
             # A zero point of 8 in each of a word's nibbles, as GPTQ's first file format (8 - 1) and its
             # second write it; the words are signed.
-            extras=(BIAS, Extra("qzeros", "zero points other than 8", (0x77777777, -0x77777778))),
+            extras=(Extra("qzeros", "zero points other than 8", (0x77777777, -0x77777778)),),
         ),
     ),
     encoding=Encoding(codes=torch.int32, columns_per_code=8, scales_of_checkpoint=True, transposed=True),
