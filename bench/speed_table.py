@@ -1,4 +1,4 @@
-"""JSON lines of bench/moe.py (standard input) -> a table for doc/kernels.md: a line per kernel.
+"""JSON lines of bench/moe.py (standard input) -> a table for doc/measurements.md: a line per kernel.
 
 A cell is the time and its share of the limit that the row's target names, else of the nearer one; "!" marks a
 missed target, "slow" int8 activations that took longer than bf16 ones in the same run.
