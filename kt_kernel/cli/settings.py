@@ -82,7 +82,7 @@ def _options(value: Any) -> str:
     return value
 
 
-_SERVER_COMMANDS = ("chat", "top")
+_SERVER_COMMANDS = ("chat", "top", "bench serve")
 
 KEYS = {
     "host": Key(
