@@ -1,51 +1,119 @@
-"""`kt run`: one SGLang server command from a model, this machine and the user's options.
+"""`kt run`: one SGLang server command from a model, a plan for this machine, and the user's options.
 
 Our choices come first on the command line and the user's options after them, so that the user's win
-wherever the server sees an option twice.  What the server can decide itself (KV cache, attention backend)
-and what it checks itself (the port, the --kt flags against each other) is left to it.
+wherever the server sees an option twice. What the server can decide itself (attention backend) and what it
+checks itself (the port, the --kt flags against each other) is left to it. The server is a child that this
+process supervises (supervise.py).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
+from dataclasses import dataclass
 
+import typer
+
+from kt_kernel.cli import planned, settings
 from kt_kernel.cli.machine import Machine, server_environment, this_machine
-from kt_kernel.cli.model import DEMO, Model, demo_model, local_model, planned_demo_model
+from kt_kernel.cli.model import Found, Model, find_model, planned_model
 from kt_kernel.cli.supervise import run_until_stopped
+from kt_kernel.planning.errors import DoesNotFitError
+from kt_kernel.planning.plan import Fit
+from kt_kernel.planning.render import plan_json, plan_text
+from kt_kernel.planning.user_options import given, last_value
+from kt_kernel.user_cache import cache_root
 
 log = logging.getLogger(__name__)
 
 METHOD = "AUTO"  # the server finds out, before it loads anything, which method reads the checkpoint
-_ALIASES = {"--model-path": ("--model",)}
 
 
-def dry_run_text(name: str, options: list[str]) -> str:
-    """The command `serve` would run, quoted for a shell; nothing is built or started."""
-    model = planned_demo_model() if name == DEMO else local_model(name)
-    return shlex.join(server_command(model, this_machine(), options))
+@dataclass(frozen=True)
+class DryRun:
+    """What `--dry-run` prints: `plan` on standard error, `command` or `json` on standard output."""
+
+    plan: str
+    command: str
+    json: str
 
 
-def serve(name: str, options: list[str]) -> int:
+def dry_run(name: str, options: list[str], fit: Fit = Fit.REFUSE) -> DryRun:
+    """The plan and the command of `serve`; nothing is built or started, and no cache begun.
+
+    Raises:
+        KTError: there is no such model, or it does not fit.
+    """
+    found, options = planned_model(name), _with_settings(options)
+    made = _planned(found, options, fit)
+    command = server_command(found.model, this_machine(), options, _flags(made))
+    if made.plan is None:
+        content: dict = {"model": found.model.served_name, "no_plan": made.reason, "command": command}
+    else:
+        content = plan_json(made.plan, command)
+    if cache_root().is_dir():
+        planned.keep(found.model, options, made)
+    notice = f"kt: not here yet: kt model download {found.missing}" if found.missing else ""
+    text = "\n".join(filter(None, [_text(made), notice]))
+    return DryRun(text, shlex.join(command), json.dumps(content, indent=1))
+
+
+def serve(name: str, options: list[str], fit: Fit = Fit.REFUSE) -> int:
     """Run the server until it ends or this process is told to stop; returns the exit status.
 
     Raises:
-        KTError: the model or its weights cannot be used.
+        KTError: the model or its weights cannot be used, or it does not fit.
     """
-    model = demo_model() if name == DEMO else local_model(name)
-    command = server_command(model, this_machine(), options)
+    found, options = find_model(name), _with_settings(options)
+    made = _planned(found, options, fit)
+    command = server_command(found.model, this_machine(), options, _flags(made))
+    typer.echo(_text(made), err=True)
+    planned.keep(found.model, options, made)
     log.info(
         "starting %s at http://%s:%s/v1 (ready when the server says so); Ctrl-C stops it",
-        model.served_name,
+        found.model.served_name,
         last_value(command, "--host"),
         last_value(command, "--port"),
     )
     return run_until_stopped(command, server_environment())
 
 
-def server_command(model: Model, machine: Machine, options: list[str]) -> list[str]:
-    """The full command: interpreter, SGLang's server module, our choices, the user's options."""
+def _with_settings(options: list[str]) -> list[str]:
+    """The user's options behind those of `kt config`, which they override."""
+    values = settings.load()
+    words = shlex.split(values.get("run.options", ""))
+    for key, flag in (("host", "--host"), ("port", "--port"), ("threads", "--kt-cpuinfer")):
+        if key in values and not given(options, flag):
+            words += [flag, str(values[key])]
+    return words + options
+
+
+def _planned(found: Found, options: list[str], fit: Fit) -> planned.Planned:
+    try:
+        return planned.plan_for(found.model, options, found.entry, fit)
+    except DoesNotFitError as error:
+        if fit is Fit.REFUSE:
+            raise
+        return planned.Planned(None, str(error))
+
+
+def _text(made: planned.Planned) -> str:
+    return f"kt: no plan: {made.reason}" if made.plan is None else plan_text(made.plan)
+
+
+def _flags(made: planned.Planned) -> dict[str, list[str]]:
+    return {} if made.plan is None else made.plan.flags
+
+
+def server_command(
+    model: Model, machine: Machine, options: list[str], chosen: dict[str, list[str]] | None = None
+) -> list[str]:
+    """The full command: interpreter, SGLang's server module, our choices, the user's options.
+
+    `chosen`: the plan's choices, which replace the plain ones here.
+    """
     choices = {
         "--model-path": [str(model.path)],
         "--served-model-name": [model.served_name],
@@ -58,32 +126,13 @@ def server_command(model: Model, machine: Machine, options: list[str]) -> list[s
     }
     if model.dtype is not None:
         choices["--dtype"] = [model.dtype]
-    if not (_given(options, "--kt-threadpool-count") or _given(options, "--kt-numa-nodes")):
+    if not (given(options, "--kt-threadpool-count") or given(options, "--kt-numa-nodes")):
         nodes = machine.numa_nodes
         choices["--kt-threadpool-count"] = [str(len(nodes))]
         if nodes != list(range(len(nodes))):  # the server's own choice would be the nodes 0, 1, ...
             choices["--kt-numa-nodes"] = [str(node) for node in nodes]
     command = [sys.executable, "-m", "sglang.launch_server"]
-    for flag, values in choices.items():
-        if not _given(options, flag):
+    for flag, values in (choices | (chosen or {})).items():
+        if not given(options, flag):
             command += [flag, *values]
     return command + options
-
-
-def last_value(options: list[str], flag: str) -> str | None:
-    """The value that argparse would take for `flag`: the last one given."""
-    value = None
-    for position, option in enumerate(options):
-        if _matches(option, flag):
-            _, equals, joined = option.partition("=")
-            value = joined if equals else next(iter(options[position + 1 :]), None)
-    return value
-
-
-def _given(options: list[str], flag: str) -> bool:
-    return any(_matches(option, flag) for option in options)
-
-
-def _matches(option: str, flag: str) -> bool:
-    names = (flag, *_ALIASES.get(flag, ()))
-    return any(option == name or option.startswith(name + "=") for name in names)

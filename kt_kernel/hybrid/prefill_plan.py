@@ -32,6 +32,15 @@ _ACTIVATION_MARGIN = 2.0
 _HIDDEN_COPIES = 6
 _HEAD_COPIES = 4
 _ACTIVATION_BYTES = 2  # bf16
+# Methods whose experts have native slots with the kernels that SGLang chooses itself, on most devices. These
+# may be a little larger than what is stored; slots of other methods are planned with two bytes a weight.
+_NATIVE_SLOTS = ("BF16", "FP8", "FP8_PERCHANNEL", "RAWINT4", "GPTQ_INT4", "NVFP4")
+_NATIVE_MARGIN = 1.1
+
+
+def slot_bytes(method: str, expert_bytes: float, plain: float) -> float:
+    """Of one expert on the device: `expert_bytes` as stored, `plain` in two bytes a weight."""
+    return _NATIVE_MARGIN * expert_bytes if method in _NATIVE_SLOTS else plain
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -71,16 +71,18 @@ def write_local_models(local: LocalModels) -> Path:
     return path
 
 
-def find_model(name: str) -> Path | None:
+def find_model(name: str, folders: Sequence[str] = ()) -> Path | None:
     """The complete model that `name` means, None if there is none.
 
-    `name`: one of the user's list, or a hub id ORGANISATION/NAME that is in a folder of theirs or in Hugging
-    Face's cache. Raises ConfigurationError as `read_local_models` does.
+    `name`: one of the user's list, or a hub id ORGANISATION/NAME that is in a folder of theirs, in one of
+    `folders`, or in Hugging Face's cache. Raises ConfigurationError as `read_local_models` does.
     """
     local = read_local_models()
     if name in local.models:
         return Path(local.models[name])
-    return next((path for path in _candidates(name, local) if looks_complete(path)), None)
+    return next(
+        (path for path in _candidates(name, [*local.folders, *folders]) if looks_complete(path)), None
+    )
 
 
 def looks_complete(path: Path) -> bool:
@@ -114,8 +116,8 @@ def hub_snapshot(hub_id: str) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _candidates(name: str, local: LocalModels) -> Iterator[Path]:
-    for folder in map(Path, local.folders):
+def _candidates(name: str, folders: Sequence[str]) -> Iterator[Path]:
+    for folder in map(Path, folders):
         yield folder / name
         yield folder / name.rpartition("/")[2]
     if name.count("/") == 1 and (snapshot := hub_snapshot(name)) is not None:

@@ -17,6 +17,8 @@ from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.machine import Machine, server_environment, this_machine
 from kt_kernel.cli.main import app
 from kt_kernel.cli.model import Model, local_model
+from kt_kernel.planning import this_machine as this_machine_facts
+from kt_kernel.planning.machine_facts import Limits
 
 MODEL = Model(Path("/models/mixtral"), "mixtral", dtype=None)
 MACHINE = Machine(threads=6, numa_nodes=[0, 1])
@@ -156,20 +158,105 @@ def test_option_before_the_model_is_not_taken_for_the_model():
     assert "the model comes first" in result.stderr
 
 
-def test_only_finished_commands_exist():
-    result = kt("--help")
-    assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
-        "bench",
-        "run",
-        "chat",
-        "doctor",
-        "quant",
-        "top",
-        "version",
-    }
-    assert result.exit_code == 0
-
-
 def test_help_does_not_wait_for_torch():
     code = "import sys, kt_kernel.cli.main; sys.exit('torch' in sys.modules or 'sglang' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- names, plans and refusals -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No settings, models or caches of whoever runs the tests; nothing is measured."""
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    limits = Limits(30e9, 4e11, 8e11)
+    monkeypatch.setattr(this_machine_facts, "measure", lambda native, threads: limits)
+    monkeypatch.setattr(this_machine_facts, "usable_memory", lambda: (10**11, 10**11))
+    return tmp_path
+
+
+def in_hub_cache(home: Path, hub_id: str) -> Path:
+    """An (empty) model where huggingface-hub would have put it."""
+    repository = home / "cache" / "huggingface" / "hub" / ("models--" + hub_id.replace("/", "--"))
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"")
+    return checkpoint(snapshot, MOE_CONFIG)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-30B-A3B", "qwen3-30b"])
+def test_model_that_is_not_here_is_answered_with_the_download_command(own_home, name):
+    result = kt("run", name)
+    assert result.exit_code == 1
+    assert "kt model download Qwen/Qwen3-30B-A3B" in result.stderr
+
+
+def test_unknown_hub_id_is_answered_with_the_download_command(own_home):
+    result = kt("run", "somebody/Something-MoE", "--dry-run")
+    assert result.exit_code == 1
+    assert "kt model download somebody/Something-MoE gets it" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-30B-A3B", "qwen3-30b"])
+def test_downloaded_model_is_found_by_hub_id_and_alias(own_home, name):
+    snapshot = in_hub_cache(own_home, "Qwen/Qwen3-30B-A3B")
+    command = shlex.split(kt("run", name, "--dry-run").stdout)
+    assert values(command, "--model-path") == [str(snapshot)]
+    assert values(command, "--served-model-name")[0].lower() in ("qwen3-30b-a3b", "qwen3-30b")
+
+
+def test_plan_can_be_seen_before_the_download(own_home):
+    result = kt("run", "qwen3-30b", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "experts (BF16)" in result.stderr and "58.0 GB" in result.stderr
+    assert "kt model download Qwen/Qwen3-30B-A3B" in result.stderr
+    command = shlex.split(result.stdout)
+    assert values(command, "--tool-call-parser") == ["qwen25"]
+    assert values(command, "--reasoning-parser") == ["qwen3"]
+
+
+def test_json_has_the_plan_and_the_command(own_home):
+    made = json.loads(kt("run", "qwen3-30b", "--dry-run", "--json", "--port", "31000").stdout)
+    assert made["command"][-2:] == ["--port", "31000"]
+    assert made["facts"]["method"] == "BF16"
+    assert {row["place"] for row in made["placement"]} == {"RAM"}
+    assert made["decode"]["tokens_per_second"] > 0
+    assert kt("run", "demo", "--json").exit_code == 2
+
+
+def test_what_does_not_fit_is_refused_before_anything_starts(own_home, monkeypatch):
+    monkeypatch.setattr(run, "run_until_stopped", lambda *arguments: pytest.fail("started"))
+    result = kt("run", "deepseek-v3", "--dry-run")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") <= 2
+    assert "It does not fit: main memory needs" in result.stderr and "too little" in result.stderr
+    forced = kt("run", "deepseek-v3", "--dry-run", "--force")
+    assert forced.exit_code == 0
+    assert values(shlex.split(forced.stdout), "--tool-call-parser") == ["deepseekv3"]
+
+
+def test_plan_that_cannot_be_made_does_not_keep_the_server_from_starting(own_home, monkeypatch):
+    started = []
+    monkeypatch.setattr(run, "run_until_stopped", lambda *arguments: started.append(arguments) or 0)
+    folder = own_home / "model"
+    folder.mkdir()
+    result = kt("run", str(checkpoint(folder, MOE_CONFIG)))
+    assert result.exit_code == 0
+    assert len(started) == 1
+    assert "kt: no plan: " in result.stderr
+
+
+def test_settings_of_kt_config_stand_behind_the_command_line(own_home):
+    settings = own_home / "config" / "kt-kernel" / "config.yaml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("port: 31000\nthreads: 1\nrun.options: --log-level info\n")
+    command = shlex.split(kt("run", "qwen3-30b", "--dry-run", "--log-level", "debug").stdout)
+    assert values(command, "--port") == ["31000"]
+    assert values(command, "--kt-cpuinfer") == ["1"]
+    assert values(command, "--log-level") == ["info", "debug"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kt_kernel.integrations.sglang import recurrent_states
-from kt_kernel.integrations.sglang.cpu_defaults import LEAST_TOKENS, MOST_KV_BYTES, most_cached_tokens
 from kt_kernel.integrations.sglang.recurrent_states import LEAST_STATES, MOST_STATES
+from kt_kernel.kv_budget import LEAST_TOKENS, MOST_KV_BYTES, most_cached_tokens
 
 GIB = 1 << 30
 

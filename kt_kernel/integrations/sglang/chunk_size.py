@@ -21,16 +21,13 @@ from kt_kernel.hybrid.prefill_plan import (
     PrefillMemory,
     PrefillModel,
     choose_chunk,
+    slot_bytes,
 )
 from kt_kernel.integrations.sglang.cpu_defaults import kv_bytes_per_token
 from kt_kernel.integrations.sglang.settings import KTSettings
 
 logger = logging.getLogger(__name__)
 
-# Methods whose experts have native slots with the kernels that SGLang chooses itself, on most devices. These
-# may be a little larger than what is stored; slots of other methods are planned with two bytes a weight.
-_NATIVE_SLOTS = ("BF16", "FP8", "FP8_PERCHANNEL", "RAWINT4", "GPTQ_INT4", "NVFP4")
-_NATIVE_MARGIN = 1.1
 _INTERMEDIATE_SIZES = ("moe_intermediate_size", "intermediate_size")
 _MIB = 1 << 20
 # What SGLang sets aside for each token of a chunk when it chooses --mem-fraction-static itself.
@@ -123,8 +120,7 @@ def prefill_model(model: Any, settings: KTSettings, ranks: int) -> PrefillModel:
         heads=config.num_attention_heads // ranks or 1,
         head_dim=model.head_dim,
         expert_bytes=expert_bytes / ranks,
-        slot_bytes=(_NATIVE_MARGIN * expert_bytes if settings.options.method in _NATIVE_SLOTS else plain)
-        / ranks,
+        slot_bytes=slot_bytes(settings.options.method, expert_bytes, plain) / ranks,
         kv_bytes=kv_bytes_per_token(model, ranks),
         other_bytes=_other_bytes(model.model_path) / ranks,
     )

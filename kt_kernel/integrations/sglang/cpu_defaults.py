@@ -13,15 +13,9 @@ from typing import Any
 import psutil
 import torch
 
-logger = logging.getLogger(__name__)
+from kt_kernel.kv_budget import most_cached_tokens
 
-# SGLang takes most of the free memory for its KV cache, as is right on a GPU: 15 GB for a model of 30 MB on
-# a machine with 24 GB. On a CPU that memory is the experts' and the page cache's.
-MOST_KV_BYTES = 4 << 30
-MOST_KV_SHARE = 1 / 8
-# Tokens beyond a few full contexts only help when as many long requests run at once.
-MOST_CONTEXTS = 4
-LEAST_TOKENS = 2048
+logger = logging.getLogger(__name__)
 
 _CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
 _THREADS_OF_TORCH = "OMP_NUM_THREADS"
@@ -69,14 +63,6 @@ def cores_of_ranks(cores: Sequence[int], ranks: int) -> str:
     share = len(cores) // ranks
     parts = [cores[rank * share : (rank + 1) * share] or cores for rank in range(ranks)]
     return "|".join(",".join(map(str, part)) for part in parts)
-
-
-def most_cached_tokens(bytes_per_token: int, context_len: int, memory: int) -> int:
-    """How many tokens the KV cache holds: limited by memory (bytes) and by the model's context, never below
-    a minimum.
-    """
-    budget = min(MOST_KV_BYTES, int(memory * MOST_KV_SHARE))
-    return max(LEAST_TOKENS, min(budget // bytes_per_token, MOST_CONTEXTS * context_len))
 
 
 def kv_bytes_per_token(model: Any, tp_size: int) -> int:

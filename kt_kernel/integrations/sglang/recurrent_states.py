@@ -13,7 +13,8 @@ import torch
 
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.integrations.sglang import cpu_operators
-from kt_kernel.integrations.sglang.cpu_defaults import MOST_KV_BYTES, MOST_KV_SHARE, usable_memory
+from kt_kernel.integrations.sglang.cpu_defaults import usable_memory
+from kt_kernel.kv_budget import MOST_KV_BYTES, MOST_KV_SHARE
 
 logger = logging.getLogger(__name__)
 

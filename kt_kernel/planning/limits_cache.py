@@ -1,0 +1,57 @@
+"""How fast this CPU reads and multiplies, measured and kept in the user's cache.
+
+A busy machine measures too little, never too much. So the first few runs measure, half a second each, and the
+best of each limit counts: after that nothing is measured any more. Delete the file to begin again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from kt_kernel.planning.machine_facts import Limits
+from kt_kernel.user_cache import cache_root
+
+logger = logging.getLogger(__name__)
+
+MEASUREMENTS = 3
+
+
+def known_limits(key: dict[str, str | int]) -> tuple[Limits | None, int]:
+    """The best seen for `key` (what was measured) and in how many measurements."""
+    try:
+        content = json.loads(limits_file(key).read_text())
+        return Limits(**content["limits"]), int(content["measurements"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None, 0
+
+
+def best_of(first: Limits | None, second: Limits) -> Limits:
+    """The higher of each."""
+    if first is None:
+        return second
+    return Limits(*(max(getattr(first, name), getattr(second, name)) for name in ("read", "bf16", "int8")))
+
+
+def keep_limits(key: dict[str, str | int], limits: Limits, measurements: int) -> None:
+    """Whole or not at all; a cache that cannot be written costs a measurement each time."""
+    path = limits_file(key)
+    content = {"key": key, "measurements": measurements, "limits": asdict(limits)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+            json.dump(content, part, indent=1)
+        os.replace(part.name, path)
+    except OSError as error:
+        logger.debug("the measured limits cannot be kept in %s (%s)", path.parent, error)
+
+
+def limits_file(key: dict[str, str | int]) -> Path:
+    """Where they are kept."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_root() / "limits" / f"{name}.json"

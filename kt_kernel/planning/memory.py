@@ -1,0 +1,194 @@
+"""Which bytes of a plan lie where, and the refusal of what main memory cannot hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kt_kernel.kv_budget import LEAST_TOKENS, most_cached_tokens
+from kt_kernel.planning import dense_storage
+from kt_kernel.planning.errors import DoesNotFitError, gigabytes
+from kt_kernel.planning.gpu_plan import GpuPlan
+from kt_kernel.planning.machine_facts import MachineFacts, Node
+from kt_kernel.planning.model_facts import GGUF, ModelFacts
+from kt_kernel.planning.user_options import UserOptions
+
+RAM, DISK = "RAM", "disk"
+# Of SGLang's processes with torch, before a model: 1.1 GB resident for the demo's server less its weights
+# (AMD Zen 4, 2026-11-30); each further rank brings most of it again.
+PROCESS_BYTES = 1.2e9
+# Buffers between CPU and GPU, page-locked, at the chunk sizes that a plan chooses.
+_EXCHANGE_BYTES = 0.5e9
+# What `kt quant --method int4` makes of a weight: 4 bits and the scales of groups of 128 columns.
+_INT4_BITS = 4.25
+_TOKENS_STEP = 1024
+# Bits per weight of the smallest GGUF types that we read.
+_FEWEST_BITS = 2.6
+
+
+@dataclass(frozen=True)
+class Row:
+    """`bytes` at `place`: "RAM", "RAM node 0", "GPU 0" or "disk"."""
+
+    what: str
+    place: str
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The rows, and how many tokens the KV cache holds. `shortened`: fewer than the server would choose."""
+
+    rows: tuple[Row, ...]
+    kv_tokens: int
+    shortened: bool = False
+
+
+def capacities(machine: MachineFacts, gpu: GpuPlan | None) -> dict[str, int]:
+    """Place -> bytes available there before anything is loaded."""
+    places = {RAM: machine.available_bytes}
+    if len(machine.nodes) > 1:
+        places |= {node_place(node): node.available_bytes for node in machine.nodes}
+    if gpu is not None:
+        places |= {f"GPU {g.index}": g.free_bytes for g in machine.gpus[: gpu.ranks]}
+    return places
+
+
+def node_place(node: Node) -> str:
+    return f"{RAM} node {node.number}"
+
+
+def main_memory(rows: Iterable[Row]) -> float:
+    """All that is in main memory, on whatever node."""
+    return sum(row.bytes for row in rows if row.place.startswith(RAM))
+
+
+def memory_rows(
+    facts: ModelFacts,
+    machine: MachineFacts,
+    options: UserOptions,
+    dtype: str | None,
+    gpu: GpuPlan | None,
+) -> Memory:
+    """What takes memory where; `check_memory` says whether there is as much."""
+    rows = list(_expert_rows(facts, machine, options))
+    if not options.has("--kt-gguf-mmap"):
+        rows.append(Row("while loading: a layer", RAM, facts.bytes_per_layer))
+    if gpu is not None:
+        rows.append(Row("processes", RAM, PROCESS_BYTES * gpu.ranks))
+        rows.append(Row("exchange with the GPU", RAM, _EXCHANGE_BYTES))
+        rows += _gpu_rows(machine, gpu)
+        return Memory(tuple(row for row in rows if row.bytes), gpu.kv_tokens)
+    dense = dense_storage.on_cpu(facts, options, dtype)
+    rows.append(Row(f"other weights ({dense.format})", RAM, dense.total))
+    rows.append(Row("processes", RAM, PROCESS_BYTES))
+    per_token = _kv_bytes(facts, options, dtype)
+    wanted = tokens = _kv_tokens(facts, machine, options, per_token)
+    if not options.has("--max-total-tokens"):
+        left = machine.available_bytes - main_memory(rows)
+        fewer = int(left // max(1, per_token)) // _TOKENS_STEP * _TOKENS_STEP
+        tokens = min(wanted, max(LEAST_TOKENS, fewer))
+    rows.append(Row(f"KV cache, {tokens} tokens", RAM, per_token * tokens))
+    return Memory(tuple(row for row in rows if row.bytes), tokens, tokens < wanted)
+
+
+def used_nodes(machine: MachineFacts, options: UserOptions) -> list[Node]:
+    """Those that hold experts: as named by the user, or all with cores."""
+    named = _named_nodes(options)
+    return [n for n in machine.nodes if n.cores and (not named or n.number in named)] or list(machine.nodes)
+
+
+def _named_nodes(options: UserOptions) -> set[int]:
+    if not options.has("--kt-numa-nodes"):
+        return set()
+    after = (
+        options.words[options.words.index("--kt-numa-nodes") + 1 :]
+        if "--kt-numa-nodes" in options.words
+        else ()
+    )
+    numbers = []
+    for word in after:
+        if not word.isdigit():
+            break
+        numbers.append(int(word))
+    return set(numbers)
+
+
+def _expert_rows(facts: ModelFacts, machine: MachineFacts, options: UserOptions) -> Iterable[Row]:
+    if options.has("--kt-gguf-mmap"):
+        yield Row(f"experts ({facts.method}), mapped", DISK, facts.expert_bytes)
+        return
+    nodes = used_nodes(machine, options)
+    for node in nodes:
+        place = RAM if len(machine.nodes) == 1 else node_place(node)
+        yield Row(f"experts ({facts.method})", place, facts.expert_bytes / len(nodes))
+
+
+def _gpu_rows(machine: MachineFacts, gpu: GpuPlan) -> Iterable[Row]:
+    for device in machine.gpus[: gpu.ranks]:
+        place = f"GPU {device.index}"
+        yield Row("other weights", place, gpu.dense)
+        yield Row(f"KV cache, {gpu.kv_tokens} tokens", place, gpu.kv_bytes)
+        yield Row(f"workspace, chunks of {gpu.chunk}", place, gpu.workspace)
+        yield Row("slots of streamed layers", place, gpu.streamed)
+        yield Row(f"experts, {gpu.experts} of each layer", place, gpu.expert_bytes)
+
+
+def _kv_bytes(facts: ModelFacts, options: UserOptions, dtype: str | None) -> int:
+    """Of one token."""
+    width = 4 if (options.text("--dtype") or dtype) == "float32" else 2
+    return width * facts.sizes.kv_values_per_token
+
+
+def _kv_tokens(facts: ModelFacts, machine: MachineFacts, options: UserOptions, per_token: int) -> int:
+    """As asked for, or as many as the server would choose."""
+    if (asked := options.integer("--max-total-tokens")) is not None:
+        return asked
+    context = options.integer("--context-length") or facts.sizes.context
+    return most_cached_tokens(per_token, context, machine.available_bytes)
+
+
+def check_memory(facts: ModelFacts, machine: MachineFacts, options: UserOptions, rows: Iterable[Row]) -> None:
+    """Raises DoesNotFitError if main memory, or a NUMA node's, cannot hold the rows."""
+    rows = list(rows)
+    needed = main_memory(rows)
+    if needed > machine.available_bytes:
+        ways = _ways(facts, options, rows, machine.available_bytes)
+        raise DoesNotFitError("main memory", needed, machine.available_bytes, ways)
+    for node in machine.nodes if len(machine.nodes) > 1 else ():
+        on_node = sum(row.bytes for row in rows if row.place == node_place(node))
+        if on_node > node.available_bytes:
+            raise DoesNotFitError(
+                f"NUMA node {node.number}",
+                on_node,
+                node.available_bytes,
+                ["--kt-numa-nodes with the nodes that have the memory", "freeing memory of that node"],
+            )
+
+
+def _ways(facts: ModelFacts, options: UserOptions, rows: list[Row], available: int) -> list[str]:
+    """Changes after which it fits, the mildest first."""
+    needed = main_memory(rows)
+    without_experts = needed - facts.expert_bytes - facts.bytes_per_layer
+    ways = []
+    kv = sum(row.bytes for row in rows if row.what.startswith("KV cache") and row.place == RAM)
+    if options.has("--max-total-tokens") and 0 < needed - available < kv:
+        tokens = int(options.integer("--max-total-tokens") or 0)
+        fewer = int(tokens * (kv - needed + available) / kv)
+        if fewer >= LEAST_TOKENS:
+            ways.append(f"--max-total-tokens {fewer // _TOKENS_STEP * _TOKENS_STEP} (a shorter context)")
+    if facts.container == GGUF and without_experts <= available:
+        ways.append(f"--kt-gguf-mmap: the experts stay on disk ({gigabytes(without_experts)} of RAM; slower)")
+    weights = facts.sizes.moe_layers * facts.sizes.experts * facts.sizes.expert_parameters
+    int4 = weights * _INT4_BITS / 8
+    if facts.container != GGUF and int4 < 0.8 * facts.expert_bytes and without_experts + int4 <= available:
+        ways.append(
+            f"the experts in 4 bits, by kt quant --method int4 and --kt-weight-path "
+            f"({gigabytes(without_experts + int4)} in all)"
+        )
+    layers = facts.sizes.moe_layers  # and one more while loading
+    bits = 8 * (available - without_experts) / weights * layers / (layers + 1)
+    if bits >= _FEWEST_BITS and bits * weights < 8 * facts.expert_bytes:
+        ways.append(f"a GGUF file with at most {math.floor(10 * bits) / 10} bits per weight")
+    return ways
