@@ -235,6 +235,15 @@ py::dict features() {
   return result;
 }
 
+std::string why_unavailable(kt::FeatureSet needs, const kt::CpuFeatures& f) {
+  if (f.detected.includes(needs)) return "capped by KT_KERNEL_CPU_VARIANT=" + f.cap;
+  std::string text;
+  for (const std::string& name : needs.minus(f.detected).names()) text += (text.empty() ? "" : ", ") + name;
+  // Not an instruction set, so nothing that this CPU lacks.
+  if (text == "fma_beats_dot") return "this CPU's bf16 dot products are as fast as its FMA";
+  return "this CPU lacks " + text;
+}
+
 // One dict per method and row of its codes; a method's "chosen" row is what activations="auto" takes.
 py::dict described(const kt::DispatchRow& row, const kt::Format& format) {
   const kt::CpuFeatures& f = kt::cpu_features();
@@ -249,11 +258,8 @@ py::dict described(const kt::DispatchRow& row, const kt::Format& format) {
   d["needs"] = row.needs.names();
   d["machines"] = row.machines;
   if (!f.active.includes(row.needs)) {
-    std::string text;
-    for (const std::string& name : row.needs.minus(f.detected).names()) text += (text.empty() ? "" : ", ") + name;
     d["state"] = "unavailable";
-    d["reason"] =
-        f.detected.includes(row.needs) ? "capped by KT_KERNEL_CPU_VARIANT=" + f.cap : "this CPU lacks " + text;
+    d["reason"] = why_unavailable(row.needs, f);
     return d;
   }
   d["state"] = &row == chosen ? "chosen" : "available";

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from kt_kernel import KTMoEWrapper, kt_kernel_ext
-from kt_kernel.cli.checks import Finding, Status
+from kt_kernel.cli.checks.finding import Finding, Status
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.model import HybridModel
 from kt_kernel.hybrid.options import HybridOptions

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kt_kernel.cli.checks import Finding, Status, run_check
+from kt_kernel.cli.checks.finding import Finding, Status, run_check
 from kt_kernel.cli.device_checks import paths
 from kt_kernel.cli.machine import this_machine
 from kt_kernel.cli.version import version_lines

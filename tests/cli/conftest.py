@@ -9,6 +9,9 @@ import pytest
 
 from kt_kernel.demo import ensure_demo_checkpoint
 
+# Their tests are imported by test_serve_demo.py.
+pytest.register_assert_rewrite("served_clients", "served_hostile")
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:

@@ -6,7 +6,7 @@ import torch
 from typer.testing import CliRunner
 
 from kt_kernel.cli import device_doctor
-from kt_kernel.cli.checks import Finding, Status
+from kt_kernel.cli.checks.finding import Finding, Status
 from kt_kernel.cli.main import app
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 

@@ -49,6 +49,11 @@ def register(hooks: tuple[Hook, ...]) -> None:
         _registered.append(hook)
 
 
+def registered() -> tuple[Hook, ...]:
+    """The hooks handed to SGLang in this process."""
+    return tuple(_registered)
+
+
 @functools.cache
 def verify() -> None:
     """Raise HookError naming the hooks without effect; a second call in a process that passed costs

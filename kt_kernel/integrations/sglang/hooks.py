@@ -6,6 +6,7 @@ from sglang.srt.plugins.hook_registry import HookType
 
 from kt_kernel.integrations.sglang import (
     cli,
+    client_apis,
     cpu_fixes,
     cpu_idle,
     cpu_operators,
@@ -13,6 +14,7 @@ from kt_kernel.integrations.sglang import (
     dense_weights,
     layer_hooks,
     recorded_decode,
+    request_checks,
     serving_hooks,
 )
 from kt_kernel.integrations.sglang.hooking import Hook
@@ -53,6 +55,34 @@ EVERYWHERE = (
         HookType.AROUND,
         serving_hooks.counts_padding,
         "the CPU would compute the padding of CUDA graphs",
+    ),
+    Hook(
+        "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
+        HookType.BEFORE,
+        request_checks.check_samples,
+        "a request for a million samples is copied a million times",
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+        HookType.BEFORE,
+        request_checks.check_request,
+        "ids outside the vocabulary end the scheduler",
+    ),
+    *(
+        Hook(
+            "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
+            f".{action}_expert_distribution_record",
+            HookType.BEFORE,
+            client_apis.require_recording,
+            "a server that records nothing must not answer that it does",
+        )
+        for action in ("start", "stop", "dump")
+    ),
+    Hook(
+        "sglang.srt.entrypoints.ollama.serving.OllamaServing._convert_options_to_sampling_params",
+        HookType.AROUND,
+        client_apis.ollama_sampling,
+        "Ollama's API does not sample as the model's makers say",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.run_event_loop",
