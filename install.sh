@@ -2,13 +2,14 @@
 # Installs this package and SGLang into .venv beside this file, serves the demo model, runs the tests.
 usage() {
   cat <<'TEXT'
-usage: ./install.sh [--cpu|--cuda] [deps | build | serve [SERVER OPTIONS] | test [PYTEST OPTIONS]]
+usage: ./install.sh [--cpu|--cuda] [deps | build | serve [SERVER OPTIONS] | check | test [PYTEST OPTIONS]]
 
   deps    create .venv; install torch, SGLang and the demo's weights into it
   build   compile this package and install it into .venv (after deps)
   (none)  deps, then build
   serve   all of the above where needed, then serve the demo model: ./install.sh serve --port 31000
-  test    all of the above where needed, then run the test suite with the format and lint check
+  check   format, lint, types, and the tests that need no server and no emulated CPU: a few minutes, before a commit
+  test    all of the above where needed, then run the whole test suite, the checks of format, lint and types among it
 
   --cpu, --cuda        instead of looking for an NVIDIA GPU
 
@@ -313,14 +314,38 @@ install_cuda_test_packages() {
 
 cuda_test_packages_key() { { cat "$CUDA_TEST_PACKAGES" && "$VENV/bin/python" --version; } | hash_of; }
 
-install_test_tools() {
+install_pytest() {
   once tests "$(hash_of <tests/requirements.lock)" "installing the test tools" "see the last lines above" \
     pip_install --no-deps -r tests/requirements.lock
+}
+
+install_test_tools() {
+  install_pytest
   once cuda-packages "$(cuda_test_packages_key)" \
     "installing what tests of CUDA code need without a GPU (0.2 GB to download, 0.7 GB on disk)" \
     "see the last lines above; if a version is missing there, pip's index or this Python lacks a package of \
 $CUDA_TEST_PACKAGES: set PIP_EXTRA_INDEX_URL to an index that has it, or KT_PYTHON=python3.11" \
     install_cuda_test_packages
+}
+
+# What `check` leaves to `test`: whole folders with servers or models, emulated CPUs, machine code, other processes.
+readonly NOT_CHECKED=(convert gguf_files serving sglang_cuda transformers
+  cli/test_serve_demo.py cli/test_install_sh.py cli/test_demo_cache.py
+  hybrid/test_capture.py hybrid/test_forked_child.py hybrid/test_ranks.py hybrid/test_routing.py
+  hybrid/test_simulated_bus.py
+  kernels/test_amx_instructions.py kernels/test_device_headers.py kernels/test_every_cpu_variant.py
+  kernels/test_idle_threads.py kernels/test_instruction_leaks.py kernels/test_old_cpus.py)
+
+check() {
+  local left_out
+  deps
+  build
+  install_pytest
+  unlock
+  scripts/format.sh --check || fail "files are not as the formatter writes them, or lint found something" "scripts/format.sh"
+  "$VENV/bin/mypy" || fail "mypy found wrong types" "see the lines above; CONTRIBUTING.md says how types are checked"
+  for left_out in "${NOT_CHECKED[@]}"; do set -- "$@" --ignore "tests/$left_out"; done
+  KT_TEST_SWEEP=small "$VENV/bin/pytest" tests -q -n 2 --dist worksteal "$@"
 }
 
 run_tests() {
@@ -364,6 +389,7 @@ main() {
       build
       ;;
     serve) serve "$@" ;;
+    check) check "$@" ;;
     test) run_tests "$@" ;;
     *)
       usage >&2

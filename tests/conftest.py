@@ -10,9 +10,13 @@ import fcntl
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 HERE = Path(__file__)
+# The same examples in every run, however busy the machine.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.hookimpl(wrapper=True)

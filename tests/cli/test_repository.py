@@ -20,11 +20,17 @@ def test_tree_is_formatted_and_lint_clean():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_support_matrix_is_current():
+def test_types_are_right():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", ["support_matrix.py", "extension_stub.py"])
+def test_what_is_written_by_a_script_is_current(script):
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/support_matrix.py", "--check"], capture_output=True
+        [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

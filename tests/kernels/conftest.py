@@ -28,6 +28,8 @@ What could not run on this machine, and why, is listed at the end of the test ru
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trapped_amx
 from formats import SMALL_SWEEP
@@ -47,4 +49,6 @@ def pytest_collection_modifyitems(items):
     Formats, methods and shapes come in multiples of 2 and 3: with a period of 5 each of them stays.
     """
     if SMALL_SWEEP:
-        items[:] = [item for place, item in enumerate(items) if place % 5 < 2]
+        ours = [item for item in items if item.path.parent == Path(__file__).parent]
+        left_out = {item for place, item in enumerate(ours) if place % 5 >= 2}
+        items[:] = [item for item in items if item not in left_out]
