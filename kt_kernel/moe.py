@@ -437,10 +437,16 @@ class KTMoEWrapper:
     def encoding(self, ranks: int) -> ExpertEncoding:
         """How `write_expert` writes this layer's experts for `ranks` devices.
 
-        Raises ConfigurationError if they cannot be cut so, CallOrderError before the weights are loaded.
+        Raises ConfigurationError if they cannot be cut so, FeatureUnavailableError if they have biases,
+        CallOrderError before the weights are loaded.
         """
         if self._stored is None:
             raise self._not_loaded()
+        if self._stored.has_biases:
+            raise FeatureUnavailableError(
+                f"not available yet: the experts of layer {self.layer_idx} have biases, and such experts are "
+                "not copied to a device; use no option that moves experts, and no device experts."
+            )
         config = self._config
         return ExpertEncoding(
             self.method,
@@ -518,6 +524,7 @@ class _Stored:
     group_size: int
     scale_dtype: torch.dtype | None
     global_scales: torch.Tensor
+    has_biases: bool
 
     @classmethod
     def of(cls, experts: LayerExperts, order: list[int]) -> _Stored:
@@ -530,6 +537,7 @@ class _Stored:
             experts.group_size,
             None if scale is None else scale.dtype,
             torch.tensor(factors, dtype=torch.float32),
+            bool(experts.bias_addresses(order)),
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from kt_kernel.errors import CheckpointError, FeatureUnavailableError
+from kt_kernel.errors import CheckpointError
 from kt_kernel.gguf_model.fields import Fields
 
 Names = Mapping[str, str]
@@ -248,6 +248,25 @@ def _minimax_m2(fields: Fields) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(fields: Fields) -> dict[str, Any]:
+    """Layers with a window and without take turns; limit and slope of the activation stand in no file."""
+    window = fields.integer("attention.sliding_window")
+    kinds = ("sliding_attention", "full_attention")
+    return {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "head_dim": fields.head_dim,
+        "intermediate_size": fields.expert_size,
+        "num_local_experts": fields.experts,
+        "rope_parameters": {"beta_fast": 32.0, "beta_slow": 1.0, **fields.rope, "truncate": False},
+        "sliding_window": window,
+        "layer_types": [kinds[layer % 2] for layer in range(fields.layers)],
+        "attention_bias": fields.has("attn_q.bias"),
+        "swiglu_limit": 7.0,
+        "swiglu_alpha": 1.702,
+    }
+
+
 # ---- the table ------------------------------------------------------------------------------------
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -305,17 +324,23 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             },
             experts=ExpertNames("block_sparse_moe.experts", "w1", "w3", "w2"),
         ),
+        Architecture(
+            "gpt-oss",
+            _gpt_oss,
+            layer={
+                **_ATTENTION,
+                "attn_sinks.weight": "self_attn.sinks",
+                "post_attention_norm": "post_attention_layernorm",
+            },
+            moe_layer={"ffn_gate_inp": "mlp.router"},
+        ),
     )
 }
-
-_NOT_YET = {"gpt-oss": "its experts have biases, which the kernels do not add"}
 
 
 def require_architecture(fields: Fields) -> Architecture:
     """The row of a file; raises a KTError in one sentence for a model that cannot be served from one."""
     name, path = fields.file.architecture, fields.file.path
-    if name in _NOT_YET:
-        raise FeatureUnavailableError(f"not available yet: '{path}' is {name}, and {_NOT_YET[name]}.")
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"'{path}' is of the architecture {name!r}, which cannot be served from a GGUF file alone; known "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kt_kernel.errors import CheckpointError
+from kt_kernel.errors import CheckpointError, FeatureUnavailableError
 from kt_kernel.formats.dense_matrix import DenseMatrix
 from kt_kernel.gguf.experts import METHOD, GgufExperts
 from kt_kernel.gguf.model import GgufModel
@@ -98,7 +98,8 @@ class DenseWeights:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Some routed experts of a layer, for devices: three matrices each, under published names.
 
-        Raises what method LLAMAFILE does where they are not as the metadata say.
+        Raises what method LLAMAFILE does where they are not as the metadata say, and FeatureUnavailableError
+        for experts with biases.
         """
         names, fields = self._architecture.experts, self._fields
         sizes = {
@@ -107,6 +108,11 @@ class DenseWeights:
             "intermediate": fields.expert_size,
         }
         with GgufExperts(self.file).layer(layer, METHOD, **sizes) as stored:
+            if any(matrix.bias is not None for matrix in stored.all()):
+                raise FeatureUnavailableError(
+                    f"not available yet: the experts of '{self.file.path}' have biases, and such experts of "
+                    "a GGUF file are not put on a device; use no device experts."
+                )
             for expert in experts:
                 for projection, matrices in (
                     (names.gate, stored.gate),

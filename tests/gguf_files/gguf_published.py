@@ -145,6 +145,31 @@ MODELS = {
 }
 
 
+# Window of 8: every sequence here is longer. The limit is the published one, which no file holds.
+MODELS["gpt_oss"] = Published(
+    "gpt-oss",
+    "GptOssForCausalLM",
+    "GptOssConfig",
+    {
+        "head_dim": 32,
+        "intermediate_size": 32,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 2.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 512,
+        },
+    },
+)
+
+
 def random_model(name: str, **changes: Any) -> transformers.PreTrainedModel:
     """The model in bfloat16 with random weights; no tensor is like another."""
     published = MODELS[name]
@@ -225,8 +250,9 @@ def _metadata(architecture: str, config: Any) -> dict[str, object]:
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": rope["factor"],
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
-            "rope.scaling.yarn_log_multiplier": 0.1 * rope["mscale_all_dim"],
         }
+        if "mscale_all_dim" in rope:
+            keys["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
     if (head_dim := getattr(config, "head_dim", None)) is not None and config.model_type != "deepseek_v3":
         keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     return keys | _OF_ARCHITECTURE.get(architecture, lambda config: {})(config)
@@ -279,7 +305,15 @@ def _minimax(config: Any) -> dict[str, object]:
     }
 
 
+def _gpt_oss(config: Any) -> dict[str, object]:
+    return {
+        "attention.sliding_window": config.sliding_window,
+        "expert_feed_forward_length": config.intermediate_size,
+    }
+
+
 _OF_ARCHITECTURE = {
+    "gpt-oss": _gpt_oss,
     "qwen3moe": _qwen,
     "qwen2moe": _qwen,
     "deepseek2": _deepseek,
@@ -298,7 +332,9 @@ def _tensors(
     experts: dict[str, dict[int, torch.Tensor]] = {}
     for name, values in tensors.items():
         base, _, tail = name.partition(".experts.")
-        if tail:
+        if tail and architecture == "gpt-oss":
+            yield from _gpt_oss_experts(names, name, values)
+        elif tail:
             expert, _, rest = tail.partition(".")
             experts.setdefault(f"{base}.experts.{rest}", {})[int(expert)] = values
         elif name.endswith("kv_b_proj.weight") and style.kv_b == "halves":
@@ -312,6 +348,18 @@ def _tensors(
         for name, of_layer in experts.items()
     }
     yield from _STYLES_OF_EXPERTS[style.experts](stacked)
+
+
+def _gpt_oss_experts(
+    names: gguf.TensorNameMap, name: str, values: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """gate and up apart and upright, which transformers has transposed and column by column in turn."""
+    stem, bias = name.removesuffix("_bias"), name.endswith("_bias")
+    rows = values if bias else values.transpose(1, 2)
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[stem.rpartition(".")[2]]
+    for at, part in enumerate(parts):
+        published = f"{stem.rpartition('.')[0]}.{part}.{'bias' if bias else 'weight'}"
+        yield _name(names, published), rows[:, at :: len(parts)].contiguous()
 
 
 def _single(stacked: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -342,6 +390,7 @@ def _architecture(name: str) -> gguf.MODEL_ARCH:
 
 def _name(names: gguf.TensorNameMap, published: str) -> str:
     published = published.replace("e_score_correction_bias", "e_score_correction.bias")
+    published = published.replace("self_attn.sinks", "self_attn.sinks.weight")
     found = names.get_name(published, try_suffixes=(".weight", ".bias"))
     assert found is not None, published
     return found
@@ -372,13 +421,18 @@ def with_rounded_experts(tensors: dict[str, torch.Tensor], kind: Type) -> dict[s
         blocks = gguf.quants.quantize(values.float().numpy(), kind)
         return torch.from_numpy(gguf.quants.dequantize(blocks, kind).copy())
 
-    return {
-        name: rounded(values) if ".experts." in name else values.float() for name, values in tensors.items()
-    }
+    def of(name: str, values: torch.Tensor) -> torch.Tensor:
+        if ".experts." not in name or name.endswith("_bias"):
+            return values.float()
+        if values.dim() == 3:  # transposed, as transformers has gpt-oss's
+            return rounded(values.transpose(1, 2).contiguous()).transpose(1, 2).contiguous()
+        return rounded(values)
+
+    return {name: of(name, values) for name, values in tensors.items()}
 
 
 def _stored(name: str, values: torch.Tensor, kind: Type) -> Stored:
-    if values.dim() < 2:
+    if values.dim() < 2 or name.endswith(".bias"):
         return numbers(name, tuple(values.shape), Type.F32, lambda: values)
     if kind in (Type.BF16, Type.F16, Type.F32):
         return numbers(name, tuple(values.shape), kind, lambda: values)

@@ -20,3 +20,9 @@ def test_tokens_and_logits_are_those_of_transformers(family, device_experts, tin
     model = load(tiny_checkpoint(family), num_gpu_experts=wanted)
     result = agreement(model, reference)
     assert result.holds(), str(result)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "minimax_m3", "ernie4_5_moe", "hunyuan_v1_moe"])
+def test_other_activations_biases_and_names_of_the_configuration(family, tiny_checkpoint, tiny_reference):
+    result = agreement(load(tiny_checkpoint(family)), tiny_reference(family))
+    assert result.holds(), str(result)

@@ -26,6 +26,13 @@ def test_tokens_and_logits_are_those_of_the_decoded_model(
     assert result.holds(), str(result)
 
 
+def test_gpt_oss_as_published(quantised_checkpoint, quantised_reference):
+    """MXFP4 of all experts at once, gate and up in turn, with biases."""
+    model = load(quantised_checkpoint("gpt-oss") / "served", activations="bf16")
+    result = agreement(model, quantised_reference("gpt-oss"))
+    assert result.holds(), str(result)
+
+
 @pytest.mark.parametrize("layout", ["kimi-k2-thinking", "qwen3-nvfp4"])
 def test_int8_activations_change_little(layout, quantised_checkpoint, quantised_reference):
     model = load(quantised_checkpoint(layout) / "served", activations="int8")

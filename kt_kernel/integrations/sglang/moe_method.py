@@ -131,13 +131,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             (layer.num_fused_shared_experts > 0, "shared experts fused into the routed ones"),
             (config.activation != "silu", f"the activation {config.activation!r}"),
             (not config.is_gated, "experts without a gate projection"),
-            (
-                config.gemm1_alpha is not None and config.gate_up_interleaved,
-                "gate and up projections in alternating rows",
-            ),
             (config.gemm1_beta not in (None, 1.0), f"the activation offset {config.gemm1_beta}"),
             (config.apply_router_weight_on_input, "router weights applied to the input"),
-            (bool(attributes.get("with_bias")), "experts with biases"),
         ):
             if is_so:
                 raise FeatureUnavailableError(

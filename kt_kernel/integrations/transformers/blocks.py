@@ -4,6 +4,8 @@ transformers 5 stores the experts of a layer in one module with the weights of a
 
     gate_up_proj [E, 2I, H]    down_proj [E, H, I]    forward(hidden [T, H], ids [T, k], weights [T, k])
 
+or both transposed, with or without biases.
+
 Router, shared experts and scaling are other modules, so replacing this one serves every family alike. Flags
 that transformers' own fast kernels go by say how the weights are laid out.
 """
@@ -13,12 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
+from kt_kernel.integrations.transformers.activations import Swiglu, swiglu_of
 
 _WEIGHTS = ("gate_up_proj", "down_proj")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -26,22 +27,20 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 # (flag of an experts module, the value we compute with, what another value means)
 _FLAGS = (
     ("has_gate", True, "experts without a gate projection"),
-    ("has_bias", False, "experts with biases"),
-    ("is_transposed", False, "experts whose weights are stored transposed"),
-    ("is_concatenated", True, "gate and up projections in alternating rows"),
     ("_is_expert_parallel", False, "experts spread over several processes"),
 )
 
 
 @dataclass(frozen=True)
 class ExpertsBlock:
-    """The experts of one layer: `path` of the module in the model, and its sizes."""
+    """The experts of one layer: `path` of the module in the model, its sizes and activation."""
 
     path: str
     layer_idx: int
     num_experts: int
     hidden_size: int
     intermediate_size: int
+    swiglu: Swiglu
 
 
 class UnloadedExperts(nn.Module):
@@ -56,7 +55,7 @@ def find_experts(model: nn.Module) -> list[ExpertsBlock]:
     """The experts of all layers in ascending order; their weights may be on the meta device.
 
     Raises ConfigurationError if there are none, FeatureUnavailableError if they compute something else than
-    a SwiGLU without biases, or differ in number.
+    a SwiGLU, or differ in number.
     """
     blocks = [
         module.block if isinstance(module, UnloadedExperts) else _describe(path, module)
@@ -103,29 +102,19 @@ def _describe(path: str, module: nn.Module) -> ExpertsBlock:
             f"'{path}' does not say which layer its experts belong to, expected '...layers.<number>...'; use "
             "another model."
         )
-    if not _computes_swiglu(module):
+    swiglu = swiglu_of(module)
+    if swiglu is None:
         raise FeatureUnavailableError(
             f"'{path}' ({type(module).__name__}) computes something else between its projections than "
-            "silu(gate) * up, which is not available; use another model."
+            "silu(gate) * up or its clamped variants, which is not available; use another model."
         )
-    num_experts, hidden, intermediate = module.down_proj.shape
-    if module.gate_up_proj.shape != (num_experts, 2 * intermediate, hidden):
+    gate_up, down = module.gate_up_proj.shape, module.down_proj.shape
+    if getattr(module, "is_transposed", False):
+        gate_up, down = (shape[:1] + shape[:0:-1] for shape in (gate_up, down))
+    num_experts, hidden, intermediate = down
+    if gate_up != (num_experts, 2 * intermediate, hidden):
         raise FeatureUnavailableError(
             f"'{path}' has gate_up_proj {list(module.gate_up_proj.shape)} and down_proj "
             f"{list(module.down_proj.shape)}, expected [E, 2I, H] and [E, H, I]; use another model."
         )
-    return ExpertsBlock(path, int(found[1]), num_experts, hidden, intermediate)
-
-
-@torch.no_grad()
-def _computes_swiglu(module: Any) -> bool:
-    """Tried with values small and large, so that clamping and other slopes show."""
-    # While a model is built, the default device is meta, and the default dtype that of the model.
-    values = torch.tensor([-100.0, -3.0, -0.5, 0.0, 0.5, 3.0, 100.0], dtype=torch.float32, device="cpu")
-    pairs = torch.cartesian_prod(values, values)
-    try:
-        product = module._apply_gate(pairs)
-    except (AttributeError, RuntimeError):
-        return False
-    expected = nn.functional.silu(pairs[:, :1]) * pairs[:, 1:]
-    return product.shape == expected.shape and torch.allclose(product, expected)
+    return ExpertsBlock(path, int(found[1]), num_experts, hidden, intermediate, swiglu)

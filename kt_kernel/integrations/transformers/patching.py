@@ -21,6 +21,9 @@ from kt_kernel.moe import KTMoEWrapper
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# What families call the number of experts of a token.
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk")
+
 # transformers runs a whole prompt in one call, and its attention needs more memory for it than we do.
 _MOST_TOKENS = 1 << 20
 
@@ -91,6 +94,8 @@ class _LayerBuilder:
                 self._dtype,
                 self._hybrid.device,
                 encoding=wrapper.encoding(self._hybrid.ranks.size),
+                swiglu_limit=block.swiglu.limit,
+                swiglu_alpha=block.swiglu.alpha,
             )
 
         placement = LayerPlacement(Placement.initial(mask))
@@ -109,6 +114,8 @@ class _LayerBuilder:
             hidden_size=block.hidden_size,
             moe_intermediate_size=block.intermediate_size,
             chunked_prefill_size=_MOST_TOKENS,
+            swiglu_limit=block.swiglu.limit,
+            swiglu_alpha=block.swiglu.alpha,
         )
         wrapper.load_weights(None)
         return wrapper
@@ -134,8 +141,11 @@ def _home(model: nn.Module, experts: set[str]) -> tuple[torch.device, torch.dtyp
 
 
 def _experts_per_token(config: Any) -> int:
-    top_k = getattr(config, "num_experts_per_tok", None)
-    if top_k is None:
+    found = (getattr(config, name, None) for name in _EXPERTS_PER_TOKEN)
+    top_k = next((value for value in found if value is not None), None)
+    if isinstance(top_k, (list, tuple)) and len(set(top_k)) == 1:  # Hunyuan's has one for each layer
+        top_k = top_k[0]
+    if not isinstance(top_k, int):
         raise FeatureUnavailableError(
             f"the configuration of the model ({config.model_type}) does not say how many experts a token has "
             "(num_experts_per_tok); use another model."

@@ -1,0 +1,54 @@
+"""Which SwiGLU an experts module of transformers computes: tried, not read, as its names differ by family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import silu
+
+
+@dataclass(frozen=True)
+class Swiglu:
+    """`limit` and `alpha` are KTMoEWrapper's swiglu_limit and swiglu_alpha; 0 = none."""
+
+    limit: float = 0.0
+    alpha: float = 0.0
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        if self.limit:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(self.alpha * gate) * (up + 1) if self.alpha else silu(gate) * up
+
+
+@torch.no_grad()
+def swiglu_of(module: Any) -> Swiglu | None:
+    """None if it computes something else between its projections.
+
+    Tried with values small and large, so that clamping and other slopes show.
+    """
+    # While a model is built, the default device is meta, and the default dtype that of the model.
+    values = torch.tensor([-100.0, -3.0, -0.5, 0.0, 0.5, 3.0, 100.0], dtype=torch.float32, device="cpu")
+    gate, up = torch.cartesian_prod(values, values).split(1, dim=1)
+    try:
+        product = module._apply_gate(torch.cat((gate, up), 1))  # one of each: both orders are this
+    except (AttributeError, RuntimeError):
+        return None
+    for swiglu in _candidates(module):
+        expected = swiglu(gate, up)
+        if product.shape == expected.shape and torch.allclose(product, expected):
+            return swiglu
+    return None
+
+
+def _candidates(module: Any) -> Iterator[Swiglu]:
+    yield Swiglu()
+    limits, alphas = (
+        [float(value) for name in names if isinstance(value := getattr(module, name, None), (int, float))]
+        for names in (("swiglu_limit", "limit"), ("swiglu_alpha", "alpha"))
+    )
+    for limit in limits:
+        yield Swiglu(limit)
+        yield from (Swiglu(limit, alpha) for alpha in alphas)
