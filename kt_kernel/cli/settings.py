@@ -7,7 +7,6 @@ wins over it. Options with defaults of their own get theirs through `command_def
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kt_kernel.cli.errors import CommandError
+from kt_kernel.planning.models_dir import config_root
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,9 @@ KEYS = {
 }
 
 
-def config_folder() -> Path:
-    """The folder of this file and of the index of models, whether it exists or not."""
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "kt-kernel"
-
-
 def config_file() -> Path:
     """The file, whether it exists or not."""
-    return config_folder() / "config.yaml"
+    return config_root() / "config.yaml"
 
 
 def load() -> dict[str, Any]:

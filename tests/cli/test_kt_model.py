@@ -189,6 +189,27 @@ def test_a_damaged_gguf_file_is_named(home):
     assert "x.gguf" in fails("verify", home / "x.gguf", "--quick")
 
 
+# ---- info --------------------------------------------------------------------------------------
+
+
+def test_info_says_what_the_headers_say(demo_checkpoint):
+    shown = succeeds("info", demo_checkpoint)
+    assert "mixtral (MixtralForCausalLM)" in shown and "experts BF16" in shown
+    assert "30 have 8 routed experts each" in shown and "kernel" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    found = json.loads(succeeds("info", demo_checkpoint, "--json"))
+    # 30 layers of 8 experts with three matrices of 576 x 192 in 16 bits.
+    assert found["facts"]["expert_bytes"] == 30 * 8 * 3 * 576 * 192 * 2
+    assert found["kernels"][0][0] == "BF16"
+
+
+def test_info_of_a_model_that_is_not_here_says_so(home):
+    shown = succeeds("info", "deepseek-ai/DeepSeek-V3.1")
+    assert "not on this machine: kt model download deepseek-ai/DeepSeek-V3.1" in shown
+    assert "no file was read" in shown and "experts FP8" in shown
+    assert "There is no" in one_sentence("info", "no-such-model")
+
+
 # ---- names -------------------------------------------------------------------------------------
 
 

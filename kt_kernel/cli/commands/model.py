@@ -1,4 +1,4 @@
-"""`kt model`: list, download, verify, add, remove, scan."""
+"""`kt model`: list, download, verify, info, add, remove, scan."""
 
 from __future__ import annotations
 
@@ -76,6 +76,18 @@ def verify(
     from kt_kernel.cli.models.checking import verify as run
 
     raise typer.Exit(run(model, Depth.HEADERS if quick else Depth.ALL))
+
+
+@app.command(epilog=examples("kt model info demo", "kt model info /models/Qwen3-30B-A3B --json"))
+def info(
+    model: Model,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Family, format, sizes and the CPU's kernels, from configuration and headers."""
+    from kt_kernel.cli.models.info import describe, json_text, text
+
+    found = describe(model)
+    typer.echo(json_text(found) if json else text(found))
 
 
 @app.command(

@@ -6,5 +6,6 @@ finding   checkpoints and GGUF files below a folder
 download  from the Hugging Face hub
 verify    complete, readable, and byte for byte what was recorded
 remove    what kt downloaded
+info      what a model is, from its configuration and headers
 listing, downloading, checking, removing: the commands, which print and ask
 """

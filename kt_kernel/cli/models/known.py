@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kt_kernel.cli.errors import CommandError
+from kt_kernel.cli.model import DEMO, demo_model, model_folders
 from kt_kernel.cli.models.finding import models_below
-from kt_kernel.cli.settings import configured
 from kt_kernel.planning.models_dir import hub_cache, hub_snapshot, looks_complete, read_local_models
 
 
@@ -46,6 +46,8 @@ def model_named(name: str) -> Path:
     Raises:
         CommandError: there is none.
     """
+    if name == DEMO:
+        return demo_model().path
     for model in known_models():
         if model.name == name:
             return model.path
@@ -60,21 +62,13 @@ def model_named(name: str) -> Path:
     )
 
 
-def model_folders() -> list[Path]:
-    """Those of kt config, of the user's list, and where downloads go, each once."""
-    folders = [*(configured("model-folders") or ()), *read_local_models().folders]
-    if download_folder := configured("download-folder"):
-        folders.append(download_folder)
-    return [Path(folder) for folder in dict.fromkeys(folders)]
-
-
 def _listed() -> Iterator[KnownModel]:
     for name, path in read_local_models().models.items():
         yield KnownModel(name, Path(path), "list")
 
 
 def _in_folders() -> Iterator[KnownModel]:
-    for folder in model_folders():
+    for folder in map(Path, dict.fromkeys([*model_folders(), *read_local_models().folders])):
         for path in models_below(folder):
             yield KnownModel(str(path.relative_to(folder)), path, "folder")
 
