@@ -19,6 +19,7 @@ constexpr FeatureSet kAvx512Vbmi = kAvx512Bf16 | FeatureSet{F::kAvx512vbmi};
 constexpr FeatureSet kFmaBeatsDot = {F::kFmaBeatsDot};
 constexpr FeatureSet kAmxInt8 = kAvx512Vnni | FeatureSet{F::kAmxTile, F::kAmxInt8};
 constexpr FeatureSet kAmxBf16 = kAvx512Bf16 | FeatureSet{F::kAmxTile, F::kAmxBf16};
+constexpr FeatureSet kAmxBf16Vbmi = kAvx512Vbmi | kAmxBf16;
 
 constexpr const char* kZen4 = "AMD Zen 4 (2022-), Zen 5";
 constexpr const char* kZen4CooperLake = "AMD Zen 4 (2022-), Zen 5; Intel Cooper Lake";
@@ -37,6 +38,7 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kBf16, kAvx512Bf16, &kBf16Avx512Bf16, kZen4CooperLake},
       {kForward, C::kBf16, kAvx512, &kBf16Avx512, kSkylakeSp},
       {kForward, C::kBf16, kAvx2, &kBf16Avx2, kHaswell},
+      {kForward, C::kE4m3, kAmxBf16Vbmi, &kE4m3Amx, kSapphireRapids},
       {kForward, C::kE4m3, kAvx512Vbmi | kFmaBeatsDot, &kE4m3Avx512Bf16Fma, kSapphireRapids},
       {kForward, C::kE4m3, kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4},
       {kForward, C::kE4m3, kAvx512, &kE4m3Avx512, kSkylakeSp},
@@ -49,6 +51,7 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kCode4, kAvxVnni, &kCode4Int8AvxVnni, kAlderLake},
       {kForward, C::kCode4, kAvx512, &kCode4Int8Avx512, kSkylakeSp},
       {kForward, C::kCode4, kAvx2, &kCode4Int8Avx2, kHaswell},
+      {kForward, C::kCode4, kAmxBf16, &kCode4Amx, kSapphireRapids},
       {kForward, C::kCode4, kAvx512Bf16 | kFmaBeatsDot, &kCode4Avx512Bf16Fma, kSapphireRapids},
       {kForward, C::kCode4, kAvx512Bf16, &kCode4Avx512Bf16, kZen4CooperLake},
       {kForward, C::kCode4, kAvx512, &kCode4Avx512, kSkylakeSp},
@@ -58,25 +61,31 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kInt8, kAvxVnni, &kInt8Int8AvxVnni, kAlderLake},
       {kForward, C::kInt8, kAvx512, &kInt8Int8Avx512, kSkylakeSp},
       {kForward, C::kInt8, kAvx2, &kInt8Int8Avx2, kHaswell},
+      {kForward, C::kInt8, kAmxBf16, &kInt8Amx, kSapphireRapids},
       {kForward, C::kInt8, kAvx512Bf16, &kInt8Avx512Bf16, kZen4CooperLake},
       {kForward, C::kInt8, kAvx512, &kInt8Avx512, kSkylakeSp},
       {kForward, C::kInt8, kAvx2, &kInt8Avx2, kHaswell},
+      {kForward, C::kCode5, kAmxInt8, &kCode5Int8Amx, kSapphireRapids},
       {kForward, C::kCode5, kAvx512Vnni, &kCode5Int8Avx512Vnni, kCascadeLake},
       {kForward, C::kCode5, kAvxVnni, &kCode5Int8AvxVnni, kAlderLake},
       {kForward, C::kCode5, kAvx512, &kCode5Int8Avx512, kSkylakeSp},
       {kForward, C::kCode5, kAvx2, &kCode5Int8Avx2, kHaswell},
+      {kForward, C::kCode6, kAmxInt8, &kCode6Int8Amx, kSapphireRapids},
       {kForward, C::kCode6, kAvx512Vnni, &kCode6Int8Avx512Vnni, kCascadeLake},
       {kForward, C::kCode6, kAvxVnni, &kCode6Int8AvxVnni, kAlderLake},
       {kForward, C::kCode6, kAvx512, &kCode6Int8Avx512, kSkylakeSp},
       {kForward, C::kCode6, kAvx2, &kCode6Int8Avx2, kHaswell},
+      {kForward, C::kCode3, kAmxInt8, &kCode3Int8Amx, kSapphireRapids},
       {kForward, C::kCode3, kAvx512Vnni, &kCode3Int8Avx512Vnni, kCascadeLake},
       {kForward, C::kCode3, kAvxVnni, &kCode3Int8AvxVnni, kAlderLake},
       {kForward, C::kCode3, kAvx512, &kCode3Int8Avx512, kSkylakeSp},
       {kForward, C::kCode3, kAvx2, &kCode3Int8Avx2, kHaswell},
+      {kForward, C::kCode2, kAmxInt8, &kCode2Int8Amx, kSapphireRapids},
       {kForward, C::kCode2, kAvx512Vnni, &kCode2Int8Avx512Vnni, kCascadeLake},
       {kForward, C::kCode2, kAvxVnni, &kCode2Int8AvxVnni, kAlderLake},
       {kForward, C::kCode2, kAvx512, &kCode2Int8Avx512, kSkylakeSp},
       {kForward, C::kCode2, kAvx2, &kCode2Int8Avx2, kHaswell},
+      {kForward, C::kCode4Wide, kAmxInt8, &kCode4WideInt8Amx, kSapphireRapids},
       {kForward, C::kCode4Wide, kAvx512Vnni, &kCode4WideInt8Avx512Vnni, kCascadeLake},
       {kForward, C::kCode4Wide, kAvxVnni, &kCode4WideInt8AvxVnni, kAlderLake},
       {kForward, C::kCode4Wide, kAvx512, &kCode4WideInt8Avx512, kSkylakeSp},

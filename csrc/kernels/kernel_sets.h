@@ -22,17 +22,20 @@ extern const KernelSet kE4m3Avx2;
 extern const KernelSet kE4m3Avx512;
 extern const KernelSet kE4m3Avx512Bf16;
 extern const KernelSet kE4m3Avx512Bf16Fma;  // many tokens by FMA, with the same bits
+extern const KernelSet kE4m3Amx;
 
 // 4-bit codes, a table of 16 values, with scales of any type: kernels/<folder>/code4*.cc.
 extern const KernelSet kCode4Avx2;
 extern const KernelSet kCode4Avx512;
 extern const KernelSet kCode4Avx512Bf16;
 extern const KernelSet kCode4Avx512Bf16Fma;
+extern const KernelSet kCode4Amx;
 
 // Signed bytes with fp32 scales: kernels/<folder>/int8*.cc.
 extern const KernelSet kInt8Avx2;
 extern const KernelSet kInt8Avx512;
 extern const KernelSet kInt8Avx512Bf16;
+extern const KernelSet kInt8Amx;
 
 // Blocks of GGUF files, of every type: kernels/<folder>/blocks.cc.
 extern const KernelSet kBlocksAvx2;
@@ -48,22 +51,27 @@ extern const KernelSet kCode2Int8Avx2;
 extern const KernelSet kCode2Int8AvxVnni;
 extern const KernelSet kCode2Int8Avx512;
 extern const KernelSet kCode2Int8Avx512Vnni;
+extern const KernelSet kCode2Int8Amx;
 extern const KernelSet kCode3Int8Avx2;
 extern const KernelSet kCode3Int8AvxVnni;
 extern const KernelSet kCode3Int8Avx512;
 extern const KernelSet kCode3Int8Avx512Vnni;
+extern const KernelSet kCode3Int8Amx;
 extern const KernelSet kCode4WideInt8Avx2;
 extern const KernelSet kCode4WideInt8AvxVnni;
 extern const KernelSet kCode4WideInt8Avx512;
 extern const KernelSet kCode4WideInt8Avx512Vnni;
+extern const KernelSet kCode4WideInt8Amx;
 extern const KernelSet kCode5Int8Avx2;
 extern const KernelSet kCode5Int8AvxVnni;
 extern const KernelSet kCode5Int8Avx512;
 extern const KernelSet kCode5Int8Avx512Vnni;
+extern const KernelSet kCode5Int8Amx;
 extern const KernelSet kCode6Int8Avx2;
 extern const KernelSet kCode6Int8AvxVnni;
 extern const KernelSet kCode6Int8Avx512;
 extern const KernelSet kCode6Int8Avx512Vnni;
+extern const KernelSet kCode6Int8Amx;
 extern const KernelSet kInt8Int8Avx2;
 extern const KernelSet kInt8Int8AvxVnni;
 extern const KernelSet kInt8Int8Avx512;

@@ -1,10 +1,10 @@
 // BF16 weights on AMX: TDPBF16PS multiplies a 16 x 32 tile of activations by a 32 x 16 tile of weights.
 //
 // A panel of 32 rows is two B tiles wide and its 64-byte rows [pair of k][16 rows][2] are what the instruction wants,
-// so weights go from memory to tiles untouched. Two A tiles (32 tokens) x two B tiles fill four C tiles. Each output
-// element sees the same tile steps of 32 columns in ascending k whatever the number of tokens, so one token costs the
-// same instructions with fewer tile rows and gives the same bits. Memory, not the tile unit, decides below ~100 tokens
-// per expert: one token moves 2 KiB of weights per step of at most 32 cycles.
+// so weights go from memory to tiles untouched. Each output element sees the same tile steps of 32 columns in ascending
+// k whatever the number of tokens, so one token costs the same instructions with fewer tile rows and gives the same
+// bits. Memory, not the tile unit, decides below ~100 tokens per expert: one token moves 2 KiB of weights per step of
+// at most 32 cycles.
 #include <immintrin.h>
 
 #include "kernels/kernel_sets.h"
@@ -13,11 +13,7 @@ namespace {
 
 #include "kernels/amx/tile_config-inl.h"
 
-constexpr int kPairBytes = 2 * kLineBytes;                  // a pair of k across a panel
-constexpr int kStepBytes = kPairBytes * (kt::kPanelK / 2);  // one tile step: 32 columns of k
-constexpr int kStepLines = kStepBytes / kLineBytes;
-// Few tokens: how far ahead the weights are fetched, two tile steps.
-constexpr int kAheadBytes = 2 * kStepBytes;
+#include "kernels/amx/tile_loop-inl.h"
 
 // From this many blocks of tokens on, each fetches a part of the next panel. Xeon 6, 2 threads, 2026-11-21: shape S
 // with 64 tokens per expert (2 blocks) takes 66 ms when the first block streams, 81 ms when the fetching is shared;
@@ -25,11 +21,8 @@ constexpr int kAheadBytes = 2 * kStepBytes;
 constexpr int kSharedFetchBlocks = 4;
 
 struct Block {
-  const uint8_t* weights;
-  const uint8_t* prefetch;  // lines to bring near while this block computes: `prefetch_lines` of every kStepLines
-  int prefetch_lines;
-  const uint8_t* a;
-  size_t a_bytes;  // row stride
+  Operands operands;
+  Ahead ahead;
   float* c;
   size_t c_bytes;
   int steps;
@@ -37,49 +30,25 @@ struct Block {
 };
 
 template <bool kBothHalves>
-inline __attribute__((always_inline)) void multiply(const Block& b) {
-  const uint8_t* a_low = b.a;
-  const uint8_t* a_high = a_low + kTileRows * b.a_bytes;
-  uint8_t* c_low = reinterpret_cast<uint8_t*>(b.c);
-  uint8_t* c_high = c_low + kTileRows * b.c_bytes;
+void multiply(const Block& b) {
+  using Tiles = TileBlock<Bf16Products, kBothHalves>;
   if (b.store == kt::Store::kAccumulate) {
-    _tile_loadd(0, c_low, b.c_bytes);
-    _tile_loadd(1, c_low + kLineBytes, b.c_bytes);
-    if (kBothHalves) {
-      _tile_loadd(2, c_high, b.c_bytes);
-      _tile_loadd(3, c_high + kLineBytes, b.c_bytes);
-    }
+    Tiles::load(b.c, b.c_bytes);
   } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kBothHalves) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
+    Tiles::zero();
   }
-  const uint8_t* w = b.weights;
-  const uint8_t* ahead = b.prefetch;
-  for (int s = 0; s < b.steps; ++s) {
-    _tile_loadd(6, w, kPairBytes);
-    _tile_loadd(4, a_low + s * kLineBytes, b.a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, w + kLineBytes, kPairBytes);
-    _tile_dpbf16ps(1, 4, 7);
-    if (kBothHalves) {
-      _tile_loadd(5, a_high + s * kLineBytes, b.a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    for (int line = 0; line < b.prefetch_lines; ++line) __builtin_prefetch(ahead + line * kLineBytes, 0, 2);
-    w += kStepBytes;
-    ahead += b.prefetch_lines * kLineBytes;
-  }
-  _tile_stored(0, c_low, b.c_bytes);
-  _tile_stored(1, c_low + kLineBytes, b.c_bytes);
-  if (kBothHalves) {
-    _tile_stored(2, c_high, b.c_bytes);
-    _tile_stored(3, c_high + kLineBytes, b.c_bytes);
-  }
+  Tiles::multiply(b.operands, b.steps * kLineBytes, kLineBytes, b.ahead);
+  Tiles::store(b.c, b.c_bytes);
+}
+
+// Few blocks of tokens: the first streams the panel from memory, fetching ahead, and A is near for the next panel.
+// Many: they share out the fetching of the next panel, and A comes from L2.
+Ahead ahead_of(const Operands& operands, size_t panel_stride, int blocks, int block, int steps, int tokens) {
+  if (blocks < kSharedFetchBlocks) return {operands.b + kAheadBytes, block == 0 ? kStepLines : 0, 0, 0, nullptr};
+  const int lines = (kStepLines + blocks - 1) / blocks;
+  const size_t share = static_cast<size_t>(steps) * lines * kLineBytes;
+  const uint8_t* next_rows = operands.a + kBlockTokens * operands.a_stride;
+  return {operands.b + panel_stride + block * share, lines, tokens, steps * kLineBytes, next_rows};
 }
 
 void gemm(const kt::GemmArgs& g) {
@@ -93,22 +62,10 @@ void gemm(const kt::GemmArgs& g) {
     for (int i = 0; i < blocks; ++i) {
       const int first = i * kBlockTokens;
       const int tokens = g.tokens - first < kBlockTokens ? g.tokens - first : kBlockTokens;
-      if (tokens != configured) {
-        const TileConfig config(tokens, kLineBytes);
-        _tile_loadconfig(&config);
-        configured = tokens;
-      }
-      // Few blocks of tokens: the first streams the panel from memory, fetching ahead; the others find it in L2. Many:
-      // they share out the fetching of the next panel.
-      const bool stream = blocks < kSharedFetchBlocks;
-      const int lines = !stream ? (kStepLines + blocks - 1) / blocks : i == 0 ? kStepLines : 0;
-      const uint8_t* ahead =
-          stream ? panel + kAheadBytes : panel + panel_stride + static_cast<size_t>(i) * steps * lines * kLineBytes;
-      const Block block = {panel,
-                           ahead,
-                           lines,
-                           g.a.data + first * g.a.stride,
-                           g.a.stride,
+      configured = configure(configured, tokens, kLineBytes);
+      const Operands operands = {g.a.data + first * g.a.stride, g.a.stride, panel};
+      const Block block = {operands,
+                           ahead_of(operands, panel_stride, blocks, i, steps, tokens),
                            g.c + first * g.c_stride + p * kt::kPanelRows,
                            g.c_stride * sizeof(float),
                            steps,

@@ -24,15 +24,10 @@ using Ops = Avx512Vnni;
 
 #include "kernels/amx/tile_config-inl.h"
 
-#include "kernels/amx/integer-inl.h"
+#include "kernels/amx/tile_loop-inl.h"
 
-// A panel is [columns / 4][32 rows][4], which is two B tiles wide.
-struct SignedBytes {
-  static constexpr bool kInPlace = true;
-  static const uint8_t* weights(const kt::GemmArgs& g, const uint8_t* panel, int begin, int) {
-    return IntegerCodes8::at(*g.layout, panel, begin);
-  }
-};
+#include "kernels/amx/tiles-inl.h"
 }  // namespace
 
-constexpr kt::KernelSet kt::kInt8Int8Amx = integer_tile_set<IntegerCodes8, SignedBytes>("int8_int8.amx");
+constexpr kt::KernelSet kt::kInt8Int8Amx =
+    integer_tile_set<IntegerCodes8, TilesInPlace<IntegerCodes8>>("int8_int8.amx");

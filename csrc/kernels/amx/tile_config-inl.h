@@ -24,3 +24,13 @@ struct TileConfig {
     rows[6] = rows[7] = static_cast<uint8_t>(depth_bytes / 4);
   }
 };
+
+// Shapes the tiles for `tokens`, unless `configured` is what they are for already; returns what they are for. A call
+// that shapes tiles releases them at its end, so that no thread holds tiles while it sleeps or runs something else.
+static inline __attribute__((always_inline)) int configure(int configured, int tokens, int depth_bytes) {
+  if (tokens != configured) {
+    const TileConfig config(tokens, depth_bytes);
+    _tile_loadconfig(&config);
+  }
+  return tokens;
+}

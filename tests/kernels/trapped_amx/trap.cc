@@ -150,13 +150,18 @@ void on_illegal_instruction(int number, siginfo_t* info, void* context) {
   Registers values;
   for (int r = 0; r < 16; ++r) values.general[r] = static_cast<uint64_t>(registers[kOfEncoding[r]]);
   values.rip = static_cast<uint64_t>(registers[REG_RIP]);
-  const Instruction instruction = decode(code, values);
+  Instruction instruction = decode(code, values);
   if (instruction.operation == Operation::kNone) {
     pass_on(number, info, context);
     return;
   }
-  if (const char* why = execute(instruction)) die(why, code);
-  registers[REG_RIP] += instruction.length;
+  // And those that follow at once: a trap costs more than most of them. They change no general register.
+  for (; instruction.operation != Operation::kNone; instruction = decode(code, values)) {
+    if (const char* why = execute(instruction)) die(why, code);
+    values.rip += instruction.length;
+    code += instruction.length;
+  }
+  registers[REG_RIP] = static_cast<greg_t>(values.rip);
   errno = saved_errno;
 }
 

@@ -1,0 +1,34 @@
+// 6-bit weights and int8 activations: few tokens by VPDPBUSD, many by AMX, TDPBSSD.
+#include <immintrin.h>
+
+#include "kernels/kernel_sets.h"
+
+namespace {
+// In this order: each builds on the ones before.
+#include "kernels/avx512/ops-inl.h"
+
+#include "kernels/avx512/integer-inl.h"
+
+#include "kernels/avx512/vnni-inl.h"
+using Ops = Avx512Vnni;
+
+#include "kernels/scales-inl.h"
+
+#include "kernels/lows-inl.h"
+
+#include "kernels/planes-inl.h"
+
+#include "kernels/composite-inl.h"
+
+#include "kernels/integer_codes6-inl.h"
+
+#include "kernels/gemm-inl.h"
+
+#include "kernels/amx/tile_config-inl.h"
+
+#include "kernels/amx/tile_loop-inl.h"
+
+#include "kernels/amx/tiles-inl.h"
+}  // namespace
+
+constexpr kt::KernelSet kt::kCode6Int8Amx = integer_tile_set<IntegerCodes6>("code6_int8.amx");
