@@ -1,12 +1,10 @@
-"""A benchmark's rows for machines (JSON lines) and for people (lines as they come, one table at the end)."""
+"""A benchmark's rows for machines (JSON lines) and for people (lines as they come)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-
-from rich.table import Table
 
 from kt_kernel import __cpu_variant__
 from kt_kernel.bench.measure import Row
@@ -40,25 +38,26 @@ def text_line(row: Row) -> str:
     )
 
 
-def method_table(rows: Sequence[Row]) -> Table:
-    """One line per method, one column per token count, and the verdict."""
-    counts = sorted({row.tokens for row in rows})
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("method", "kernel", *(f"{n} token{'s' if n > 1 else ''}" for n in counts), "verdict"):
-        table.add_column(column)
-    for method in dict.fromkeys(row.method for row in rows):
-        own = {row.tokens: row for row in rows if row.method == method}
-        cells = [_cell(own[count]) for count in counts]
-        word = verdict(list(own.values()))
-        colour = {GOOD: "green", BELOW: "yellow"}.get(word, "default")
-        table.add_row(method, next(iter(own.values())).kernel, *cells, f"[{colour}]{word}[/]")
-    return table
+_HEAD = ("method", "kernel", "tokens", "ms", "GB/s", "read", "peak", "target")
 
 
-def _cell(row: Row) -> str:
-    nearer = "read" if row.share_of_read > row.share_of_peak else "peak"
-    limit = nearer if row.target is None or row.target.limit == "roof" else row.target.limit
-    lines = [f"{row.ms:.2f} ms", f"{row.share(limit):.0%} of {limit}"]
-    if row.misses_target:
-        lines.append(f"[yellow]target {row.target.share:.0%}[/]")
-    return "\n".join(lines)
+def head_line() -> str:
+    """Over `table_line`s; 80 columns at most."""
+    return _table_line(_HEAD)
+
+
+def table_line(row: Row) -> str:
+    """One measurement: shares of the measured read bandwidth and of the arithmetic's peak, and the verdict:
+    "good", or the share it should have ("75% read"), or "-" without a target.
+    """
+    word = verdict([row])
+    if row.misses_target and row.target is not None:
+        word = f"{row.target.share:.0%} {row.target.limit}"
+    figures = (f"{row.ms:.2f}", f"{row.gigabytes_per_second:.1f}")
+    shares = (f"{row.share_of_read:.0%}", f"{row.share_of_peak:.0%}")
+    return _table_line((row.method, row.kernel, str(row.tokens), *figures, *shares, word))
+
+
+def _table_line(cells: Sequence[str]) -> str:
+    method, kernel, tokens, ms, speed, read, peak, target = cells
+    return f"{method:15}{kernel:23}{tokens:>6}{ms:>9}{speed:>6}{read:>5}{peak:>5}  {target}".rstrip()

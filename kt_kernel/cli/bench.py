@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.machine import native_extension, this_machine
+from kt_kernel.cli.tables import WIDTH
 
 if TYPE_CHECKING:
     from kt_kernel.bench.measure import Row
+
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell gives it."""
 
 
 @dataclass(frozen=True)
@@ -54,34 +60,56 @@ def plan(methods: Sequence[str], shape: str, tokens: str, threads: int | None) -
     )
 
 
-def print_json(chosen: Plan) -> None:
-    """One JSON line per method and token count, as soon as it is measured."""
+def print_json(chosen: Plan) -> int:
+    """One JSON line per method and token count, as soon as it is measured; returns the exit status."""
     from kt_kernel.bench.report import json_line
 
-    for row in _rows(chosen):
-        typer.echo(json_line(row))
+    return _each_row(chosen, lambda row: typer.echo(json_line(row)))
 
 
-def print_table(chosen: Plan) -> None:
-    """The limits, and one line per method with its verdict."""
+def print_table(chosen: Plan) -> int:
+    """The limits, and one line per measurement, as soon as it is made; returns the exit status."""
     from kt_kernel.bench.limits import describe_limits
-    from kt_kernel.bench.report import method_table
+    from kt_kernel.bench.report import head_line, table_line
 
-    rows = []
-    with Console(stderr=True).status("measuring") as status:
-        for row in _rows(chosen):
-            rows.append(row)
-            status.update(f"measured {row.method} with {row.tokens} token(s)")
-    console = Console()
-    console.out(describe_limits(chosen.threads, rows[0].limits), highlight=False)
-    console.out(f"shape {chosen.shape}, weights from memory, medians, bytes as a checkpoint stores them")
-    console.print(method_table(rows))
+    heads: list[str] = []
+
+    def show(row: Row) -> None:
+        if not heads:
+            heads.extend(textwrap.wrap(describe_limits(chosen.threads, row.limits), WIDTH))
+            heads.append(
+                f"shape {chosen.shape}; weights from memory; medians; bytes as a checkpoint has them"
+            )
+            typer.echo("\n".join([*heads, "", head_line()]))
+        typer.echo(table_line(row))
+
+    return _each_row(chosen, show)
 
 
-def _rows(chosen: Plan) -> Iterator[Row]:
+def _each_row(chosen: Plan, show: Callable[[Row], None]) -> int:
+    """Ctrl-C ends it; what was measured has been shown."""
     from kt_kernel.bench.measure import QUICK, measure_method
     from kt_kernel.bench.shapes import SHAPES
+    from kt_kernel.cli.busy_cores import warning
 
     logging.getLogger("kt_kernel.formats.methods").setLevel(logging.WARNING)  # the kernels are in the table
-    for method in chosen.methods:
-        yield from measure_method(method, SHAPES[chosen.shape], chosen.tokens, chosen.threads, QUICK)
+    if sentence := warning():
+        typer.echo(f"kt: {sentence}", err=True)
+    for number, method in enumerate(chosen.methods):
+        _show_progress(f"measuring {method} ({number + 1} of {len(chosen.methods)})")
+        try:
+            rows = measure_method(method, SHAPES[chosen.shape], chosen.tokens, chosen.threads, QUICK)
+        except KeyboardInterrupt:
+            _show_progress("")
+            typer.echo(f"kt: stopped after {number} of {len(chosen.methods)} methods", err=True)
+            return INTERRUPTED
+        _show_progress("")
+        for row in rows:
+            show(row)
+    return 0
+
+
+def _show_progress(text: str) -> None:
+    """On a line that is written over; only for a person."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r\033[K{text}", nl=False, err=True)

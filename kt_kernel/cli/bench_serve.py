@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from kt_kernel.cli.bench import INTERRUPTED
 from kt_kernel.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from kt_kernel.bench.serving.figures import Figures, Level
     from kt_kernel.bench.serving.requests import Server
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as a shell gives it."""
 
 _SEED = 20261130
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from kt_kernel.bench.layer import RandomLayer
 from kt_kernel.bench.measure import Effort, measure_method, peak_limit
 from kt_kernel.bench.report import verdict
 from kt_kernel.bench.targets import Target, gguf_target, target_for
-from kt_kernel.cli import bench
+from kt_kernel.cli import bench, busy_cores
 from kt_kernel.cli.main import app
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
@@ -75,18 +76,49 @@ def test_json_has_a_line_for_every_method_and_token_count(tiny):
         assert row["gigabytes_per_second"] * 1e9 / read == pytest.approx(row["share_of_read"])
 
 
-def test_table_has_a_verdict_for_every_method(tiny):
+def test_table_has_a_line_for_every_measurement_within_80_columns(tiny):
     result = kt_bench("--tokens", "1,3")
     assert result.exit_code == 0, result.output
-    chosen = {
-        row["method"]: row["kernel"]
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    chosen = [
+        [row["method"], row["kernel"], tokens]
         for row in kt_kernel_ext.dispatch_table()
         if row["state"] == "chosen" and row["format"] in (row["method"], "Q8_0")
-    }
-    for method, kernel in chosen.items():
-        line = next(line for line in result.stdout.splitlines() if line.split()[:2] == [method, kernel])
-        assert "good" in line or "below target" in line
-    assert "1 token " in result.stdout and "3 tokens" in result.stdout
+        for tokens in ("1", "3")
+    ]
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[:3] for line in lines if line and line[0] in kt_kernel_ext.METHODS] == chosen
+    assert all(line[7:] for line in lines if line[:3] in chosen), "a verdict is missing"
+
+
+def test_ctrl_c_keeps_what_was_measured(tiny, monkeypatch):
+    def measure_two(method, *arguments):
+        if method == kt_kernel_ext.METHODS[2]:
+            raise KeyboardInterrupt
+        return measure_method(method, *arguments)
+
+    monkeypatch.setattr(measure, "measure_method", measure_two)
+    result = kt_bench("--json", "--tokens", "1")
+    assert result.exit_code == 130
+    assert [json.loads(line)["method"] for line in result.stdout.splitlines()] == list(kt_kernel_ext.METHODS)[
+        :2
+    ]
+    assert f"stopped after 2 of {len(kt_kernel_ext.METHODS)} methods" in result.stderr
+
+
+def test_other_programs_on_the_cores_are_mentioned(tiny, monkeypatch):
+    stats = iter(["cpu 0 0\ncpu0 5 0 5 90 0 0 0 0 0 0\ncpu7 0 0 0 9 0", "cpu0 95 0 15 90 0\ncpu7 0 0 0 99 0"])
+    monkeypatch.setattr(busy_cores, "_STAT", SimpleNamespace(read_text=lambda: next(stats)))
+    monkeypatch.setattr(busy_cores.os, "sched_getaffinity", lambda process: {0, 7})
+    monkeypatch.setattr(busy_cores.time, "sleep", lambda seconds: None)
+    assert "other programs keep 1.0 of 2 cores busy" in busy_cores.warning()
+
+
+def test_waiting_for_a_disk_is_not_busy():
+    before, after = (
+        busy_cores.read_ticks(text) for text in ("cpu0 1 1 1 1 1 0 0 0", "cpu0 1 1 1 51 51 0 0 0")
+    )
+    assert busy_cores.busy_cores(before, after, {0}) == 0.0
 
 
 def test_one_method_can_be_chosen(tiny):

@@ -46,10 +46,7 @@ def kernels(
     from kt_kernel.cli.bench import plan, print_json, print_table
 
     chosen = plan(method or (), shape, tokens, threads)
-    if json:
-        print_json(chosen)
-    else:
-        print_table(chosen)
+    raise typer.Exit(print_json(chosen) if json else print_table(chosen))
 
 
 @app.command(
