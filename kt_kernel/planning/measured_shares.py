@@ -46,7 +46,7 @@ _NARROW = {
 _TILES_MULTIPLY = 0.20
 
 # Of float32 matrices, which torch multiplies (the demo, doc/run.md).
-FLOAT32_READ = 0.35
+FLOAT32_READ = 0.28
 
 STEP_SECONDS = 1.8e-3
 """Of a decode step outside the operators: SGLang's scheduler (doc/operators.md, 2026-11-30)."""
