@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -17,33 +17,71 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def view(before: Reading, now: Reading, trouble: str = "") -> Group:
-    """The whole screen. `before` is `now` for the first reading; `trouble` says why there is no newer one."""
+    """Everything. `before` is `now` for the first reading; `trouble` says why there is no newer one."""
+    return Group(*_above(before, now, trouble), *_layers(before.report, now.report, now.report["layers"]))
+
+
+def screen_view(
+    before: Reading, now: Reading, trouble: str, first_layer: int, console: Console
+) -> tuple[Group, int]:
+    """As much as fits on the screen, with the layers from `first_layer` on if there are so many.
+
+    Returns also the layer that is first now: the end of the list stays at the end of the screen.
+    """
+    above = _above(before, now, trouble)
+    layers = now.report["layers"]
+    used = len(console.render_lines(Group(*above), console.options.update(height=None))) + 2  # head, keys
+    room = max(1, console.size.height - used)
+    first = max(0, min(first_layer, len(layers) - room))
+    shown = layers[first : first + room]
+    table = _layers(before.report, now.report, shown)
+    keys = "q quits"
+    if table and len(shown) < len(layers):
+        keys = (
+            f"layers {first + 1} to {first + len(shown)} of {len(layers)}; arrows and space scroll, q quits"
+        )
+    return Group(*above, *table, Text(keys, style="dim", no_wrap=True)), first
+
+
+def _above(before: Reading, now: Reading, trouble: str) -> list[RenderableType]:
     parts: list[RenderableType] = [_summary(before, now)]
-    if trouble:  # above the layers: a terminal cuts off what does not fit
-        parts.append(f"[red]{escape(trouble)}[/]")
-    return Group(*parts, _layers(before.report, now.report))
+    if trouble:
+        parts.append(Text(trouble, style="red", no_wrap=True, overflow="ellipsis"))
+    return parts
 
 
 def _summary(before: Reading, now: Reading) -> Table:
-    report, earlier = now.report, before.report
-    seconds = now.time - before.time
     table = Table(title=escape(now.model), title_justify="left", box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, text in (
-        ("experts", _experts(report)),
-        (
-            "hit rate",
-            f"{percent(recent_hit_rate([earlier], [report]))} now, {percent(report['hit_rate'])} in all",
-        ),
+    for name, text in _figures(before, now):
+        table.add_row(name, text)
+    return table
+
+
+def _figures(before: Reading, now: Reading) -> list[tuple[str, str]]:
+    """Without slots on a device there are no hits, and nothing is moved or copied."""
+    report, earlier = now.report, before.report
+    seconds = now.time - before.time
+    experts = ("experts", _experts(report))
+    cpu = ("CPU", _cpu(earlier["cpu"], report["cpu"], seconds))
+    if not has_slots(report):
+        return [experts, ("prefill", _prefill(report["prefill"])), cpu]
+    hits = f"{percent(recent_hit_rate([earlier], [report]))} now, {percent(report['hit_rate'])} in all"
+    return [
+        experts,
+        ("hit rate", hits),
         ("moved", f"{report['experts_moved']} experts in {report['updates']} updates"),
         ("copied", _copied(earlier, report, seconds)),
         ("prefill", _prefill(report["prefill"])),
-        ("CPU", _cpu(earlier["cpu"], report["cpu"], seconds)),
+        cpu,
         ("misses", _misses(report)),
-    ):
-        table.add_row(name, text)
-    return table
+    ]
+
+
+def has_slots(report: Report) -> bool:
+    """Whether any layer has room for experts on a device."""
+    return any(layer["capacity"] for layer in report["layers"])
 
 
 def _experts(report: Report) -> str:
@@ -80,13 +118,16 @@ def _misses(report: Report) -> str:
     return f"policy {report['miss_policy']}, {later}"
 
 
-def _layers(earlier: Report, report: Report) -> Table:
+def _layers(earlier: Report, report: Report, shown: list[dict[str, Any]]) -> list[RenderableType]:
+    """A table of these layers; without slots on a device there is nothing to say of each."""
+    if not has_slots(report):
+        return []
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("layer", "slots", "version", "hits now", "", "in all"):
         table.add_column(name, no_wrap=True, min_width=len(name) or _BAR_CELLS)
     table.add_column("experts on the device")  # the only one that gives way: its cells are cut below
     known = {layer["layer"]: layer for layer in earlier["layers"]}
-    for layer in report["layers"]:
+    for layer in shown:
         rate = recent_hit_rate([known.get(layer["layer"], layer)], [layer])
         table.add_row(
             str(layer["layer"]),
@@ -97,7 +138,7 @@ def _layers(earlier: Report, report: Report) -> Table:
             percent(layer["hit_rate"]),
             Text(ranges(layer["device_experts"]), no_wrap=True, overflow="ellipsis"),
         )
-    return table
+    return [table]
 
 
 def recent_hit_rate(earlier: Iterable[dict[str, Any]], now: Iterable[dict[str, Any]]) -> float | None:

@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import sys
+import termios
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from kt_kernel.cli.keys import pressed_keys
 from kt_kernel.cli.main import app
 from kt_kernel.cli.reading import Reading
 from kt_kernel.cli.top import TopSettings, watch
-from kt_kernel.cli.top_view import bar, percent, ranges, recent_hit_rate, size, view
+from kt_kernel.cli.top_view import bar, percent, ranges, recent_hit_rate, screen_view, size, view
 
 REPORT = {
     "layers": [
@@ -178,6 +183,70 @@ def test_a_terminal_shows_the_same(server):
     console = Console(width=200, height=40, force_terminal=True, record=True, legacy_windows=False)
     watch(TopSettings("127.0.0.1", server.server_address[1], 0.1, 2), console)
     assert "75.0 % now" in console.export_text()
+
+
+def many_layers() -> dict:
+    report = copy.deepcopy(REPORT)
+    report["layers"] = [report["layers"][0] | {"layer": number} for number in range(48)]
+    return report
+
+
+def shown_on(height: int, first_layer: int, report: dict, trouble: str = "") -> tuple[list[str], int]:
+    console = Console(width=80, height=height, force_terminal=False)
+    reading = Reading("tiny", report, 10.0)
+    with console.capture() as captured:
+        text, first = screen_view(reading, reading, trouble, first_layer, console)
+        console.print(text)
+    return captured.get().splitlines(), first
+
+
+@pytest.mark.parametrize(("wanted", "first"), [(0, 0), (5, 5), (-3, 0), (1000, None)])
+@pytest.mark.parametrize(
+    "trouble", ["", "No server answers at http://127.0.0.1:30000/server_info " + "x" * 99]
+)
+def test_layers_that_do_not_fit_can_be_scrolled_to(wanted, first, trouble):
+    lines, now_first = shown_on(24, wanted, many_layers(), trouble)
+    assert len(lines) <= 24
+    numbers = [int(line.split()[0]) for line in lines if line[:2].strip().isdigit()]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) and len(numbers) >= 5
+    assert numbers[0] == now_first == (48 - len(numbers) if first is None else first)
+    assert lines[-1].startswith(f"layers {now_first + 1} to {numbers[-1] + 1} of 48")
+
+
+def test_without_experts_on_a_device_nothing_is_said_of_hits():
+    report = copy.deepcopy(REPORT) | {"device_experts": 0, "hit_rate": None}
+    report["layers"] = [layer | {"capacity": 0, "device_experts": []} for layer in report["layers"]]
+    shown = text_of(report, report)
+    assert "0 of 32 on the device" in shown and "40.0 GB/s" in shown
+    assert not any(word in shown for word in ("hit", "slots", "copied", "misses"))
+
+
+def test_q_ends_the_watch_and_arrows_scroll(server, monkeypatch):
+    Handler.answers = [{"kt": many_layers()}]
+    pressed = iter(["down", "down", "up", "x", "q"])
+    asked = []
+
+    @contextmanager
+    def keys():
+        yield lambda seconds: asked.append(seconds) or next(pressed)
+
+    monkeypatch.setattr("kt_kernel.cli.keys.pressed_keys", keys)
+    console = Console(width=80, height=24, force_terminal=True, record=True, legacy_windows=False)
+    watch(TopSettings("127.0.0.1", server.server_address[1], 60.0, None), console)
+    assert len(asked) == 5 and "layers 3 to" in console.export_text()
+
+
+@pytest.mark.parametrize(("typed", "key"), [("q", "q"), ("\033[A", "up"), ("\033[6~", "page down"), ("", "")])
+def test_keys_are_read_without_enter_and_the_terminal_is_left_as_it_was(typed, key, monkeypatch):
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, closefd=True) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        before = termios.tcgetattr(stdin.fileno())
+        with pressed_keys() as wait:
+            os.write(ours, typed.encode())
+            assert wait(5.0 if typed else 0.0) == key
+        assert termios.tcgetattr(stdin.fileno()) == before
+    os.close(ours)
 
 
 def test_no_server_is_one_sentence(server):

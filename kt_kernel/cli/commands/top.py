@@ -21,7 +21,7 @@ def top(
         float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two readings.")
     ] = 1.0,
     readings: Annotated[
-        int | None, typer.Option("--readings", "-n", min=1, help="Stop after so many; default: at Ctrl-C.")
+        int | None, typer.Option("--readings", "-n", min=1, help="Stop after so many; default: at q.")
     ] = None,
 ) -> None:
     """Watch where a running server's experts live: hit rates, moved experts, bytes, CPU speed."""
