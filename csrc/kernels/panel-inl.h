@@ -9,12 +9,15 @@ struct Panel {
   using Tables = typename Codes::Tables;
   static constexpr int kLanes = Ops::kLanes;
   static constexpr int kVecs = kt::kPanelRows / kLanes;  // vectors across a panel
-  // Distance of the software prefetch, with the scales beside the codes. (Zen 5, 1 thread, 2026-11-21, cold RAWINT4
-  // panels of K = 2048: 2 KiB without the scales and the start of the next panels 68 % of the read bandwidth, 4 KiB
-  // with them 95 %. Emerald Rapids, 2 threads, 2026-11-21, shape S, one token: 8 KiB instead of 4 make FP8 6 % faster,
-  // MXFP8 10 %, 4-bit codes not; 16 KiB make BF16 4 % slower.)
+  // Distance of the software prefetch, with the scales beside the codes, into L2: into L1 the few lines that it can ask
+  // for at once set the pace. (Zen 4, 2026-11-30, 1 / 2 threads, cold panels of K = 2048, one token, share of the read
+  // bandwidth: Q4_K 65-69 / 65-84 % into L1 256 columns ahead, 82 / 85-94 % into L2, 81-85 / 88-95 % 512 columns ahead,
+  // 81 / 92-94 % 1024; besides into L1 512 bytes ahead 94 / 91 %, but Q8_0 then 78 % instead of 84 % on one.
+  // Zen 5, 1 thread, 2026-11-21, cold RAWINT4 into L1: 2 KiB ahead without the scales and the start of the next panels
+  // 68 %, 4 KiB with them 95 %. Emerald Rapids, 2 threads, 2026-11-21, shape S, into L1: 8 KiB instead of 4 make FP8
+  // 6 % faster, MXFP8 10 %; 16 KiB make BF16 4 % slower.)
   static constexpr int kAheadBytes = 4096;
-  static constexpr int kAheadK = Codes::kScaled ? 256 : kAheadBytes / Codes::kChunkBytes * Codes::kChunkK;
+  static constexpr int kAheadK = Codes::kScaled ? 512 : kAheadBytes / Codes::kChunkBytes * Codes::kChunkK;
 
   static inline kt::PanelHeader header_of(const kt::PanelLayout& layout, const uint8_t* panel) {
     kt::PanelHeader header;

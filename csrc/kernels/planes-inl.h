@@ -23,6 +23,6 @@ struct OnePlane {
   static inline __attribute__((always_inline)) Cursor next(Cursor chunk) { return chunk + kBytes; }
   static inline __attribute__((always_inline)) Cursor shifted(Cursor chunk, size_t bytes) { return chunk + bytes; }
   static inline __attribute__((always_inline)) void prefetch(Cursor chunk) {
-    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(chunk + line, 0, 3);
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(chunk + line, 0, 2);
   }
 };

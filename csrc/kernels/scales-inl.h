@@ -54,7 +54,7 @@ struct RecordPerGroup {
   inline __attribute__((always_inline)) Place at(const uint8_t* panel, int group) const {
     return panel + first + group * stride;
   }
-  static inline __attribute__((always_inline)) void prefetch(Place record) { __builtin_prefetch(record, 0, 3); }
+  static inline __attribute__((always_inline)) void prefetch(Place record) { __builtin_prefetch(record, 0, 2); }
 };
 
 // Records of kSuperK columns: what these have in common, in kCommonBytes, and then kGroupBytes for each group.
@@ -76,8 +76,8 @@ struct RecordOfGroups {
     return {record, record + kCommonBytes + (group & (groups - 1)) * kGroupBytes};
   }
   static inline __attribute__((always_inline)) void prefetch(Place place) {
-    __builtin_prefetch(place.common, 0, 3);
-    __builtin_prefetch(place.own, 0, 3);
+    __builtin_prefetch(place.common, 0, 2);
+    __builtin_prefetch(place.own, 0, 2);
   }
 };
 

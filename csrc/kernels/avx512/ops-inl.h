@@ -22,9 +22,10 @@ struct Avx512 {
   static constexpr int kSumTokens = 5;
   static constexpr int kDotsAtOnce = 1;
   static constexpr int kFewTokens = 4;
-  // More panels at once are more streams than the prefetchers follow (Zen 5, 2026-11-21, cold RAWINT4: 4 sums 95 % of
-  // the read bandwidth, 8 sums 62 %).
-  static constexpr int kFewVectors = 4;
+  // (Zen 4, 2 threads, 2026-11-30, cold Q8_0: 8 sums 87 % of the read bandwidth, 4 sums 75 %, 16 no more; Q4_K 44 GB/s
+  // a core from L2 instead of 42. Zen 5, 2026-11-21, when codes were fetched into L1: RAWINT4 95 % with 4, 62 %
+  // with 8.)
+  static constexpr int kFewVectors = 8;
 
   static inline Vec zero() { return _mm512_setzero_ps(); }
   static inline Vec set(float x) { return _mm512_set1_ps(x); }
