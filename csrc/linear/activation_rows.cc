@@ -7,7 +7,7 @@
 namespace kt {
 namespace {
 
-// A piece for few tokens is a stream long enough for the prefetchers, and there are enough of them to share evenly.
+// A piece for few tokens is some streams long enough for the prefetchers, and there are enough of them to share evenly.
 constexpr size_t kPieceBytes = size_t{128} << 10;
 constexpr int kPiecesPerThread = 4;
 constexpr int kManyTokens = 32;
@@ -43,7 +43,7 @@ bool are_aligned(const MatrixView& x) {
 
 int panels_per_piece(int panels, size_t panel_bytes, int64_t tokens, int threads) {
   const int even = panels / (kPiecesPerThread * threads);
-  const int stream = static_cast<int>(kPieceBytes / panel_bytes);
+  const int stream = std::max(kFewPanels, static_cast<int>(kPieceBytes / panel_bytes) / kFewPanels * kFewPanels);
   return std::max(1, std::min({even, kMostPanelsPerPiece, tokens >= kManyTokens ? kMostPanelsPerPiece : stream}));
 }
 

@@ -71,20 +71,23 @@ void Linear::Pass::reserve(const Work& work) {
 }
 
 void Linear::Pass::run() {
-  const int conversions = ceil_div(static_cast<int>(x_.rows), kTokensPerConversion);
+  const int tokens = static_cast<int>(x_.rows);
+  std::vector<const Operand*> converted;
   for (const Operand& operand : operands_) {
-    if (operand.converted == nullptr) continue;
-    engine_.pools().for_each(conversions, [&](const Worker& worker, int piece) {
-      convert(worker, operand, piece * kTokensPerConversion,
-              std::min(static_cast<int>(x_.rows), (piece + 1) * kTokensPerConversion));
-    });
+    if (operand.converted != nullptr) converted.push_back(&operand);
   }
+  const int conversions = ceil_div(tokens, kTokensPerConversion);  // of each operand
+  const auto convert_piece = [&](const Worker& worker, int piece) {
+    const int first = piece % conversions * kTokensPerConversion;
+    convert(worker, *converted[piece / conversions], first, std::min(tokens, first + kTokensPerConversion));
+  };
+  const auto multiply_piece = [&](const Worker& worker, int subpool, int piece) { multiply(worker, subpool, piece); };
   std::vector<int> pieces(engine_.pools().subpools());
   for (const Work& work : work_) {
     for (size_t s = 0; s < pieces.size(); ++s) pieces[s] += ceil_div(work.panels[s].count(), work.panels_per_piece);
   }
-  engine_.pools().for_each_in_subpools(
-      pieces, [&](const Worker& worker, int subpool, int piece) { multiply(worker, subpool, piece); });
+  engine_.pools().run({Phase::of(static_cast<int>(converted.size()) * conversions, convert_piece),
+                       Phase::in_subpools(pieces, multiply_piece)});
 }
 
 void Linear::Pass::convert(const Worker& worker, const Operand& operand, int first, int last) {

@@ -14,7 +14,8 @@ constexpr size_t kPieceBytes = size_t{256} << 10;
 constexpr int kManyTokens = 32;
 constexpr int kPairsForMany = 8;
 
-// A strip of hidden columns keeps one fp32 sum per token: at most this many bytes of sums for many tokens.
+// A strip of hidden columns keeps one fp32 sum per token: at most this many bytes of sums for many tokens. For few
+// tokens it is kFewPanels wide: the last strips are what threads wait for.
 constexpr size_t kSumBytes = size_t{1} << 20;
 constexpr int kMaxStripPanels = 8;
 
@@ -80,7 +81,9 @@ ForwardPass::ForwardPass(Engine& engine, PassBuffers& buffers, const LayerConfig
 
 int ForwardPass::pairs_per_piece(const ActiveExpert& expert) const {
   if (expert.pairs >= kManyTokens) return kPairsForMany;
-  return std::max(1, static_cast<int>(kPieceBytes / (gate_.layout.panel_bytes + up_.layout.panel_bytes)));
+  constexpr int kFewPairs = kFewPanels / 2;
+  const int stream = static_cast<int>(kPieceBytes / (gate_.layout.panel_bytes + up_.layout.panel_bytes));
+  return std::max(kFewPairs, stream / kFewPairs * kFewPairs);
 }
 
 void ForwardPass::plan_hidden(Operand& operand, Buffer& buffer) {
@@ -117,7 +120,8 @@ void ForwardPass::plan_pieces() {
     const int threads = engine_.pools().threads_in(s);
     const int even_share = std::max(1, panels / (4 * threads));  // four strips a thread even out delays
     const int fits = std::max(2, static_cast<int>(kSumBytes / panel_sums));
-    const int per_strip = std::min({kMaxStripPanels, even_share, fits});
+    const int most = args_.routing.tokens < kManyTokens ? kFewPanels : kMaxStripPanels;
+    const int per_strip = std::min({most, even_share, fits});
     const auto pieces_of = [&](const ActiveExpert& expert) {
       return ceil_div(weights_.panels(Projection::kGate, s).count(), pairs_per_piece(expert));
     };

@@ -44,13 +44,13 @@ def random_blocks(ggml_type: str, shape: Shape) -> LayerExperts:
     generator = torch.Generator().manual_seed(1)
     hidden, inner = shape.hidden, shape.intermediate
     gate, up, down = (
-        [ExpertMatrix(name, _matrix(ggml_type, rows, columns, generator))]
+        [ExpertMatrix(name, random_matrix(ggml_type, rows, columns, generator))]
         for name, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner))
     )
     return LayerExperts(gate, up, down, formats=(ggml_type,) * 3)
 
 
-def _matrix(ggml_type: str, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+def random_matrix(ggml_type: str, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     """uint8 [rows, bytes of a row]."""
     row = TYPES[ggml_type]
     blocks = torch.randint(
