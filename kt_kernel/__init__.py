@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kt_kernel import kt_kernel_ext as kt_kernel_ext
     from kt_kernel.calls.masks import generate_gpu_experts_masks as generate_gpu_experts_masks
     from kt_kernel.checkpoint.sources import detect_method as detect_method
+    from kt_kernel.integrations.sglang.own_program import Engine as Engine
     from kt_kernel.integrations.transformers.patching import patch as patch
     from kt_kernel.moe import KTMoEWrapper as KTMoEWrapper
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Engine",
     "KTMoEWrapper",
     "detect_method",
     "generate_gpu_experts_masks",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Engine": "kt_kernel.integrations.sglang.own_program",
     "KTMoEWrapper": "kt_kernel.moe",
     "detect_method": "kt_kernel.checkpoint.sources",
     "generate_gpu_experts_masks": "kt_kernel.calls.masks",

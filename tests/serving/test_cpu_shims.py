@@ -60,6 +60,17 @@ def test_other_programs_are_left_alone():
     assert run(program, KT_SGLANG_CPU_SHIMS="1") == "StandInFinder 1"
 
 
+def test_a_program_that_imports_sglang_gets_them_and_one_that_looks_for_it_does_not():
+    program = (
+        "import importlib.util, sys\n"
+        "importlib.util.find_spec('sglang')\n"
+        "print(sys.meta_path[-1].__name__)\n"
+        "import sglang\n"
+        "print(sys.meta_path[-1].__name__, 'FirstImport' in str(sys.meta_path))"
+    )
+    assert run(WITHOUT_TRITON + program).splitlines() == ["PathFinder", "StandInFinder False"]
+
+
 def test_the_user_environment_counts_more():
     program = "import os; print(os.environ['TORCHDYNAMO_DISABLE'], os.environ['SGLANG_USE_CPU_ENGINE'])"
     assert run(program, KT_SGLANG_CPU_SHIMS="1", TORCHDYNAMO_DISABLE="0") == "0 1"

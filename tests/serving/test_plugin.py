@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ def run(*command: object) -> list[str]:
     """The lines of standard output of `python *command`, a program that imports SGLang."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
-        env={**clean_environment(), "KT_SGLANG_CPU_SHIMS": "1"},
+        env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -90,3 +92,21 @@ def test_engine_takes_the_flags_as_arguments(tiny_checkpoint, tmp_path: Path):
     on_cpu, spread = (run(program, model, json.dumps(options)) for options in (kt, placed))
     assert on_cpu[-2:] == spread[-2:]
     assert len(json.loads(on_cpu[-1])) == 12
+
+
+def test_example_of_the_documentation_runs(tiny_checkpoint, tmp_path: Path):
+    page = Path(__file__).parents[2] / "doc/python.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (example,) = (text for text in examples if "Engine(" in text)
+    model = tiny_checkpoint("qwen3_moe")
+    program = tmp_path / "example.py"
+    program.write_text(
+        example.replace("/models/Qwen3-30B-A3B", str(model))
+        + "    from kt_kernel.integrations.sglang import cpu_operators\n    print(cpu_operators.is_open())\n"
+    )
+    answer, *_, operators = run(program)
+    assert answer and operators == str(has_stand_ins())
+
+
+def has_stand_ins() -> bool:
+    return importlib.util.find_spec("kt_sglang_cpu_shims") is not None

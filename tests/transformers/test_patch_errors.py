@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +209,36 @@ def test_loading_an_unloaded_placeholder_is_impossible_to_miss(tiny_checkpoint):
 def test_models_with_other_experts_say_which(tiny_checkpoint):
     with pytest.raises(FeatureUnavailableError, match=r"model\.layers\.0\.mlp\.experts"):
         kt_kernel.patch(on_meta("Qwen3MoeForCausalLM", "Qwen3MoeConfig", hidden_act="gelu"), weight_path="x")
+
+
+def test_weights_must_be_named(tiny_reference):
+    with pytest.raises(
+        ConfigurationError, match=r"weight_path is not given, .*patch\(model, weight_path="
+    ) as raised:
+        kt_kernel.patch(tiny_reference("qwen3_moe"))
+    assert "\n" not in str(raised.value)
+
+
+def test_saving_a_patched_model_is_refused_because_its_experts_would_be_missing(tiny_checkpoint, tmp_path):
+    path = tiny_checkpoint("qwen3_moe")
+    with pytest.raises(FeatureUnavailableError, match="cannot be saved") as raised:
+        load(path).save_pretrained(tmp_path)
+    assert str(path) in str(raised.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_ends_before_anything_is_loaded(tiny_checkpoint):
+    with pytest.raises(ConfigurationError, match="finds no CUDA device here; give device='cpu'"):
+        loading.from_pretrained(tiny_checkpoint("qwen3_moe"), device="cuda")
+
+
+def test_first_example_of_the_documentation_runs(tiny_checkpoint):
+    """On the device that this machine has."""
+    page = Path(__file__).resolve().parents[2] / "doc/transformers.md"
+    example = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[1]
+    path = tiny_checkpoint("qwen3_moe")
+    program = example.replace("/models/Qwen3-30B-A3B", str(path))
+    assert program != example
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The capital of France is") and "'device_experts': [" in done.stdout

@@ -46,9 +46,18 @@ def from_pretrained(
             f"there is no directory '{path}'; give the local directory of a downloaded checkpoint, or a "
             ".gguf file."
         )
+    _check_device(torch.device(device))
     expert_options = {"weight_path": path, **expert_options}
     ExpertOptions(**expert_options).weight_method()  # what is wrong ends here, not after minutes
     return patch(_without_experts(path, dtype).to(device), **expert_options)
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"device is '{device}', but torch {torch.__version__} finds no CUDA device here; give "
+            "device='cpu'."
+        )
 
 
 def _without_experts(path: str, dtype: torch.dtype | None) -> transformers.PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -39,6 +40,12 @@ def patch(model: Model, **options: Any) -> Model:
     Raises ConfigurationError or FeatureUnavailableError if the model cannot be patched, CheckpointError if
     the weights do not fit it; the model is then as it was.
     """
+    if "weight_path" not in options:
+        raise ConfigurationError(
+            "weight_path is not given, expected the directory or GGUF file with the expert weights (this "
+            f"model was loaded from {getattr(model, 'name_or_path', '')!r}); give patch(model, "
+            "weight_path=...)."
+        )
     chosen = ExpertOptions(**options)
     if isinstance(getattr(model, "kt", None), HybridModel):
         raise CallOrderError("the model is patched already; load it again to change its options.")
@@ -69,6 +76,7 @@ def patch(model: Model, **options: Any) -> Model:
         replace_module(model, block.path, HybridExperts(layer))
     model.requires_grad_(requires_grad=False)
     model.kt = hybrid
+    model.save_pretrained = _refuse_to_save(chosen.weight_path)
     _decoder(model).register_forward_pre_hook(_begin_step(hybrid))
     return model.eval()
 
@@ -151,6 +159,17 @@ def _experts_per_token(config: Any) -> int:
             "(num_experts_per_tok); use another model."
         )
     return top_k
+
+
+def _refuse_to_save(weight_path: str | os.PathLike) -> Callable[..., None]:
+    def save_pretrained(*arguments: Any, **options: Any) -> None:
+        """Raises FeatureUnavailableError: the experts are no parameters, and would be left out."""
+        raise FeatureUnavailableError(
+            "a patched model cannot be saved: its experts are packed for the CPU and would be missing "
+            f"from the checkpoint; they are those of '{os.fspath(weight_path)}', copy that."
+        )
+
+    return save_pretrained
 
 
 def _decoder(model: nn.Module) -> nn.Module:

@@ -6,15 +6,15 @@ CPU wheel. Nothing of them runs there, so stand-ins that exist, and say so clear
 them, are enough.
 
 How it starts: `kt_sglang_cpu_shims.pth` makes every interpreter of the environment call
-`on_interpreter_start()`. That function must stay tiny: it imports nothing, looks at the command line, and
-returns unless the command is SGLang's and the machine has no GPU device node. Then it sets the environment
-SGLang needs on a CPU and appends one finder to the END of `sys.meta_path`: a real triton, torchvision or
-sgl_kernel always wins.
+`on_interpreter_start()`. That function must stay tiny: it imports nothing and looks at the command line. If
+the command is SGLang's, or as soon as another program (a script with `sglang.Engine`) imports something of
+SGLang, and the machine has no GPU device node, it sets the environment SGLang needs on a CPU and appends one
+finder to the END of `sys.meta_path`: a real triton, torchvision or sgl_kernel always wins.
 
-The environment variable `KT_SGLANG_CPU_SHIMS` overrides the decision: `1` = on (a script that uses
-`sglang.Engine`, or a CPU server on a machine that has a GPU), `0` = off. It is set to `1` on activation, so
-that the scheduler and detokenizer processes, which multiprocessing starts with a command line of its own,
-follow their parent. `KT_CPU_OPERATORS` (`on`, `off`) does the same for kt-kernel's CPU operators (gate.py).
+The environment variable `KT_SGLANG_CPU_SHIMS` overrides the decision: `1` = on (a CPU server on a machine
+that has a GPU), `0` = off. It is set to `1` on activation, so that the scheduler and detokenizer processes,
+which multiprocessing starts with a command line of its own, follow their parent. `KT_CPU_OPERATORS` (`on`,
+`off`) does the same for kt-kernel's CPU operators (gate.py).
 """
 
 import os
@@ -57,8 +57,28 @@ def has_gpu_device_node():
 
 def on_interpreter_start():
     switch = os.environ.get(SWITCH)
-    if switch == "1" or (switch is None and is_sglang_command(sys.orig_argv) and not has_gpu_device_node()):
+    if switch == "1":
         activate()
+    elif switch is None and not is_sglang_command(sys.orig_argv):
+        sys.meta_path.insert(0, FirstImport)
+    elif switch is None and not has_gpu_device_node():
+        activate()
+
+
+class FirstImport:
+    """First entry of `sys.meta_path` of any other program until it imports a module below `sglang`.
+
+    Not at `sglang` itself: that is also what programs ask for which only want to know whether it is there.
+    """
+
+    @staticmethod
+    def find_spec(fullname, path=None, target=None):
+        if not fullname.startswith("sglang."):
+            return None
+        sys.meta_path.remove(FirstImport)
+        if not has_gpu_device_node():
+            activate()
+        return None
 
 
 def activate():
