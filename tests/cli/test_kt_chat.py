@@ -13,10 +13,10 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from typer.testing import CliRunner
 
-from kt_kernel.cli.chat import ChatSettings
 from kt_kernel.cli.conversation.commands import COMMANDS
 from kt_kernel.cli.conversation.reading import terminal_session
 from kt_kernel.cli.conversation.screen import TerminalScreen
+from kt_kernel.cli.conversation.settings import ChatSettings
 from kt_kernel.cli.main import app
 
 

@@ -6,13 +6,11 @@ All tests of this server are in this file, some by import, because the tests of 
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from served_clients import *  # noqa: F403
+from served_commands import *  # noqa: F403
 from served_demo import Demo, wait_until_gone
 from served_hostile import *  # noqa: F403
 
@@ -49,15 +47,6 @@ def test_it_is_listed_under_its_name(demo):
 
 def test_the_experts_run_in_our_kernels(demo):
     assert "kt-kernel: method BF16" in demo.log.read_text()
-
-
-def test_kt_chat_asks_it(demo):
-    command = [Path(sys.executable).with_name("kt"), "chat", "--port", str(demo.port), "-t", "0"]
-    question = f"{QUESTION[0]['content']}\n/retry\n"
-    done = subprocess.run(command, input=question, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout == 2 * "The capital of France is Paris.\n"
-    # 7 words and the end: counted by the server, which measured while nothing else ran.
-    assert done.stderr.count("[8 tokens, first after ") == 2, done.stderr
 
 
 def test_zz_ctrl_c_leaves_no_process_and_no_port(demo):

@@ -34,6 +34,7 @@ def chat(
     api_key: ApiKey = "",
 ) -> None:
     """Talk to a running server; /help lists what else one can say."""
-    from kt_kernel.cli.chat import ChatSettings, converse
+    from kt_kernel.cli.chat import converse
+    from kt_kernel.cli.conversation.settings import ChatSettings
 
     converse(ChatSettings(host, port, model, system, temperature, max_tokens, api_key))

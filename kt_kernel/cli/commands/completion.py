@@ -33,7 +33,6 @@ def register(app: typer.Typer) -> None:
 
 def completion(shell: Annotated[Shell, typer.Argument(help="Which shell.")], context: typer.Context) -> None:
     """Print the script that completes kt's commands and options in bash, zsh or fish."""
-    from typer.completion import completion_init, shell_complete
+    from typer.completion import shell_complete
 
-    completion_init()
     shell_complete(context.find_root().command, {}, "kt", "_KT_COMPLETE", f"source_{shell.value}")

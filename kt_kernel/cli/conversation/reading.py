@@ -17,6 +17,7 @@ from kt_kernel.cli.conversation.commands import COMMANDS
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 
 QUOTES = '"""'
 PROMPT = "> "
@@ -58,7 +59,7 @@ def terminal_session() -> PromptSession:
     keys = KeyBindings()
 
     @keys.add("enter")
-    def _(event) -> None:
+    def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if is_unfinished(buffer.text):
             buffer.insert_text("\n")
@@ -66,7 +67,7 @@ def terminal_session() -> PromptSession:
             buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
-    def _(event) -> None:
+    def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
     return PromptSession(
