@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import time
@@ -28,9 +29,12 @@ Wait = Callable[[float], str]
 character), "" if none was."""
 
 
-def name_of(typed: str) -> str:
-    """Of what a terminal sends for one key."""
-    return _SEQUENCES.get(typed, typed)
+_ONE_KEY = re.compile("\033\\[[0-9;]*[A-Za-z~]|\033O[A-Z]|.", re.DOTALL)
+
+
+def names_of(typed: str) -> list[str]:
+    """Of what a terminal sends for some keys, which may come together."""
+    return [_SEQUENCES.get(key, key) for key in _ONE_KEY.findall(typed)]
 
 
 @contextmanager
@@ -46,15 +50,20 @@ def pressed_keys() -> Iterator[Wait]:
     before = termios.tcgetattr(terminal)
     tty.setcbreak(terminal)
     try:
-        yield lambda seconds: _key(terminal, seconds)
+        pending: list[str] = []
+        yield lambda seconds: _next_key(terminal, pending, seconds)
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
-def _key(terminal: int, seconds: float) -> str:
-    ready, _, _ = select.select([terminal], [], [], max(seconds, 0))
-    # The bytes of one key come together; a person is slower than this reading.
-    return name_of(os.read(terminal, 16).decode(errors="replace")) if ready else ""
+def _next_key(terminal: int, pending: list[str], seconds: float) -> str:
+    if not pending:
+        ready, _, _ = select.select([terminal], [], [], max(seconds, 0))
+        if not ready:
+            return ""
+        # The bytes of one key come together.
+        pending += names_of(os.read(terminal, 1024).decode(errors="replace"))
+    return pending.pop(0) if pending else ""
 
 
 def _no_keys(seconds: float) -> str:

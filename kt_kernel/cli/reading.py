@@ -12,6 +12,7 @@ from kt_kernel.cli.errors import CommandError
 
 # SGLang answers between two batches; one chunk of a long prompt on a slow CPU takes seconds.
 TIMEOUT_SECONDS = 30
+_REFUSALS = (401, 403)
 
 Report = dict[str, Any]
 
@@ -41,16 +42,22 @@ class Reading:
     time: float
 
 
-def read(url: str) -> Reading:
-    """Ask the server once.
+def read(url: str, api_key: str = "") -> Reading:
+    """Ask the server once, with its key if it has one.
 
     Raises:
         CommandError: nothing answers there, or the server runs no experts of ours.
     """
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             info = json.load(answer)
     except (OSError, ValueError) as error:
+        if getattr(error, "code", None) in _REFUSALS:
+            raise CommandError(
+                f"The server at {url} refuses the key: give its own with --api-key or KT_API_KEY"
+            ) from error
         raise CommandError(
             f"No server answers at {url} ({error}): start one with kt run, or name it with --host and --port."
         ) from error

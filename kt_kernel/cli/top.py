@@ -27,6 +27,7 @@ class TopSettings:
     port: int
     interval: float
     readings: int | None
+    api_key: str = ""
 
     @property
     def url(self) -> str:
@@ -50,7 +51,7 @@ def watch(settings: TopSettings, console: Console | None = None) -> None:
     from kt_kernel.cli.top_view import view
 
     console = console or Console()
-    first = read(settings.url)
+    first = read(settings.url, settings.api_key)
     if not console.is_terminal or settings.readings == 1:
         for before, now, trouble in _readings(settings, first, _sleep):
             console.print(view(before, now, trouble))
@@ -109,7 +110,7 @@ def _readings(
         try:
             if not pause(settings.interval):
                 return
-            newest = read(settings.url)
+            newest = read(settings.url, settings.api_key)
         except CommandError as error:
             yield before, now, str(error)
             continue

@@ -73,6 +73,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if self.headers["Authorization"] == "Bearer wrong":
+            self.send_error(401)
+            return
         if self.path != "/server_info" or answer is None:
             self.send_error(500)
             return
@@ -236,15 +239,23 @@ def test_q_ends_the_watch_and_arrows_scroll(server, monkeypatch):
     assert len(asked) == 5 and "layers 3 to" in console.export_text()
 
 
-@pytest.mark.parametrize(("typed", "key"), [("q", "q"), ("\033[A", "up"), ("\033[6~", "page down"), ("", "")])
-def test_keys_are_read_without_enter_and_the_terminal_is_left_as_it_was(typed, key, monkeypatch):
+@pytest.mark.parametrize(
+    ("typed", "keys"),
+    [
+        ("q", ["q"]),
+        ("\033[A\033OB", ["up", "down"]),
+        ("\033[6~ x", ["page down", "page down", "x"]),
+        ("", [""]),
+    ],
+)
+def test_keys_are_read_without_enter_and_the_terminal_is_left_as_it_was(typed, keys, monkeypatch):
     ours, theirs = os.openpty()
     with os.fdopen(theirs, closefd=True) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         before = termios.tcgetattr(stdin.fileno())
         with pressed_keys() as wait:
             os.write(ours, typed.encode())
-            assert wait(5.0 if typed else 0.0) == key
+            assert [wait(5.0 if typed else 0.0) for _ in keys] == keys
         assert termios.tcgetattr(stdin.fileno()) == before
     os.close(ours)
 
@@ -268,6 +279,14 @@ def test_report_of_another_version_is_one_sentence(server):
     result = top(server, {"kt": {name: value for name, value in REPORT.items() if name != "prefill"}})
     assert result.exit_code == 1
     assert "lacks prefill" in result.stderr
+
+
+def test_another_key_is_one_sentence(server):
+    Handler.answers = [{"kt": REPORT}]
+    options = ["--port", str(server.server_address[1]), "-n", "1", "--api-key"]
+    assert CliRunner().invoke(app, ["top", *options, "right"]).exit_code == 0
+    result = CliRunner().invoke(app, ["top", *options, "wrong"])
+    assert result.exit_code == 1 and "refuses the key" in result.stderr
 
 
 def test_ipv6_address_gets_its_brackets():

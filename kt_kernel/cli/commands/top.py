@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kt_kernel.cli.commands.base import Host, Port, examples
+from kt_kernel.cli.commands.base import ApiKey, Host, Port, examples
 
 
 def register(app: typer.Typer) -> None:
@@ -23,8 +23,9 @@ def top(
     readings: Annotated[
         int | None, typer.Option("--readings", "-n", min=1, help="Stop after so many; default: at q.")
     ] = None,
+    api_key: ApiKey = "",
 ) -> None:
     """Watch where a running server's experts live: hit rates, moved experts, bytes, CPU speed."""
     from kt_kernel.cli.top import TopSettings, watch
 
-    watch(TopSettings(host, port, interval, readings))
+    watch(TopSettings(host, port, interval, readings, api_key))
