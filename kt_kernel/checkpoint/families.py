@@ -46,13 +46,15 @@ class GateUpRows(Enum):
 
 @dataclass(frozen=True)
 class PackedNames:
-    """Tensors for all experts at once, gate and up in one: packed.py. `told_by`: the tensor that only
-    checkpoints of this family have, where others have the same names."""
+    """Tensors for all experts at once: packed.py. gate and up are in one, unless `up` names another, and
+    `gate_up` is gate's. `told_by`: the tensor that only checkpoints of this family have, where others have
+    the same names."""
 
     family: str
     path: str
     gate_up: str
     down: str
+    up: str = ""
     rows: GateUpRows = GateUpRows.GATE_FIRST
     told_by: str = ""
 
@@ -81,6 +83,8 @@ FAMILIES: tuple[ExpertNames | PackedNames, ...] = (
     ),
     PackedNames("packed", "mlp.experts", "gate_up_proj", "down_proj"),
     PackedNames("Llama-4", "feed_forward.experts", "gate_up_proj", "down_proj"),
+    PackedNames("Step-3.5", "moe", "gate_proj", "down_proj", up="up_proj"),
+    ExpertNames("Llama-4, unpacked", "feed_forward.experts", "gate_proj", "up_proj", "down_proj"),
 )
 
 

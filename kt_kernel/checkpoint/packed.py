@@ -5,6 +5,7 @@
     gate_up_proj_blocks   [E, 2 I, H/32, 16]    down_proj_blocks   [E, H, I/32, 16]   gpt-oss in MXFP4
     gate_up_proj_scales   [E, 2 I, H/32]        down_proj_scales   [E, H, I/32]
     gate_up_proj_bias     [E, 2 I]              down_proj_bias     [E, H]
+    gate_proj, up_proj    [E, I, H]             down_proj          [E, H, I]          Step-3.5
 
 Scales have the shapes of the format's record, behind E; gate and up must not share one. What stands in
 another order than the kernels read, transposed or with alternating rows, is copied: the layer once more,
@@ -84,14 +85,16 @@ class _PackedLayer:
         self._group_size = find_group_size(checkpoint, found, hidden, intermediate)
         base, names = found.location.base, found.location.names
         # stem, rows and columns
-        self._gate_up = (f"{base}.{names.gate_up}", 2 * intermediate, hidden)
+        self._gate_up = (f"{base}.{names.gate_up}", intermediate if names.up else 2 * intermediate, hidden)
+        self._up = (f"{base}.{names.up}", intermediate, hidden)
         self._down = (f"{base}.{names.down}", hidden, intermediate)
         self._is_transposed = self._fits_transposed()
 
     def read(self) -> LayerExperts:
-        both = self._stack(*self._gate_up)
-        self._check_scales_apart(both.name)
-        gate, up = self._halves(both)
+        if self._found.location.names.up:
+            gate, up = self._stack(*self._gate_up), self._stack(*self._up)
+        else:
+            gate, up = self._halves(self._stack(*self._gate_up))
         down = self._stack(*self._down)
         experts = LayerExperts(gate.matrices(), up.matrices(), down.matrices(), group_size=self._group_size)
         check_one_scale_dtype(self._checkpoint, experts)
@@ -189,6 +192,7 @@ class _PackedLayer:
 
     def _halves(self, both: _Stack) -> tuple[_Stack, _Stack]:
         """gate's part and up's of the rows; GPTQ has them in the last dimension."""
+        self._check_scales_apart(both.name)
         dimension = 2 if self._encoding.transposed else 1
 
         def half(tensor: torch.Tensor | None, dimension: int, which: int) -> torch.Tensor | None:

@@ -20,7 +20,10 @@ from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensor
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _EXPERTS = ".experts."
-_CUT_EXPERTS = re.compile(r"(blk\.\d+)\.(ffn_\w+_exps\..+)")  # of a converted directory: numa_parts.py
+# Of a converted directory (numa_parts.py), and of Step-3.5, whose experts are called otherwise.
+_CUT_EXPERTS = re.compile(
+    r"(blk\.\d+)\.(ffn_\w+_exps\..+)|(?P<base>.*\blayers\.\d+\.moe)\.(?P<tail>(gate|up|down)_proj\b.*)"
+)
 MANIFEST = "kt_manifest.json"  # of a directory that kt_kernel.convert writes
 _CONFIGS = ("config.json", "quantize_config.json", MANIFEST)
 
@@ -91,7 +94,7 @@ class Checkpoint(MappedFiles):
                 if found:
                     groups[head + ".experts"].append(tail)
                 elif cut := _CUT_EXPERTS.fullmatch(name):
-                    groups[cut[1]].append(cut[2])
+                    groups[cut[1] or cut["base"]].append(cut[2] or cut["tail"])
             self._experts = dict(groups)
         return self._experts
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError
 
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def expert_layout(config: Any) -> ExpertLayout:
 
 def _has_experts(config: Any, layer: int) -> bool:
     """Every rule that the configuration states must agree: the DeepSeek family's (dense layers first, a
-    period or one entry per layer), Qwen's, and the list of layer types of newer transformers models.
+    period or one entry per layer), Qwen's, Ernie's (a range and a period), Step's list of numbers, and the
+    list of layer types of newer transformers models.
     """
     types = getattr(config, "mlp_layer_types", None) or ()
     frequency = getattr(config, "moe_layer_freq", None) or 1
@@ -46,8 +47,16 @@ def _has_experts(config: Any, layer: int) -> bool:
     # Layers routed by a hash of the token have experts too, though DeepSeek-V4 counts them among the first.
     hash_layers = getattr(config, "num_hash_layers", None) or list(types).count("hash_moe")
     first = (getattr(config, "first_k_dense_replace", None) or 0) - hash_layers
+    last = getattr(config, "moe_layer_end_index", None)
+    in_range = layer >= (getattr(config, "moe_layer_start_index", None) or 0) and (
+        last in (None, -1) or layer <= last
+    )
+    listed = getattr(config, "moe_layers_enum", None)  # "3,4,5"
     return (
         in_pattern
+        and in_range
+        and (layer + 1) % (getattr(config, "moe_layer_interval", None) or 1) == 0
+        and (not isinstance(listed, str) or str(layer) in listed.split(","))
         and layer >= first
         and types[layer : layer + 1] not in (["dense"], ("dense",))
         and layer not in (getattr(config, "mlp_only_layers", None) or ())

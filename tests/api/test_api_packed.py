@@ -118,6 +118,25 @@ def test_transposed_matrices(tmp_path, method):
     assert torch.equal(_load(packed).forward(*_call()), _load(apart, method).forward(*_call()))
 
 
+@pytest.mark.parametrize("method", ["BF16", "FP8"])
+def test_gate_and_up_in_tensors_of_their_own(tmp_path, method):
+    """Step-3.5's; blocks of scales may end in the middle of a matrix's rows."""
+    layer = quantised(method, intermediate=96)
+    apart = save(tmp_path / "apart", method, checkpoint_tensors(method, layer))
+    tensors = {}
+    for name, matrices in (("gate_proj", layer.gate), ("up_proj", layer.up), ("down_proj", layer.down)):
+        for suffix, part in (("weight", "weight"), ("weight_scale_inv", "scale"))[: len(SUFFIXES[method])]:
+            stacked = torch.stack([getattr(matrix, part) for matrix in matrices])
+            tensors[f"model.layers.0.moe.{name}.{suffix}"] = stacked
+    tensors["model.layers.0.moe.gate.weight"] = torch.zeros(EXPERTS, HIDDEN)
+    packed = save(tmp_path / "packed", method, tensors)
+    assert detect_method(packed) == method
+    got, expected = (
+        _load(path, method, moe_intermediate_size=96).forward(*_call()) for path in (packed, apart)
+    )
+    assert torch.equal(got, expected)
+
+
 def _alternating(tensor: torch.Tensor) -> torch.Tensor:
     gate, up = tensor.chunk(2, dim=1)
     return torch.stack((gate, up), 2).flatten(1, 2)

@@ -23,6 +23,16 @@ from kt_kernel.hybrid.layout import expert_layout
         ({"n_routed_experts": 8, "mlp_layer_types": ["dense"] + ["sparse"] * 5}, (1, 2, 3, 4, 5)),
         (
             {
+                "moe_num_experts": 8,
+                "moe_layer_start_index": 1,
+                "moe_layer_end_index": 4,
+                "moe_layer_interval": 1,
+            },
+            (1, 2, 3, 4),
+        ),
+        ({"moe_num_experts": 8, "moe_layers_enum": "2,3,5"}, (2, 3, 5)),
+        (
+            {
                 "n_routed_experts": 8,
                 "first_k_dense_replace": 2,
                 "mlp_layer_types": ["hash_moe"] * 2 + ["moe"] * 4,

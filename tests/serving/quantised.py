@@ -64,6 +64,28 @@ def mxfp4_blocks(experts: int, rows: int, columns: int, deviation: float) -> tup
     return {"_blocks": blocks, "_scales": scales}, decoded.reshape(experts, rows, columns)
 
 
+def mxfp4_packed(rows: int, columns: int, deviation: float) -> tuple[Tensors, torch.Tensor]:
+    """compressed-tensors' `weight_packed` uint8 [rows, columns / 2] and `weight_scale` uint8 [rows, columns /
+    32]."""
+    parts, decoded = mxfp4(rows, columns, deviation)
+    codes, scales = (parts[name].view(torch.uint8) for name in ("weight", "scale"))
+    return {"weight_packed": codes, "weight_scale": scales}, decoded
+
+
+def nvfp4_packed(rows: int, columns: int, deviation: float) -> tuple[Tensors, torch.Tensor]:
+    """compressed-tensors' `weight_packed`, `weight_scale` and `weight_global_scale`, a divisor."""
+    parts, _ = nvfp4(rows, columns, deviation)
+    divisor = 1 / parts["weight_scale_2"]
+    scales = parts["weight_scale"].float().repeat_interleave(16, 1) / divisor
+    low, high = parts["weight"].int() & 15, parts["weight"].int() >> 4
+    decoded = E2M1[torch.stack((low, high), -1).flatten(1)] * scales
+    return {
+        "weight_packed": parts["weight"],
+        "weight_scale": parts["weight_scale"],
+        "weight_global_scale": divisor.reshape(1),
+    }, decoded
+
+
 def nvfp4(rows: int, columns: int, deviation: float) -> tuple[Tensors, torch.Tensor]:
     """ModelOpt's `weight` uint8 [rows, columns / 2], `weight_scale` e4m3 [rows, columns / 16] and the global
     `weight_scale_2`.

@@ -32,11 +32,7 @@ TOKENS = 32
 DEVICE_EXPERTS = {"qwen3-gptq-int4": 4, "minimax-m3": 4}
 
 
-# Its experts' biases do not move to a device yet; test_gpt_oss.py serves it.
-_APART = ("gpt-oss",)
-
-
-@pytest.fixture(scope="module", params=[name for name in tiny_quantised.LAYOUTS if name not in _APART])
+@pytest.fixture(scope="module", params=tiny_quantised.SERVED)
 def layout(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny_families import TRANSFORMERS_ONLY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCABULARY = 512
@@ -252,7 +253,7 @@ def build(family: str, path: Path, **changes: object) -> Path:
 
     `changes` overrule the family's configuration.
     """
-    class_name, config_name, special = {**FAMILIES, **_OTHERS}[family]
+    class_name, config_name, special = {**FAMILIES, **_OTHERS, **TRANSFORMERS_ONLY}[family]
     torch.manual_seed(SEED)
     config = getattr(transformers, config_name)(**{**_COMMON, **special, **changes})
     model = getattr(transformers, class_name)(config).to(torch.bfloat16)

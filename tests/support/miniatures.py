@@ -25,21 +25,25 @@ import tiny_quantised
 
 @dataclass(frozen=True)
 class Miniature:
-    """`like`: the release. `method`: of its experts. `write(folder)` makes the folder, and returns it."""
+    """`like`: the release. `method`: of its experts. `source`: the family of tiny_models.py, or the layout of
+    tiny_quantised.py. `write(folder)` makes the folder, and returns it."""
 
     name: str
     like: str
     method: str
+    source: str
     write: Callable[[Path], Path]
 
 
 def _plain(name: str, like: str, family: str, **changes: object) -> Miniature:
-    return Miniature(name, like, "BF16", lambda folder: tiny_models.build(family, folder, **changes))
+    return Miniature(name, like, "BF16", family, lambda folder: tiny_models.build(family, folder, **changes))
 
 
 def _quantised(layout: str, name: str = "") -> Miniature:
     row = tiny_quantised.LAYOUTS[layout]
-    return Miniature(name or layout, row.like, row.method, lambda folder: _served_alone(layout, folder))
+    return Miniature(
+        name or layout, row.like, row.method, layout, lambda folder: _served_alone(layout, folder)
+    )
 
 
 def _served_alone(layout: str, folder: Path) -> Path:
@@ -59,7 +63,15 @@ _ALL = (
     _plain("gpt-oss-bf16", "unsloth/gpt-oss-20b-BF16", "gpt_oss"),
     _plain("ernie-4.5", "baidu/ERNIE-4.5-21B-A3B-PT", "ernie4_5_moe"),
     _plain("hunyuan-a13b", "tencent/Hunyuan-A13B-Instruct", "hunyuan_v1_moe"),
+    _plain("deepseek-v3.2-bf16", "deepseek-ai/DeepSeek-V3.2, in bfloat16", "deepseek_v32"),
+    _plain("deepseek-v4-bf16", "deepseek-ai/DeepSeek-V4-Flash, in bfloat16", "deepseek_v4"),
+    _plain("glm-5", "zai-org/GLM-5", "glm_moe_dsa"),
+    _plain("kimi-linear", "moonshotai/Kimi-Linear-48B-A3B-Instruct", "kimi_linear"),
     _quantised("gpt-oss", "gpt-oss-20b"),
+    _quantised("qwen3-fp8", "qwen3-30b-a3b-fp8"),
+    _quantised("kimi-k2-instruct"),
+    _quantised("compressed-mxfp4", "kimi-k3-experts"),
+    _quantised("compressed-nvfp4"),
     _quantised("qwen3-gptq-int4"),
     _quantised("qwen3-nvfp4"),
     _quantised("deepseek-v3"),

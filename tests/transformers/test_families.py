@@ -7,6 +7,11 @@ from patched import agreement, load
 
 # minimax_m2 is one of the families that are only served quantised; transformers runs it in any form.
 FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v3", "minimax_m2")
+# With other activations, biases, names in the configuration, kinds of attention.
+OTHERS = (
+    *("gpt_oss", "minimax_m3", "ernie4_5_moe", "hunyuan_v1_moe"),
+    *("deepseek_v32", "deepseek_v4", "kimi_linear"),
+)
 SOME = 3
 
 
@@ -22,7 +27,7 @@ def test_tokens_and_logits_are_those_of_transformers(family, device_experts, tin
     assert result.holds(), str(result)
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "minimax_m3", "ernie4_5_moe", "hunyuan_v1_moe"])
-def test_other_activations_biases_and_names_of_the_configuration(family, tiny_checkpoint, tiny_reference):
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_on_the_cpu(family, tiny_checkpoint, tiny_reference):
     result = agreement(load(tiny_checkpoint(family)), tiny_reference(family))
     assert result.holds(), str(result)

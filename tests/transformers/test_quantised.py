@@ -26,10 +26,14 @@ def test_tokens_and_logits_are_those_of_the_decoded_model(
     assert result.holds(), str(result)
 
 
-def test_gpt_oss_as_published(quantised_checkpoint, quantised_reference):
-    """MXFP4 of all experts at once, gate and up in turn, with biases."""
-    model = load(quantised_checkpoint("gpt-oss") / "served", activations="bf16")
-    result = agreement(model, quantised_reference("gpt-oss"))
+# gpt-oss: MXFP4 of all experts at once, gate and up in turn, with biases.
+ON_CPU = ("gpt-oss", "qwen3-fp8", "compressed-mxfp4", "compressed-nvfp4")
+
+
+@pytest.mark.parametrize("layout", ON_CPU)
+def test_layouts_that_no_server_is_started_for(layout, quantised_checkpoint, quantised_reference):
+    model = load(quantised_checkpoint(layout) / "served", activations="bf16")
+    result = agreement(model, quantised_reference(layout))
     assert result.holds(), str(result)
 
 
