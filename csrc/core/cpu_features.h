@@ -1,8 +1,8 @@
 // What this CPU and this operating system can execute, as a set (ISA extensions do not form a ladder:
 // Zen 4 has BF16 and VNNI without AMX, Cascade Lake VNNI without BF16, Arrow Lake AVX-VNNI without AVX512).
 //
-// Contract: `detected()` asks CPUID, checks with XGETBV that the OS saves the registers, and for AMX asks Linux
-// for permission to use the tile registers. `active()` is the detected set capped by KT_KERNEL_CPU_VARIANT.
+// Contract: `detected` is what CPUID says and XGETBV confirms (the OS saves the registers); for AMX Linux is asked
+// for permission to use the tile registers. `active` is the detected set capped by KT_KERNEL_CPU_VARIANT.
 #pragma once
 
 #include <cstdint>

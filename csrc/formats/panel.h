@@ -29,7 +29,7 @@ struct MatrixTarget {
 // Throws std::invalid_argument, one sentence, when a matrix of this shape cannot be stored.
 PanelLayout panel_layout(const Format& format, MatrixShape shape, const FormatOptions& options);
 
-// Packs rows [32 * index, +32) of a matrix. Throws std::invalid_argument for scales that are no numbers.
+// Packs rows [32 * index, +32) of a matrix. Throws std::invalid_argument for an e8m0 scale of 255 (NaN).
 void pack_panel(const Format& format, const PanelLayout& layout, const FormatOptions& options,
                 const MatrixSource& source, MatrixShape shape, int index, uint8_t* panel);
 

@@ -49,18 +49,18 @@ _TOKENS_WHILE_FETCHING = 512
 
 
 class Fetch:
-    """The experts that one call fetches, and their slots in `room`.
+    """The experts that one call fetches, and their slots in `target`.
 
     To be used in a `with` block: if the call fails before `compute`, the experts pass by all the same, for
     the other ranks count on this one.
     """
 
     def __init__(
-        self, fetcher: MissFetcher, layer: PlacedExperts, room: DeviceExperts, experts: tuple[int, ...]
+        self, fetcher: MissFetcher, layer: PlacedExperts, target: DeviceExperts, experts: tuple[int, ...]
     ) -> None:
         self._fetcher = fetcher
         self._layer = layer
-        self._room = room
+        self._target = target
         self._slots = {expert: slot for slot, expert in enumerate(experts)}
         self._tables = Tables(Placement(0, experts, layer.num_experts), layer.context.device)
         self._fetched = False
@@ -91,9 +91,9 @@ class Fetch:
         self._fetched = True
         output, failure = None, None
         try:
-            self._fetcher.bytes_copied += self._feed().fill(self._room, self._slots)
+            self._fetcher.bytes_copied += self._feed().fill(self._target, self._slots)
             self._fetcher.experts_fetched += len(self._slots)
-            output = self._room.compute(hidden, self._tables.slots(ids), weights)
+            output = self._target.compute(hidden, self._tables.slots(ids), weights)
         except Exception as error:
             failure = error
         self._fetcher.agree_on_memory(self._layer, failure)
@@ -111,24 +111,24 @@ class MissFetcher:
         self._context = context
         self._layers = layers
         self._undecided = context.options.miss_policy == AUTOMATIC
-        self._room: DeviceExperts | None = None
+        self._target: DeviceExperts | None = None
         self._speeds: ExpertSpeeds | None = None  # None = the CPU computes all cold experts
 
     @property
     def device_bytes(self) -> int:
         """Of the slots that there are now."""
-        return bytes_of_slots(self._room)
+        return bytes_of_slots(self._target)
 
     def begin_step(self) -> None:
-        """At the first step: make room on the device and find this machine's speeds."""
+        """At the first step: allocate on the device and find this machine's speeds."""
         if not (self._undecided and self._layers):
             return
         self._undecided = False
         # The last layer defers nothing, so it can be measured without a sum on its way from layer to layer.
         layer = self._layers[-1]
-        self._room = self._make_room(layer)
-        if self._room is not None:
-            self._speeds = self._find_speeds(layer, self._room)
+        self._target = self._allocate(layer)
+        if self._target is not None:
+            self._speeds = self._find_speeds(layer, self._target)
 
     def plan(self, layer: PlacedExperts, ids: torch.Tensor) -> Fetch | None:
         """What to fetch for a call with the experts `ids` [T, k]; None = nothing. Collective."""
@@ -140,10 +140,10 @@ class MissFetcher:
                 _cold_tokens(ids, layer.placement.current),
                 self._speeds.cpu_seconds_of,
                 self._speeds.fetch_seconds,
-                self._room.capacity,
+                self._target.capacity,
             )
         experts = self._context.ranks.broadcast(experts)
-        return Fetch(self, layer, self._room, experts) if experts else None
+        return Fetch(self, layer, self._target, experts) if experts else None
 
     def agree_on_memory(self, layer: PlacedExperts, failure: Exception | None) -> None:
         """After every planned fetch, with the error that ended it, if any; collective.
@@ -156,7 +156,7 @@ class MissFetcher:
             return
         self._speeds = None
         self._context.backend.synchronize()  # the slots may be in use
-        self._room = None
+        self._target = None
         logger.warning(
             "the device ran out of memory while it fetched experts: from now on the CPU computes all that "
             "are not resident; leave more memory free"
@@ -168,16 +168,16 @@ class MissFetcher:
 
     # ---- the first step ------------------------------------------------------------------------
 
-    def _make_room(self, layer: PlacedExperts) -> DeviceExperts | None:
+    def _allocate(self, layer: PlacedExperts) -> DeviceExperts | None:
         try:
-            room = layer.new_experts(min(_SLOTS, layer.num_experts))
+            target = layer.new_experts(min(_SLOTS, layer.num_experts))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            room = None
-        if self._context.ranks.minimum(int(room is not None)):
-            return room
-        del room
+            target = None
+        if self._context.ranks.minimum(int(target is not None)):
+            return target
+        del target
         self._context.backend.release_memory()
         logger.warning(
             "the device has not enough free memory to fetch experts into: the CPU computes all that are not "
@@ -185,12 +185,12 @@ class MissFetcher:
         )
         return None
 
-    def _find_speeds(self, layer: PlacedExperts, room: DeviceExperts) -> ExpertSpeeds:
+    def _find_speeds(self, layer: PlacedExperts, target: DeviceExperts) -> ExpertSpeeds:
         """Rank 0's, from the cache or measured by all ranks together."""
         key = None if layer.wrapper is None else _key(layer)
         speeds = self._context.ranks.broadcast(None if key is None else read_speeds(key))
         if speeds is None:
-            measured = _Measurement(layer, room).run()
+            measured = _Measurement(layer, target).run()
             if key is not None:
                 write_speeds(key, measured)
             speeds = self._context.ranks.broadcast(measured)
@@ -205,9 +205,9 @@ class MissFetcher:
 class _Measurement:
     """Each call takes other experts of the layer than the one before, so that no cache has them."""
 
-    def __init__(self, layer: PlacedExperts, room: DeviceExperts) -> None:
+    def __init__(self, layer: PlacedExperts, target: DeviceExperts) -> None:
         self._layer = layer
-        self._room = room
+        self._target = target
         self._next = 0
 
     def run(self) -> ExpertSpeeds | None:
@@ -241,9 +241,9 @@ class _Measurement:
         self._compute(min(_TOKENS_WHILE_FETCHING, self._layer.wrapper.chunked_prefill_size))
 
     def _fetch(self) -> int:
-        experts = self._experts(self._room.capacity)
+        experts = self._experts(self._target.capacity)
         feed = self._layer.feed_for(MISSES)
-        feed.fill(self._room, {expert: slot for slot, expert in enumerate(experts)})
+        feed.fill(self._target, {expert: slot for slot, expert in enumerate(experts)})
         self._layer.context.backend.record().synchronize()
         return len(experts)
 

@@ -139,7 +139,7 @@ class LayerwisePrefill:
         return slot.experts.compute(hidden, ids, weights)
 
     def _agreed(self, layer: PlacedExperts, outcome: int, failure: Exception | None) -> bool:
-        """All ranks go the way of the one that fared worst: is the output good, or is there none?"""
+        """All ranks take the worst outcome of any: is there an output?"""
         worst = self._context.ranks.minimum(outcome)
         if worst == _DONE:
             return True
@@ -200,7 +200,7 @@ class LayerwisePrefill:
             return True
         experts = self._new_experts(layer)
         if self._context.ranks.minimum(len(experts)) == _SLOTS:
-            self._slots = [_FullLayer(room) for room in experts]
+            self._slots = [_FullLayer(slots) for slots in experts]
             return True
         del experts
         self._context.backend.release_memory()

@@ -66,8 +66,8 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def floor(module: str) -> int:
-    room = module.split(".")[1]
-    return next((level for level, rooms in enumerate(FLOORS) if room in rooms), len(FLOORS) - 1)
+    package = module.split(".")[1]
+    return next((level for level, packages in enumerate(FLOORS) if package in packages), len(FLOORS) - 1)
 
 
 def test_no_module_imports_itself_in_a_roundabout_way(graph):

@@ -12,7 +12,7 @@ import pytest
 from kt_kernel.integrations.sglang.flags import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("doc/*.md"), *ROOT.glob("third_party/*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("doc/*.md"), *ROOT.glob("third_party/*/README.md")])
 
 
 def test_tree_is_formatted_and_lint_clean():

@@ -290,7 +290,7 @@ def _fetching_runs_out_of_memory_on_one_rank(ranks: Ranks) -> None:
     fetch.split_misses = lambda tokens_of, *_: tuple(sorted(tokens_of)[:2])
     with Engine(_masks(), HybridOptions(miss_policy="auto"), ranks=ranks) as engine:
         engine.model.begin_step()
-        room = engine.model.misses._room
+        room = engine.model.misses._target
         if ranks.rank:
             room.store = _run_out_of_memory
         with pytest.raises(KTError, match="ran out of memory while it fetched"):

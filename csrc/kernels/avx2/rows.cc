@@ -1,4 +1,4 @@
-// Element-wise work on AVX2 + FMA: each pair is widened to two fp32 vectors; activations are fp32.
+// SwiGLU, weighted sums and conversions on AVX2 + FMA, 8 fp32 numbers at a time: rows-inl.h.
 #include <immintrin.h>
 
 #include "kernels/kernel_sets.h"

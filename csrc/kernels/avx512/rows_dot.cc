@@ -1,4 +1,4 @@
-// Element-wise work on AVX512-BF16: VDPBF16PS multiplies pairs of bf16 and adds them to fp32 (denormals count as zero).
+// The rows of kernels that multiply with AVX512-BF16: as rows.cc, with its conversion to bf16 (denormals become zero).
 #include <immintrin.h>
 
 #include "kernels/kernel_sets.h"
