@@ -9,7 +9,6 @@ process supervises (supervise.py).
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import sys
 from dataclasses import dataclass
@@ -17,16 +16,14 @@ from dataclasses import dataclass
 import typer
 
 from kt_kernel.cli import planned, settings
-from kt_kernel.cli.machine import Machine, server_environment, this_machine
+from kt_kernel.cli.machine import Machine, this_machine
 from kt_kernel.cli.model import Found, Model, find_model, planned_model
-from kt_kernel.cli.supervise import run_until_stopped
+from kt_kernel.cli.start import run_with_banner
 from kt_kernel.planning.errors import DoesNotFitError
 from kt_kernel.planning.plan import Fit
 from kt_kernel.planning.render import plan_json, plan_text
-from kt_kernel.planning.user_options import given, last_value
+from kt_kernel.planning.user_options import given
 from kt_kernel.user_cache import cache_root
-
-log = logging.getLogger(__name__)
 
 METHOD = "AUTO"  # the server finds out, before it loads anything, which method reads the checkpoint
 
@@ -71,13 +68,7 @@ def serve(name: str, options: list[str], fit: Fit = Fit.REFUSE) -> int:
     command = server_command(found.model, this_machine(), options, _flags(made))
     typer.echo(_text(made), err=True)
     planned.keep(found.model, options, made)
-    log.info(
-        "starting %s at http://%s:%s/v1 (ready when the server says so); Ctrl-C stops it",
-        found.model.served_name,
-        last_value(command, "--host"),
-        last_value(command, "--port"),
-    )
-    return run_until_stopped(command, server_environment())
+    return run_with_banner(found.model.served_name, command)
 
 
 def _with_settings(options: list[str]) -> list[str]:

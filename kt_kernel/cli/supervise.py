@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 from types import FrameType
+from typing import TextIO
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,10 @@ GRACE_SECONDS = 15  # SGLang first finishes the running requests; an idle server
 _PR_SET_PDEATHSIG = 1
 
 
-def run_until_stopped(command: list[str], environment: dict[str, str]) -> int:
+def run_until_stopped(command: list[str], environment: dict[str, str], output: TextIO | None = None) -> int:
     """Run the server; returns its exit status, or 0 if it ended because this process was asked to stop.
+
+    What it prints goes to `output`, a file of the system, or where this process prints.
 
     SIGINT, SIGTERM and SIGHUP ask.  A second one, or `GRACE_SECONDS` after the first, kills what is left.  If
     this process is killed itself, the server is told to end.
@@ -32,7 +35,14 @@ def run_until_stopped(command: list[str], environment: dict[str, str]) -> int:
     def end_with_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    server = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=end_with_parent)
+    server = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
     stop_requested = False
 
     def stop(number: int, frame: FrameType | None) -> None:

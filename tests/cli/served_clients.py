@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import anthropic
 import ollama
@@ -89,6 +92,16 @@ def test_curl(demo):
         text=True,
     )
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_examples_of_the_documentation_run(demo):
+    page = Path(__file__).resolve().parents[2] / "doc/clients.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        program = example.replace("http://127.0.0.1:30000", demo.url)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.stdout == f"{ANSWER}\n", done.stderr
 
 
 def test_metrics_for_prometheus(demo):

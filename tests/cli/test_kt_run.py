@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kt_kernel.cli import run
+from kt_kernel.cli import run, start
 from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.machine import Machine, server_environment, this_machine
 from kt_kernel.cli.main import app
 from kt_kernel.cli.model import Model, local_model
 from kt_kernel.planning import this_machine as this_machine_facts
 from kt_kernel.planning.machine_facts import Limits
+from kt_kernel.planning.user_options import last_value
 
 MODEL = Model(Path("/models/mixtral"), "mixtral", dtype=None)
 MACHINE = Machine(threads=6, numa_nodes=[0, 1])
@@ -62,7 +63,7 @@ def test_the_users_port_replaces_ours(options):
     command = run.server_command(MODEL, MACHINE, options)
     assert command[-len(options) :] == options
     assert "30000" not in command
-    assert run.last_value(command, "--port") == "31000"
+    assert last_value(command, "--port") == "31000"
 
 
 def test_short_name_of_the_model_option_counts_as_given():
@@ -102,7 +103,7 @@ def test_dry_run_of_the_demo_builds_nothing(empty_cache):
 
 def test_exit_status_is_the_servers(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(run, "run_until_stopped", lambda *arguments: started.append(arguments) or 3)
+    monkeypatch.setattr(start, "run_until_stopped", lambda *arguments: started.append(arguments) or 3)
     monkeypatch.setattr(run, "this_machine", lambda: MACHINE)
     result = kt("run", str(checkpoint(tmp_path, MOE_CONFIG)), "--port", "31000")
     assert result.exit_code == 3
@@ -231,7 +232,7 @@ def test_json_has_the_plan_and_the_command(own_home):
 
 
 def test_what_does_not_fit_is_refused_before_anything_starts(own_home, monkeypatch):
-    monkeypatch.setattr(run, "run_until_stopped", lambda *arguments: pytest.fail("started"))
+    monkeypatch.setattr(start, "run_until_stopped", lambda *arguments: pytest.fail("started"))
     result = kt("run", "deepseek-v3", "--dry-run")
     assert result.exit_code == 1
     assert result.stderr.count("\n") <= 2
@@ -243,7 +244,7 @@ def test_what_does_not_fit_is_refused_before_anything_starts(own_home, monkeypat
 
 def test_plan_that_cannot_be_made_does_not_keep_the_server_from_starting(own_home, monkeypatch):
     started = []
-    monkeypatch.setattr(run, "run_until_stopped", lambda *arguments: started.append(arguments) or 0)
+    monkeypatch.setattr(start, "run_until_stopped", lambda *arguments: started.append(arguments) or 0)
     folder = own_home / "model"
     folder.mkdir()
     result = kt("run", str(checkpoint(folder, MOE_CONFIG)))

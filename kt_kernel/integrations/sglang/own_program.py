@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -48,7 +49,6 @@ def _ask_for_operators() -> None:
 
 
 def _bring_stand_ins() -> None:
-    import kt_sglang_cpu_shims as shims
-
+    shims = importlib.import_module(_SHIMS)
     if os.environ.get(shims.SWITCH) != "0" and not shims.has_gpu_device_node():
         shims.activate()

@@ -1,0 +1,20 @@
+"""A server that everybody on the network can use should have been meant to be one."""
+
+from __future__ import annotations
+
+import ipaddress
+
+
+def exposure_warning(host: str | None, api_key: str | None) -> str | None:
+    """A sentence if a server at `host` answers other machines without a key, else None."""
+    if api_key or host in (None, "localhost"):
+        return None
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return None
+    except ValueError:
+        pass  # a name: it may lead anywhere
+    return (
+        f"--host {host} without --api-key: whoever reaches this machine can use the server, and change it; "
+        "give a key, or keep to 127.0.0.1 and a tunnel (doc/clients.md)"
+    )

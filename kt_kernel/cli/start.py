@@ -1,0 +1,47 @@
+"""The start of a server on the terminal: what starts and where, then only what a person waits for."""
+
+from __future__ import annotations
+
+import logging
+
+from kt_kernel.cli import server_log
+from kt_kernel.cli.exposure import exposure_warning
+from kt_kernel.cli.machine import server_environment
+from kt_kernel.cli.supervise import run_until_stopped
+from kt_kernel.planning.user_options import last_value
+
+log = logging.getLogger(__name__)
+
+
+def run_with_banner(name: str, command: list[str]) -> int:
+    """Run the server `command` of the model `name` until it ends or is stopped; returns the exit status."""
+    host, port = last_value(command, "--host"), last_value(command, "--port")
+    log.info(
+        "starting %s: method %s, %s threads",
+        name,
+        last_value(command, "--kt-method"),
+        last_value(command, "--kt-cpuinfer"),
+    )
+    log.info("http://%s:%s/v1 answers when it is ready; Ctrl-C stops it", host, port)
+    warning = exposure_warning(host, last_value(command, "--api-key"))
+    if warning is not None:
+        log.warning("warning: %s", warning)
+    if not server_log.wants_file():
+        return run_until_stopped(command, server_environment())
+    return _run_with_log(command, port or "unknown")
+
+
+def _run_with_log(command: list[str], port: str) -> int:
+    path = server_log.log_file(port)
+    log.info("log: %s", path)
+    with path.open("w") as output:
+        follower = server_log.Follower(path, lambda line: log.info("%s", line))
+        try:
+            status = run_until_stopped(command, server_environment(), output)
+        finally:
+            follower.close()
+    if status != 0:
+        log.error("the server ended with status %d; the end of %s:", status, path)
+        for line in server_log.last_lines(path):
+            log.error("  %s", line)
+    return status
