@@ -67,7 +67,7 @@ def _attention(text: Mapping[str, Any], layers: int, kv_heads: int, head_dim: in
     if rank := text.get("kv_lora_rank"):
         # DeepSeek-V3.2's indexer keeps a key of its own, in 8 bits with a scale: half as many 16-bit numbers.
         indexer = (text.get("index_head_dim") or 0) // 2 + (2 if text.get("index_head_dim") else 0)
-        return MLA, layers * (rank + (text.get("qk_rope_head_dim") or 0) + indexer)
+        return MLA, layers_with_cache(text, layers) * (rank + (text.get("qk_rope_head_dim") or 0) + indexer)
     cached = layers_with_cache(text, layers)
     return (GQA if cached == layers else LINEAR), cached * 2 * kv_heads * head_dim
 
@@ -77,6 +77,8 @@ def layers_with_cache(text: Mapping[str, Any], layers: int) -> int:
     types = text.get("layer_types") or ()
     if len(types) == layers:
         return sum(kind != "linear_attention" for kind in types)
+    if full := (text.get("linear_attn_config") or {}).get("full_attn_layers"):  # Kimi-Linear
+        return len(full)
     if interval := text.get("full_attention_interval"):
         return layers // interval
     return layers

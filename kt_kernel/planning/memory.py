@@ -82,7 +82,7 @@ def memory_rows(
         return Memory(tuple(row for row in rows if row.bytes), gpu.kv_tokens)
     dense = dense_storage.on_cpu(facts, options, dtype)
     rows.append(Row(f"other weights ({dense.format})", RAM, dense.total))
-    rows.append(Row("processes", RAM, PROCESS_BYTES))
+    rows.append(Row("processes", RAM, PROCESS_BYTES * (options.integer("--tp-size") or 1)))
     per_token = _kv_bytes(facts, options, dtype)
     wanted = tokens = _kv_tokens(facts, machine, options, per_token)
     if not options.has("--max-total-tokens"):
