@@ -23,6 +23,8 @@ _EXCHANGE_BYTES = 0.5e9
 # What `kt quant --method int4` makes of a weight: 4 bits and the scales of groups of 128 columns.
 _INT4_BITS = 4.25
 _TOKENS_STEP = 1024
+# For all that grows beside a plan: other programs, the server's own requests and buffers.
+_KEPT_FREE = 0.02
 # Bits per weight of the smallest GGUF types that we read.
 _FEWEST_BITS = 2.6
 
@@ -53,6 +55,11 @@ def capacities(machine: MachineFacts, gpu: GpuPlan | None) -> dict[str, int]:
     if gpu is not None:
         places |= {f"GPU {g.index}": g.free_bytes for g in machine.gpus[: gpu.ranks]}
     return places
+
+
+def usable(machine: MachineFacts) -> int:
+    """Of main memory: not the last bit of it."""
+    return int((1 - _KEPT_FREE) * machine.available_bytes)
 
 
 def node_place(node: Node) -> str:
@@ -86,7 +93,7 @@ def memory_rows(
     per_token = _kv_bytes(facts, options, dtype)
     wanted = tokens = _kv_tokens(facts, machine, options, per_token)
     if not options.has("--max-total-tokens"):
-        left = machine.available_bytes - main_memory(rows)
+        left = usable(machine) - main_memory(rows)
         fewer = int(left // max(1, per_token)) // _TOKENS_STEP * _TOKENS_STEP
         tokens = min(wanted, max(LEAST_TOKENS, fewer))
     rows.append(Row(f"KV cache, {tokens} tokens", RAM, per_token * tokens))
@@ -153,9 +160,8 @@ def check_memory(facts: ModelFacts, machine: MachineFacts, options: UserOptions,
     """Raises DoesNotFitError if main memory, or a NUMA node's, cannot hold the rows."""
     rows = list(rows)
     needed = main_memory(rows)
-    if needed > machine.available_bytes:
-        ways = _ways(facts, options, rows, machine.available_bytes)
-        raise DoesNotFitError("main memory", needed, machine.available_bytes, ways)
+    if needed > (most := usable(machine)):
+        raise DoesNotFitError("main memory", needed, most, _ways(facts, options, rows, most))
     for node in machine.nodes if len(machine.nodes) > 1 else ():
         on_node = sum(row.bytes for row in rows if row.place == node_place(node))
         if on_node > node.available_bytes:
@@ -167,7 +173,7 @@ def check_memory(facts: ModelFacts, machine: MachineFacts, options: UserOptions,
             )
 
 
-def _ways(facts: ModelFacts, options: UserOptions, rows: list[Row], available: int) -> list[str]:
+def _ways(facts: ModelFacts, options: UserOptions, rows: list[Row], available: float) -> list[str]:
     """Changes after which it fits, the mildest first."""
     needed = main_memory(rows)
     without_experts = needed - facts.expert_bytes - facts.bytes_per_layer

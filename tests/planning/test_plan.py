@@ -51,7 +51,7 @@ def assert_fits(made: Plan) -> None:
         if place != "disk":
             assert 0 < size <= made.capacities[place], (place, size)
     in_ram = sum(size for place, size in taken.items() if place.startswith("RAM"))
-    assert in_ram <= made.capacities["RAM"]
+    assert in_ram <= 0.98 * made.capacities["RAM"]
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in PLANNABLE])
@@ -151,7 +151,7 @@ def test_parsers_and_flags_of_the_registry_are_given_unless_the_user_does():
 
 
 def test_context_is_shortened_before_a_model_is_refused():
-    tight = replace(NO_GPU, available_bytes=int(64.5 * GB))
+    tight = replace(NO_GPU, available_bytes=66 * GB)
     made = plan("Qwen3-30B-A3B", tight)
     assert (
         int(made.flags["--max-total-tokens"][0]) == made.kv_tokens < plan("Qwen3-30B-A3B", NO_GPU).kv_tokens
