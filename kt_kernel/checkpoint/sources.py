@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.gguf.experts import METHOD as GGUF_METHOD
 from kt_kernel.gguf.experts import GgufExperts
 from kt_kernel.gguf.model import holds_gguf, open_gguf, release_models
+
+# `0.down_proj.bias`, `gate_up_proj_bias`; not a router's `e_score_correction_bias`.
+_BIAS = re.compile(r"(\.|_proj_)bias$")
 
 
 class ExpertSource(Protocol):
@@ -36,6 +40,9 @@ class ExpertSource(Protocol):
         self, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
     ) -> LayerExperts:
         """The same, valid as long as they are kept, for kernels that read the mapped file itself."""
+
+    def has_biases(self) -> bool:
+        """Has any matrix of an expert a bias?"""
 
     def layer_bytes(self) -> dict[int, int]:
         """What the experts of each layer take."""
@@ -75,6 +82,10 @@ class SafetensorsExperts:
         raise FeatureUnavailableError(
             f"'{self._checkpoint.path}' is no GGUF, and only GGUF can be computed from where it is mapped."
         )
+
+    def has_biases(self) -> bool:
+        tails = (tail for tails in self._checkpoint.expert_groups().values() for tail in tails)
+        return any(_BIAS.search(tail) for tail in tails)
 
     def layer_bytes(self) -> dict[int, int]:
         groups = expert_group_bytes(self._checkpoint)

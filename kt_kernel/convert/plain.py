@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kt_kernel.checkpoint.checks import require_tensor
-from kt_kernel.checkpoint.families import ExpertNames, PackedNames
+from kt_kernel.checkpoint.families import ExpertNames, GateUpRows, PackedNames
 from kt_kernel.checkpoint.reader import Checkpoint
 from kt_kernel.convert.layout import LayerShape
 from kt_kernel.convert.matrix import Numbers, SourceExpert, SourceMatrix
@@ -32,9 +32,14 @@ def plain_expert(
 def packed_expert(
     checkpoint: Checkpoint, base: str, names: PackedNames, shape: LayerShape, expert: int
 ) -> SourceExpert:
-    """The same of tensors [E, 2I, H] and [E, H, I], or [E, H, 2I] and [E, I, H]."""
+    """The same of tensors [E, 2I, H] and [E, H, I], or [E, H, 2I] and [E, I, H], gate's rows before up's."""
     gate_up_name, down_name = f"{base}.{names.gate_up}", f"{base}.{names.down}"
     e, h, i = shape.experts, shape.hidden, shape.intermediate
+    if names.rows is GateUpRows.ALTERNATING:
+        raise CheckpointError(
+            f"tensor '{gate_up_name}' in '{checkpoint.path}' holds rows of gate and up in turn, which is not "
+            "converted; its experts are read as they are."
+        )
     if transposed(checkpoint, base, names):
         _check(checkpoint, gate_up_name, (e, h, 2 * i))
         _check(checkpoint, down_name, (e, i, h))

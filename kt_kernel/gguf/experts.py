@@ -107,6 +107,9 @@ class GgufExperts:
         reader = _LayerReader(self._model, f"blk.{layer_idx}", _Sizes(num_experts, hidden, intermediate))
         return reader.read()
 
+    def has_biases(self) -> bool:
+        return any(name.endswith(f".{BIAS}") for names in self._names.values() for name in names)
+
     def layer_bytes(self) -> dict[int, int]:
         return {
             layer: sum(self._model.info(name).bytes for name in names) for layer, names in self._names.items()

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.errors import ConfigurationError
+from kt_kernel.checkpoint.sources import open_experts
+from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
 from kt_kernel.formats.methods import (
     AUTO,
     check_activations,
@@ -155,7 +156,20 @@ class ExpertOptions:
         method = asked or found
         check_activations(method, self.activations, self.spelled("activations"))
         check_weight_storage(method, self._weight_storage, self.activations, self.spelled("gguf_mmap"))
+        self._check_biases(method.name)
         return method.name
+
+    def _check_biases(self, method: str) -> None:
+        """Biases of experts are computed on the CPU only, and not copied to a device."""
+        on_device = bool(self.num_gpu_experts or self.gpu_experts_ratio)
+        if (on_device or self.hybrid().copies_experts) and open_experts(
+            self.weight_path, method
+        ).has_biases():
+            raise FeatureUnavailableError(
+                f"not available yet: the experts of '{os.fspath(self.weight_path)}' have biases, which are "
+                f"computed on the CPU only; leave out {self.spelled('num_gpu_experts')} and what moves "
+                "experts to the device."
+            )
 
     @property
     def _weight_storage(self) -> str:

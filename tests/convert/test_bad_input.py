@@ -115,6 +115,14 @@ def test_bias(source, tmp_path):
     assert name in sentence(source, tmp_path / "out")
 
 
+def test_rows_of_gate_and_up_in_turn(tmp_path):
+    """gpt-oss's order, told by its biases: halves would mix gate and up."""
+    checkpoints.write_packed(tmp_path / "in", torch.bfloat16, inputs_are_rows=False)
+    name = "model.layers.0.mlp.experts.gate_up_proj_bias"
+    rewrite(tmp_path / "in" / "model.safetensors", lambda tensors: tensors.update({name: torch.zeros(4, 8)}))
+    assert "rows of gate and up in turn" in sentence(tmp_path / "in", tmp_path / "out")
+
+
 def test_group_numbers_that_do_not_exist(tmp_path):
     config = {"quantization_config": checkpoints.QUANTISED_CONFIG["gptq-order"]}
     write_checkpoint(tmp_path / "in", checkpoints.stored_gptq_order, config=config)

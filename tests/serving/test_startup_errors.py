@@ -211,6 +211,7 @@ def test_paths_and_ports_are_looked_at_first(model, tmp_path):
 def test_quantised_checkpoints_are_looked_at_first(tmp_path):
     gptq = tiny_quantised.build("qwen3-gptq-int4", tmp_path / "gptq") / "served"
     fp8 = tiny_quantised.build("deepseek-v3", tmp_path / "fp8") / "served"
+    biased = tiny_quantised.build("gpt-oss", tmp_path / "gpt-oss") / "served"
 
     def changed(model: Path, **changes: object) -> Path:
         path = tmp_path / "-".join((model.parent.name, *changes))
@@ -223,6 +224,7 @@ def test_quantised_checkpoints_are_looked_at_first(tmp_path):
     reordered = changed(gptq, desc_act=True)
     cases = [
         (gptq, gptq, [], "accepted"),
+        (biased, biased, ["--kt-num-gpu-experts", "4"], "have biases, which are computed on the CPU only"),
         (gptq, gptq, ["--kt-method", "RAWINT4"], "holds GPTQ_INT4 experts; give --kt-method GPTQ_INT4"),
         (reordered, reordered, [], "desc_act=false"),
         (reordered, gptq, [], "is quantised with desc_act=true, expected desc_act=false"),

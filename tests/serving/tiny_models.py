@@ -213,7 +213,20 @@ _OTHERS = {
     "hunyuan_v1_moe": (
         "HunYuanMoEV1ForCausalLM",
         "HunYuanMoEV1Config",
-        {"head_dim": 64, "intermediate_size": 128, "num_experts": 16, "moe_topk": 4},
+        {
+            "head_dim": 64,
+            "intermediate_size": 128,
+            "moe_intermediate_size": [128] * 4,
+            "num_experts": 16,
+            "moe_topk": [4] * 4,
+            "num_shared_expert": [1] * 4,
+            "use_mixed_mlp_moe": True,
+            "use_qk_norm": True,
+            "use_cla": False,
+            "attention_head_dim": 64,
+            "mlp_bias": False,
+            "norm_topk_prob": True,
+        },
     ),
     "minimax_m2": (
         "MiniMaxM2ForCausalLM",

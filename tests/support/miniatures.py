@@ -10,6 +10,7 @@ tests/serving/tiny_models.py (unquantised) and tests/serving/tiny_quantised.py.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
 
 import tiny_models
 import tiny_quantised
+from safetensors.torch import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,26 @@ def _served_alone(layout: str, folder: Path) -> Path:
         return Path(shutil.move(Path(made) / "served", folder))
 
 
+def _kimi_k25(folder: Path) -> Path:
+    """Kimi-K2's language model inside a model with pictures, whose tower is left out."""
+    _served_alone("kimi-k2-thinking", folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(weights)
+    save_file(
+        {f"language_model.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"}
+    )
+    text = json.loads(config.read_text())
+    nested = {
+        "architectures": ["KimiK25ForConditionalGeneration"],
+        "model_type": "kimi_k25",
+        "text_config": {**text, "model_type": "kimi_k2"},
+        "vision_config": {"model_type": "kimi_k25_vision"},
+        **{name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }
+    config.write_text(json.dumps(nested, indent=2))
+    return folder
+
+
 _ALL = (
     _plain("qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B", "qwen3_moe"),
     _plain("qwen2-57b-a14b", "Qwen/Qwen2-57B-A14B-Instruct", "qwen2_moe"),
@@ -77,6 +99,7 @@ _ALL = (
     _quantised("deepseek-v3"),
     _quantised("glm-4.7-fp8"),
     _quantised("kimi-k2-thinking"),
+    Miniature("kimi-k2.5", "moonshotai/Kimi-K2.5, its language model", "RAWINT4", "kimi-k2.5", _kimi_k25),
     _quantised("minimax-m2"),
     _quantised("minimax-m3"),
 )

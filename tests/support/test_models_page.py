@@ -11,7 +11,7 @@ from miniatures import MINIATURES
 from kt_kernel import detect_method
 
 # One of each way to name and to pack experts; the others are read by the tests of their path.
-SAMPLE = ("gpt-oss-20b", "gpt-oss-bf16", "kimi-k3-experts", "hunyuan-a13b")
+SAMPLE = ("gpt-oss-20b", "gpt-oss-bf16", "kimi-k3-experts", "hunyuan-a13b", "kimi-k2.5")
 
 
 def test_the_page_holds_the_table_of_today():

@@ -242,3 +242,13 @@ def test_first_example_of_the_documentation_runs(tiny_checkpoint):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The capital of France is") and "'device_experts': [" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "option", [{"num_gpu_experts": 3}, {"gpu_prefill_token_threshold": 64}, {"miss_policy": "auto"}]
+)
+def test_experts_with_biases_stay_on_the_cpu(tiny_checkpoint, option):
+    """On a device they would be computed without them."""
+    path = tiny_checkpoint("gpt_oss")
+    with pytest.raises(FeatureUnavailableError, match="have biases, which are computed on the CPU only"):
+        load(path, **option)
