@@ -232,11 +232,13 @@ py::dict features() {
   result["active"] = f.active.names();
   result["variant"] = f.variant;
   result["cap"] = f.cap.empty() ? py::object(py::none()) : py::object(py::str(f.cap));
+  result["no_tiles"] = f.no_tiles;
   return result;
 }
 
 std::string why_unavailable(kt::FeatureSet needs, const kt::CpuFeatures& f) {
   if (f.detected.includes(needs)) return "capped by KT_KERNEL_CPU_VARIANT=" + f.cap;
+  if (needs.has(kt::Feature::kAmxTile) && !f.no_tiles.empty()) return f.no_tiles;
   std::string text;
   for (const std::string& name : needs.minus(f.detected).names()) text += (text.empty() ? "" : ", ") + name;
   // Not an instruction set, so nothing that this CPU lacks.

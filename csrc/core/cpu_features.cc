@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -56,11 +57,15 @@ uint64_t saved_register_state() {
   return (static_cast<uint64_t>(hi) << 32) | lo;
 }
 
-// Linux hands out the 8 KiB tile register file only to processes that ask (Documentation/arch/x86/xstate.rst).
-bool linux_grants_tiles() {
+// Linux hands out the 8 KiB tile register file only to processes that ask (Documentation/arch/x86/xstate.rst). Returns
+// why there are none, empty where there are.
+std::string why_no_tiles(uint64_t state) {
   constexpr long kArchReqXcompPerm = 0x1023;
   constexpr long kXfeatureXtiledata = 18;
-  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) == 0;
+  constexpr uint64_t kTileState = 0x60000;
+  if ((state & kTileState) != kTileState) return "the operating system does not save AMX tiles";
+  if (syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) == 0) return "";
+  return std::string("Linux refuses AMX tiles (arch_prctl: ") + std::strerror(errno) + ")";
 }
 
 // Intel runs VDPBF16PS at half the rate of FMA from Sapphire Rapids on, the first of its servers with BF16 and VBMI,
@@ -72,7 +77,7 @@ bool fma_beats_dot(FeatureSet set) {
   return intel && set.includes({Feature::kAvx512bf16, Feature::kAvx512vbmi});
 }
 
-FeatureSet detect() {
+FeatureSet detect(std::string& no_tiles) {
   FeatureSet set;
   const Cpuid leaf1(1, 0);
   const bool osxsave = bit(leaf1.ecx, 27);
@@ -80,7 +85,6 @@ FeatureSet detect() {
   const uint64_t state = saved_register_state();
   const bool ymm = (state & 0x6) == 0x6;
   const bool zmm = ymm && (state & 0xE0) == 0xE0;
-  const bool tiles = zmm && (state & 0x60000) == 0x60000;
   const Cpuid leaf7(7, 0);
   const Cpuid leaf7_1(7, 1);
 
@@ -99,7 +103,9 @@ FeatureSet detect() {
   add(zmm && bit(leaf7_1.eax, 5), Feature::kAvx512bf16);
   add(zmm && bit(leaf7.ecx, 1), Feature::kAvx512vbmi);
   add(fma_beats_dot(set), Feature::kFmaBeatsDot);
-  if (tiles && bit(leaf7.edx, 24) && linux_grants_tiles()) {
+  if (!zmm || !bit(leaf7.edx, 24)) return set;
+  no_tiles = why_no_tiles(state);
+  if (no_tiles.empty()) {
     set.add(Feature::kAmxTile);
     add(bit(leaf7.edx, 22), Feature::kAmxBf16);
     add(bit(leaf7.edx, 25), Feature::kAmxInt8);
@@ -115,7 +121,7 @@ std::string joined(const std::vector<std::string>& names) {
 
 CpuFeatures read_features() {
   CpuFeatures f;
-  f.detected = detect();
+  f.detected = detect(f.no_tiles);
   f.active = f.detected;
   if (!f.detected.includes(kAvx2Set)) {
     throw std::invalid_argument("kt_kernel needs a CPU with AVX2, FMA and F16C; this CPU lacks " +

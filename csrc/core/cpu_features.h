@@ -52,9 +52,10 @@ class FeatureSet {
 
 struct CpuFeatures {
   FeatureSet detected;
-  FeatureSet active;    // detected, capped
-  std::string variant;  // highest named variant whose features are all active
-  std::string cap;      // value of KT_KERNEL_CPU_VARIANT, empty when unset
+  FeatureSet active;     // detected, capped
+  std::string variant;   // highest named variant whose features are all active
+  std::string cap;       // value of KT_KERNEL_CPU_VARIANT, empty when unset
+  std::string no_tiles;  // why AMX, which the CPU has, is not detected; empty otherwise
 };
 
 // Reads the CPU once; throws std::invalid_argument for an unknown KT_KERNEL_CPU_VARIANT, one this CPU cannot run,

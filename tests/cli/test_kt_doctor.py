@@ -298,6 +298,19 @@ def test_capped_cpu_is_a_warning(tmp_path):
     assert status == "warn" and advice.startswith("KT_KERNEL_CPU_VARIANT=avx2")
 
 
+def test_tiles_that_linux_refuses_are_a_warning(monkeypatch):
+    class Native:
+        @staticmethod
+        def cpu_features() -> dict:
+            why = "Linux refuses AMX tiles (arch_prctl: Operation not permitted)"
+            return {"variant": "avx512_bf16", "active": [], "cap": None, "no_tiles": why}
+
+    monkeypatch.setattr(machine, "native_extension", Native)
+    finding = run_check(machine.cpu_features)
+    assert finding.status is Status.WARN and "Linux refuses AMX tiles" in finding.seen
+    assert "seccomp" in finding.advice
+
+
 def test_unknown_variant_says_to_unset_it(tmp_path):
     status, seen, advice = finding_of("cpu", tmp_path, KT_KERNEL_CPU_VARIANT="avx9")
     assert status == "fail" and "avx9" in seen and "avx512_vnni" in seen

@@ -182,6 +182,7 @@ def test_tiles_that_linux_refuses_are_not_used(trapped):
     assert done.returncode == 0, done.stdout
     features = json.loads(done.stdout)
     assert set(features["detected"]) == WITH_TRAPS - trapped_amx.FEATURES
+    assert features["no_tiles"] == "Linux refuses AMX tiles (arch_prctl: Operation not permitted)"
     assert not [kernel for kernel in named(features["chosen"]) if "amx" in kernel]
 
 

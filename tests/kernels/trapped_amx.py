@@ -2,6 +2,7 @@
 
     environment = trapped_amx.environment(folder)      of a process in which AMX instructions are trapped
     python("-c", program, **environment)
+    trapped_amx.package_environment(folder)            whose `kt_kernel` is that extension's, too
 
 The product knows nothing of it, so no variable that a user may set makes it believe in AMX. Two things are
 different in such a process: a library is preloaded that runs the instructions which raise SIGILL, and the
@@ -88,3 +89,24 @@ def environment(folder: Path) -> dict[str, str]:
         "KT_TEST_EXTENSION": str(trapping_copy(Path(ext.__file__), folder / "kt_kernel_ext.so")),
         "KT_TEST_TRAPPED_AMX": "1",
     }
+
+
+# Python runs it before anything else; the interpreter's own path comes later.
+_USE_THE_COPY = """
+import importlib.util, os, sys
+
+class CopyOfTheExtension:
+    def find_spec(self, name, path=None, target=None):
+        if name == "kt_kernel.kt_kernel_ext":
+            return importlib.util.spec_from_file_location(name, os.environ["KT_TEST_EXTENSION"])
+
+sys.meta_path.insert(0, CopyOfTheExtension())
+"""
+
+
+def package_environment(folder: Path) -> dict[str, str]:
+    """As environment(), for programs that import the package."""
+    hook = folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(_USE_THE_COPY)
+    return environment(folder) | {"PYTHONPATH": str(hook)}

@@ -65,14 +65,13 @@ struct TileGemm {
   using P = Panel<Ops, Codes>;
   using Many = ManyTokens<Ops, Codes>;
   static constexpr int kColumnBytes = Products::kColumnBytes;
-  // Sums that are added at once: two, of 4 KiB each, and as many again leave room in L1 for a block of weights. Steps
-  // of int8 activations are whole.
+  // Sums that are added at once, of 4 KiB each, whole steps of int8 activations. Two, and as many that wait, leave room
+  // in L1 for a block of weights; where sums are short, storing totals would cost more than that.
   static constexpr int kMostSums = kt::kLargestInt8StepK / kt::kSmallestStepK;
   static constexpr size_t kSumSize = size_t{kBlockTokens} * kt::kPanelRows;
   static constexpr size_t kSumsBytes = kMostSums * kSumSize * sizeof(float);
   static inline int sums_at_once(const kt::PanelLayout& layout) {
-    const int per_step = P::step_of(layout) / P::sum_of(layout);
-    return per_step < 2 ? 2 : per_step;
+    return P::sum_of(layout) < kt::kLargestInt8StepK ? kMostSums : 2;
   }
 
   static size_t scratch_bytes(int, int) { return Many::kScratchBytes + 2 * kSumsBytes; }

@@ -22,7 +22,7 @@ _SHARED_BYTES = 64 << 20  # what a server's processes pass to each other, with r
 
 
 def cpu_features() -> Finding:
-    """The instruction sets in use; a cap through KT_KERNEL_CPU_VARIANT is worth a warning."""
+    """The instruction sets in use; worth a warning are a cap, and tiles that are refused."""
     try:
         features = native_extension().cpu_features()
     except ValueError as error:
@@ -33,6 +33,9 @@ def cpu_features() -> Finding:
     if features["cap"]:
         advice = f"KT_KERNEL_CPU_VARIANT={features['cap']} hides faster kernels: unset it"
         return Finding(Status.WARN, seen, advice, detail)
+    if features["no_tiles"]:
+        advice = "let the process have them: Linux 5.16 or newer, no filter (seccomp) on arch_prctl"
+        return Finding(Status.WARN, f"{seen}, without the CPU's AMX: {features['no_tiles']}", advice, detail)
     return Finding(Status.OK, seen, detail=detail)
 
 
