@@ -10,7 +10,7 @@ FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v3", "min
 # With other activations, biases, names in the configuration, kinds of attention.
 OTHERS = (
     *("gpt_oss", "minimax_m3", "ernie4_5_moe", "hunyuan_v1_moe"),
-    *("deepseek_v32", "deepseek_v4", "kimi_linear"),
+    *("deepseek_v32", "deepseek_v4"),
 )
 SOME = 3
 
