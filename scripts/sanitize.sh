@@ -18,6 +18,15 @@ shift
 [ -x .venv/bin/pytest ] || { echo "scripts/sanitize.sh: first ./install.sh check" >&2; exit 1; }
 
 build="$PWD/build/sanitize-${sanitizers//,/-}"
+mkdir -p "$build"
+# The compute threads by themselves first, as a program: a minute.
+"${CXX:-c++}" -std=c++17 -O1 -g "-fsanitize=$sanitizers" -fno-sanitize-recover=all -pthread -Icsrc -o "$build/scenes" \
+  tests/kernels/thread_pools.cc csrc/core/thread_pool.cc csrc/core/worker_placement.cc
+for scene in every_piece_once threads_stopped_anywhere late_workers exceptions call_from_a_piece; do
+  echo "thread_pools.cc: $scene"
+  "$build/scenes" "$scene"
+done
+
 PATH="$PWD/.venv/bin:$PATH"
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release "-DKT_SANITIZE=$sanitizers" \
   "-DPython_EXECUTABLE=$PWD/.venv/bin/python" "-Dpybind11_DIR=$(python -m pybind11 --cmakedir)" >/dev/null

@@ -268,7 +268,13 @@ def test_unknown_command_shows_the_usage(checkout):
 
 
 def test_script_is_clean_for_bash_and_shellcheck(repository):
-    scripts = ["install.sh", ".ci/run", "scripts/format.sh", "scripts/hooks/pre-commit"]
+    scripts = [
+        "install.sh",
+        ".ci/run",
+        "scripts/format.sh",
+        "scripts/sanitize.sh",
+        "scripts/hooks/pre-commit",
+    ]
     for script in scripts:
         assert os.access(repository / script, os.X_OK), script
         subprocess.run(["bash", "-n", script], cwd=repository, check=True)

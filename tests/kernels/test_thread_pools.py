@@ -1,10 +1,7 @@
 """Risks of the compute threads (csrc/core/thread_pool.h): a job ends before its pieces do, a late worker
 computes for a job that is over, one that stands still holds up the others, results depend on who was busy.
 
-The scenes are in thread_pools.cc. Under a sanitizer, by hand:
-
-    g++ -std=c++17 -O1 -g -fsanitize=thread -pthread -Icsrc -o /tmp/scenes tests/kernels/thread_pools.cc \\
-        csrc/core/thread_pool.cc csrc/core/worker_placement.cc && /tmp/scenes threads_stopped_anywhere
+The scenes are in thread_pools.cc; scripts/sanitize.sh runs them under sanitizers.
 """
 
 from __future__ import annotations
