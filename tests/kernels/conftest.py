@@ -21,6 +21,7 @@
     test_graph_lifetimes                     what a graph holds, and for how long
     test_instruction_leaks                   machine code that does not belong in its file
     test_every_cpu_variant, test_old_cpus    those on arithmetic again as other CPUs, capped or emulated
+    test_amx_counts                          tile loads, counted in the machine code
     test_amx_instructions                    the AMX that a CPU without it gets there (trapped_amx.py)
 
 What could not run on this machine, and why, is listed at the end of the test run.
