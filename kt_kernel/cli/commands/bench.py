@@ -60,7 +60,9 @@ def kernels(
 def serve(
     host: Host = "127.0.0.1",
     port: Port = 30000,
-    users: Annotated[str, typer.Option("--users", "-u", help="At the same time; several numbers.")] = "1,4,8",
+    users: Annotated[
+        str, typer.Option("--users", "--concurrency", "-u", help="At the same time; several numbers.")
+    ] = "1,4,8",
     prompt_tokens: Annotated[str, typer.Option("--prompt-tokens", help="Lengths of prompts.")] = "256",
     output_tokens: Annotated[str, typer.Option("--output-tokens", help="Lengths of answers.")] = "64",
     requests: Annotated[
