@@ -15,9 +15,9 @@ from kt_kernel.planning.model_facts import GGUF, ModelFacts
 from kt_kernel.planning.user_options import UserOptions
 
 RAM, DISK = "RAM", "disk"
-# Of SGLang's processes with torch, before a model: 1.1 GB resident for the demo's server less its weights
-# (AMD Zen 4, 2026-11-30); each further rank brings most of it again.
-PROCESS_BYTES = 1.2e9
+# Of SGLang's processes with torch: the demo's server had 3.4 GB of private memory after some requests, 1.5 of
+# them KV cache and 0.5 weights (AMD Zen 4, 2026-11-30). Each further rank is counted as much again.
+PROCESS_BYTES = 1.5e9
 # Buffers between CPU and GPU, page-locked, at the chunk sizes that a plan chooses.
 _EXCHANGE_BYTES = 0.5e9
 # What `kt quant --method int4` makes of a weight: 4 bits and the scales of groups of 128 columns.
