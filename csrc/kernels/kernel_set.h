@@ -135,6 +135,7 @@ struct KernelSet {
   size_t (*scratch_bytes)(int tokens, int k_count);
   void (*prepare_row)(const PrepareArgs&);  // kInt8: called once a row is complete; null elsewhere
   const RowKernels* rows;
+  int few_calls = 1;  // so many calls of `few`, one after the other over the same panels, still beat `many`
 };
 
 }  // namespace kt

@@ -17,6 +17,21 @@ GroupedGemm::Block GroupedGemm::block_of(int rows) const {
   return {block_rows, std::min(layout_.k_padded, std::max(limits.min_k, fitting))};
 }
 
+// By the kernel for few tokens as long as it takes no more than few_calls, shares of nearly equal size.
+void GroupedGemm::run(const GemmArgs& block) const {
+  if (block.tokens > kernels_.few_calls * kernels_.few_tokens) return kernels_.many(block);
+  GemmArgs call = block;
+  for (int left = (block.tokens + kernels_.few_tokens - 1) / kernels_.few_tokens, first = 0; left > 0;
+       --left, first += call.tokens) {
+    call.tokens = (block.tokens - first + left - 1) / left;
+    call.a.data = block.a.data + first * block.a.stride;
+    call.a.groups = block.a.groups + first * block.a.stride;
+    call.c = block.c + first * block.c_stride;
+    call.next_panels = left > 1 ? block.panels : block.next_panels;
+    kernels_.few(call);
+  }
+}
+
 // Rows of one block side by side: the rows themselves when they already are, else a copy in the worker's scratch.
 ActivationRows GroupedGemm::gathered(WorkerScratch& scratch, const Rows& rows, int first_row, int row_count,
                                      int first_k, int k_count) const {

@@ -84,6 +84,7 @@ class GroupedGemm {
   // 60 tokens, 512 columns, 2026-11-30: 240 Gop/s, without padding 215.)
   static size_t product_stride(size_t columns) { return columns + kPanelRows; }
   Block block_of(int rows) const;
+  void run(const GemmArgs& block) const;
   ActivationRows gathered(WorkerScratch& scratch, const Rows& rows, int first_row, int row_count, int first_k,
                           int k_count) const;
 
@@ -99,12 +100,11 @@ void GroupedGemm::multiply(WorkerScratch& scratch, const Panels& panels, const R
   float* product = scratch.product.as<float>();
   for (int r = 0; r < rows.count; r += block.rows) {
     const int row_count = std::min(block.rows, rows.count - r);
-    const auto gemm = row_count <= kernels_.few_tokens ? kernels_.few : kernels_.many;
     for (int k = 0; k < layout_.k_padded; k += block.k) {
       const int k_count = std::min(block.k, layout_.k_padded - k);
-      gemm({&layout_, panels.first, panels.next, panels.count, gathered(scratch, rows, r, row_count, k, k_count),
-            row_count, k, k_count, product, columns, k == 0 ? Store::kOverwrite : Store::kAccumulate,
-            scratch.kernel.data()});
+      run({&layout_, panels.first, panels.next, panels.count, gathered(scratch, rows, r, row_count, k, k_count),
+           row_count, k, k_count, product, columns, k == 0 ? Store::kOverwrite : Store::kAccumulate,
+           scratch.kernel.data()});
     }
     epilogue(product, columns, r, row_count);
   }

@@ -263,6 +263,7 @@ constexpr kt::KernelSet integer_tile_set(const char* name) {
   using Gemm = TileGemm<Codes, Int8Products, Tiles>;
   kt::KernelSet set = kernel_set<Ops, Codes>(name, &kt::kRowsAvx512);
   set.many = Gemm::any;
+  set.few_calls = 1;
   set.scratch_bytes = Gemm::scratch_bytes;
   return set;
 }
