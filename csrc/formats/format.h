@@ -21,8 +21,8 @@ struct MatrixShape {
 };
 
 // formats/codes/; kCode4Wide: codes of 4 bits whose integers need 8; kBlocks: rows as a GGUF file has them.
-enum class CodeType : int { kBf16, kE4m3, kCode4, kInt8, kCode5, kCode6, kCode3, kCode2, kCode4Wide, kBlocks };
-constexpr int kCodeTypes = 10;
+enum class CodeType : int { kBf16, kE4m3, kCode4, kInt8, kCode5, kCode6, kCode3, kCode2, kCode4Wide, kBlocks, kF32 };
+constexpr int kCodeTypes = 11;
 
 // kRowMajor: [rows][k]. kTransposed: words of 8 codes along k, [k/8][rows], and scales [k/g][rows] (GPTQ).
 enum class Order : int { kRowMajor, kTransposed };

@@ -38,6 +38,8 @@ const std::vector<DispatchRow>& dispatch_table() {
       {kForward, C::kBf16, kAvx512Bf16, &kBf16Avx512Bf16, kZen4CooperLake},
       {kForward, C::kBf16, kAvx512, &kBf16Avx512, kSkylakeSp},
       {kForward, C::kBf16, kAvx2, &kBf16Avx2, kHaswell},
+      {kForward, C::kF32, kAvx512, &kF32Avx512, kAnyAvx512},
+      {kForward, C::kF32, kAvx2, &kF32Avx2, kHaswell},
       {kForward, C::kE4m3, kAmxBf16Vbmi, &kE4m3Amx, kSapphireRapids},
       {kForward, C::kE4m3, kAvx512Vbmi | kFmaBeatsDot, &kE4m3Avx512Bf16Fma, kSapphireRapids},
       {kForward, C::kE4m3, kAvx512Vbmi, &kE4m3Avx512Bf16, kZen4},

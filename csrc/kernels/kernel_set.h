@@ -96,9 +96,10 @@ using ConvertFn = void (*)(const void* from, void* to, size_t count);
 // Element-wise work between the GEMMs; depends on the instruction set and the element type, not on the format.
 struct RowKernels {
   Activation activation;
+  int unconverted;  // DType of hidden states that are elements already, -1 = none
   void (*swiglu)(const SwigluArgs&);
   void (*weighted_sum)(const WeightedSumArgs&);
-  ConvertFn load_rows[3];   // by DType: hidden states -> element type (through bf16)
+  ConvertFn load_rows[3];   // by DType: hidden states -> element type (through bf16, but for fp32 codes)
   ConvertFn store_rows[3];  // by DType: fp32 -> output type
   ConvertFn widen_rows[3];  // by DType: output type -> fp32
 };

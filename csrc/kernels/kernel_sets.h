@@ -11,6 +11,12 @@ extern const RowKernels kRowsAvx2;
 extern const RowKernels kRowsAvx512;      // fp32 activations
 extern const RowKernels kRowsAvx512Bf16;  // bf16 activations
 
+// fp32 codes with activations that are not rounded, and their rows: kernels/<folder>/f32.cc.
+extern const RowKernels kExactRowsAvx2;
+extern const RowKernels kExactRowsAvx512;
+extern const KernelSet kF32Avx2;
+extern const KernelSet kF32Avx512;
+
 // bf16 codes: kernels/<folder>/bf16*.cc.
 extern const KernelSet kBf16Avx2;
 extern const KernelSet kBf16Avx512;

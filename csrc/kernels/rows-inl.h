@@ -91,21 +91,32 @@ struct Rows {
     kStore(kLoad(f_tail), t_tail);
     __builtin_memcpy(t + i, t_tail, (count - i) * sizeof(To));
   }
+};
 
-  static void load_f32_activation(Vec v, typename Ops::Element* to) { Ops::store_activation(Ops::round_bf16(v), to); }
+// What becomes of a number of the hidden states.
+template <class Ops>
+struct RoundedToBf16 {
+  static constexpr int kUnconverted = sizeof(typename Ops::Element) == 2 ? static_cast<int>(kt::DType::kBf16) : -1;
+  static void store(typename Ops::Vec v, typename Ops::Element* to) { Ops::store_activation(Ops::round_bf16(v), to); }
+};
+template <class Ops>
+struct Exact {
+  static constexpr int kUnconverted = static_cast<int>(kt::DType::kF32);
+  static void store(typename Ops::Vec v, typename Ops::Element* to) { Ops::store_activation(v, to); }
 };
 
 // One definition of the whole set, so that two instruction sets differ in their Ops and nowhere else.
-template <class Ops>
+template <class Ops, class Loaded = RoundedToBf16<Ops>>
 constexpr kt::RowKernels make_row_kernels() {
   using R = Rows<Ops>;
   using E = typename Ops::Element;
   return {sizeof(E) == 2 ? kt::Activation::kBf16 : kt::Activation::kF32,
+          Loaded::kUnconverted,
           R::swiglu,
           R::weighted_sum,
-          {R::template convert<uint16_t, E, Ops::from_bf16, R::load_f32_activation>,
-           R::template convert<uint16_t, E, Ops::from_f16, R::load_f32_activation>,
-           R::template convert<float, E, Ops::load, R::load_f32_activation>},
+          {R::template convert<uint16_t, E, Ops::from_bf16, Loaded::store>,
+           R::template convert<uint16_t, E, Ops::from_f16, Loaded::store>,
+           R::template convert<float, E, Ops::load, Loaded::store>},
           {R::template convert<float, uint16_t, Ops::load, Ops::to_bf16>,
            R::template convert<float, uint16_t, Ops::load, Ops::to_f16>,
            R::template convert<float, float, Ops::load, Ops::store_to>},

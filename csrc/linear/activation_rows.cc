@@ -36,8 +36,9 @@ void RowConversion::operator()(const uint8_t* from, uint8_t* wide, uint8_t* to) 
   if (prepares()) kernels.prepare_row({&layout, reinterpret_cast<const float*>(row), to, to + groups_at});
 }
 
-bool are_aligned(const MatrixView& x) {
-  if (reinterpret_cast<uintptr_t>(x.data) % 64 != 0) return false;
+bool serve_unconverted(const MatrixView& x, const KernelSet& kernels, const PanelLayout& layout) {
+  if (kernels.prepare_row != nullptr || static_cast<int>(row_dtype(x.type)) != kernels.rows->unconverted) return false;
+  if (x.columns != layout.k_padded || reinterpret_cast<uintptr_t>(x.data) % 64 != 0) return false;
   return x.rows == 1 || (x.row_bytes % 64 == 0 && x.row_bytes > 0);
 }
 

@@ -23,8 +23,8 @@ struct RowConversion {
 
 constexpr int kTokensPerConversion = 16;
 
-// Whether rows serve kernels of bf16 activations as they are, each a multiple of 64 bytes from the first.
-bool are_aligned(const MatrixView& x);
+// Whether kernels multiply these rows as they are: of their elements' type, each a multiple of 64 bytes from the first.
+bool serve_unconverted(const MatrixView& x, const KernelSet& kernels, const PanelLayout& layout);
 
 // How many of `panels` a piece of work for `tokens` tokens has.
 constexpr int kMostPanelsPerPiece = 16;  // as many as the eight gate and up pairs of experts

@@ -17,9 +17,7 @@ Linear::BatchPass::BatchPass(const Linear& linear, const MatrixBatch& x, const M
                                                         x.first.rows, engine_.pools().threads()))),
       pieces_per_matrix_(ceil_div(panels_per_matrix_, panels_per_piece_)) {
   const int k = part_.layout.k_padded;
-  const bool as_they_are = x.first.type == ElementType::kBf16 && kernels_.activation == Activation::kBf16 &&
-                           x.first.columns == k && are_aligned(x.first) && x.step_bytes % 64 == 0;
-  if (!as_they_are) {
+  if (!serve_unconverted(x.first, kernels_, part_.layout) || x.step_bytes % 64 != 0) {
     std::deque<Buffer>& buffers = engine_.pass_buffers().linear;
     if (buffers.empty()) buffers.emplace_back();
     const RowFormat& format = gemm_.row_format();

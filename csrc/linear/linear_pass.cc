@@ -24,9 +24,7 @@ const Linear::Pass::Operand& Linear::Pass::operand_for(const Part& part) {
   }
   Operand& operand = operands_.emplace_back(part);
   const int k = operand.layout.k_padded;
-  const bool as_they_are = x_.type == ElementType::kBf16 && operand.kernels.activation == Activation::kBf16 &&
-                           x_.columns == k && are_aligned(x_);
-  if (as_they_are) {
+  if (serve_unconverted(x_, operand.kernels, operand.layout)) {
     operand.rows = {x_.data, static_cast<size_t>(x_.row_bytes), 0};
     return operand;
   }

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "formats/bf16.h"
+#include "formats/f32.h"
 #include "operators/handles.h"
 #include "operators/packed.h"
 #include "operators/registry.h"
@@ -23,21 +24,27 @@ std::vector<uint8_t> with_whole_panels(const TensorView& weight, int64_t rows) {
   return matrices;
 }
 
+const Format* format_of(ElementType type) {
+  if (type == ElementType::kBf16) return &kFormatBf16;
+  return type == ElementType::kF32 ? &kFormatF32 : nullptr;
+}
+
 // weight [N, K], or [B, N, K] for B matrices one below the other (Linear::forward_batch).
 void convert_weight_packed(Call& call) {
   const TensorView weight = call.tensor(0);
   const bool contiguous = weight.dims >= 2 && weight.stride(-1) == 1 && weight.stride(-2) == weight.size(-1) &&
                           (weight.dims == 2 || weight.stride(0) == weight.size(1) * weight.size(2));
-  if (weight.type != ElementType::kBf16 || weight.dims < 2 || weight.dims > 3 || !contiguous) {
+  const Format* const format = format_of(weight.type);
+  if (format == nullptr || weight.dims < 2 || weight.dims > 3 || !contiguous) {
     throw std::invalid_argument("convert_weight_packed got " + weight.text() +
-                                "; expected contiguous bfloat16 [N, K] or [B, N, K]");
+                                "; expected contiguous bfloat16 or float32 [N, K] or [B, N, K]");
   }
   const int64_t matrices = weight.dims == 3 ? weight.size(0) : 1;
   const int64_t rows = weight.dims == 3 ? (weight.size(1) + kPanelRows - 1) / kPanelRows * kPanelRows : weight.size(0);
   std::vector<uint8_t> padded;
   if (weight.dims == 3 && rows != weight.size(1)) padded = with_whole_panels(weight, rows);
   const uint8_t* const numbers = padded.empty() ? weight.bytes() : padded.data();
-  const LinearPart part = {&format_of("BF16", "BF16"), {}, static_cast<int>(matrices * rows), {numbers, nullptr, 1}};
+  const LinearPart part = {format, {}, static_cast<int>(matrices * rows), {numbers, nullptr, 1}};
   auto linear = std::make_shared<Linear>(shared_operator_engine(), static_cast<int>(weight.size(-1)),
                                          std::vector<LinearPart>{part}, Activations::kBf16);
   call.result(packed_tensor(std::move(linear), weight));

@@ -68,12 +68,12 @@ BESIDE_LAYERS = {
     "kernels/avx2/quantise.cc": [{"kernel": "quantise", "needs": ["avx2", "fma", "f16c"]}],
     "kernels/avx2/gguf_rows.cc": [{"kernel": "gguf_rows", "needs": ["avx2", "fma", "f16c"]}],
 }
-# Kernels of operators, chosen by kernels/tiers.h.
+# Kernels of operators.
 _TIERS = {
     "avx2": ["avx2", "fma", "f16c"],
     "avx512": ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"],
 }
-for _family in ("attention", "gated_delta", "gates", "heads", "norms", "router"):
+for _family in ("attention", "f32", "gated_delta", "gates", "heads", "norms", "router"):
     for _tier, _needs in _TIERS.items():
         BESIDE_LAYERS[f"kernels/{_tier}/{_family}.cc"] = [{"kernel": f"{_family}.{_tier}", "needs": _needs}]
 

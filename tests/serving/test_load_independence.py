@@ -16,7 +16,7 @@ from tiny_models import VOCABULARY
 PROMPTS = 24
 NEW_TOKENS = 12
 CHUNK, OTHER_CHUNK = 96, 160
-OPTIONS = ("--dtype", "bfloat16", "--max-total-tokens", "16384")
+OPTIONS = ("--max-total-tokens", "16384", "--disable-radix-cache")
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,14 @@ def at_once(server: Server, requests: int) -> list[tuple]:
         return list(pool.map(lambda number: log_probabilities(server, number % PROMPTS), range(requests)))
 
 
-def options(chunk: int) -> tuple[str, ...]:
-    return (*OPTIONS, "--chunked-prefill-size", str(chunk), "--disable-radix-cache")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_neighbours_and_chunks_change_no_bit(checkpoint, tmp_path, dtype):
+    def cut_into(chunk: int) -> tuple[str, ...]:
+        return (*kt_options(checkpoint), *OPTIONS, "--dtype", dtype, "--chunked-prefill-size", str(chunk))
 
-
-def test_neighbours_and_chunks_change_no_bit(checkpoint, tmp_path):
-    with serving(checkpoint, tmp_path / "log", *kt_options(checkpoint), *options(CHUNK)) as server:
+    with serving(checkpoint, tmp_path / "log", *cut_into(CHUNK)) as server:
         alone = [log_probabilities(server, number) for number in range(PROMPTS)]
         assert at_once(server, 16) == alone[:16]
-    with serving(checkpoint, tmp_path / "other", *kt_options(checkpoint), *options(OTHER_CHUNK)) as server:
+    with serving(checkpoint, tmp_path / "other", *cut_into(OTHER_CHUNK)) as server:
         assert at_once(server, 64) == [alone[number % PROMPTS] for number in range(64)]
     assert len({answer for _, answer in alone}) > PROMPTS // 2, "the answers say too little"

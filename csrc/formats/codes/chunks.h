@@ -91,8 +91,8 @@ void words_by_row(const uint8_t* chunks, int count, const PanelRows& rows, uint8
   }
 }
 
-// ---- codes of one or two bytes that stand in a word in ascending columns: [K_padded / n][32][n], n = 4 / their size
-// --
+// ---- codes of one, two or four bytes that stand in a word in ascending columns: [K_padded / n][32][n], n = 4 / their
+// size ----
 
 template <class Code>
 constexpr int kWordColumns = 4 / sizeof(Code);

@@ -8,6 +8,7 @@
 #include "formats/codes/code5.h"
 #include "formats/codes/code6.h"
 #include "formats/codes/e4m3.h"
+#include "formats/codes/f32.h"
 #include "formats/codes/int8.h"
 
 namespace kt {
@@ -15,7 +16,7 @@ namespace kt {
 const CodeKind& code_kind(CodeType type) {
   static const CodeKind* const kinds[] = {&kBf16Codes,  &kE4m3Codes,  &kCode4Codes, &kInt8Codes,
                                           &kCode5Codes, &kCode6Codes, &kCode3Codes, &kCode2Codes,
-                                          &kCode4Codes, &kBlockCodes};  // by CodeType
+                                          &kCode4Codes, &kBlockCodes, &kF32Codes};  // by CodeType
   static_assert(sizeof(kinds) / sizeof(kinds[0]) == kCodeTypes);
   return *kinds[static_cast<int>(type)];
 }

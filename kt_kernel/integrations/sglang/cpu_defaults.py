@@ -23,8 +23,13 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def choose(options: Any, model: Any) -> dict[str, Any]:
-    """The ServerArgs fields to set. `options`: SGLang's options so far; `model`: its ModelConfig."""
-    chosen: dict[str, Any] = {}
+    """The ServerArgs fields to set. `options`: SGLang's options so far; `model`: its ModelConfig.
+
+    The overlap schedule looks at a batch's tokens after it has launched the next one. Here a launch returns
+    with the results, so that every token only waits for the step after it, and the way around through
+    buffers costs 0.4 ms a step (Zen 4, 4 layers, Q4_K_M, 2026-11-30: 1.1 ms between two steps, 1.5 with it).
+    """
+    chosen: dict[str, Any] = {"disable_overlap_schedule": True}
     if not options.sleep_on_idle:
         # Without it the scheduler polls for requests with 100 % of a core.
         chosen["sleep_on_idle"] = True

@@ -45,8 +45,8 @@ def start(runner: Any, *_: Any, **__: Any) -> None:
 
 
 def has_kernels(original: Callable, weight: torch.Tensor) -> bool:
-    """Around `dtype_is_supported`: float16 and float32 weights stay torch's, whose numbers bfloat16 lacks."""
-    return weight.dtype == torch.bfloat16
+    """Around `dtype_is_supported`: float16 weights stay torch's, whose numbers bfloat16 lacks."""
+    return weight.dtype in (torch.bfloat16, torch.float32)
 
 
 def any_shape(original: Callable, weight: torch.Tensor) -> bool:

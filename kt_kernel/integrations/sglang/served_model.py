@@ -39,11 +39,8 @@ class ServedModel:
             )
             self.hybrid.recorder = self.recorder
         self._failure: str | None = None
-
-    @property
-    def is_asynchronous(self) -> bool:
-        """Can a forward pass return before its CPU experts are done?"""
-        return self.hybrid.device.type != "cpu"
+        # Can a forward pass return before its CPU experts are done?
+        self.is_asynchronous = device.type != "cpu"
 
     def begin_step(self) -> None:
         """Before each forward pass of the model, also before a graph is replayed."""
