@@ -49,6 +49,16 @@ def has_kernels(original: Callable, weight: torch.Tensor) -> bool:
     return weight.dtype in (torch.bfloat16, torch.float32)
 
 
+def pack_head_of_floats(original: Callable, head: torch.nn.Module, *arguments: Any, **options: Any) -> None:
+    """Around `ParallelLMHead.__init__`, which lets heads of two bytes a number be packed only."""
+    from sglang.srt.layers.amx_utils import PackWeightMethod
+
+    original(head, *arguments, **options)
+    weight = getattr(head, "weight", None)
+    if weight is not None and weight.dtype == torch.float32:
+        head.quant_method = PackWeightMethod(weight_names=["weight"])
+
+
 def any_shape(original: Callable, weight: torch.Tensor) -> bool:
     """Around `dim_is_supported`: panels are padded."""
     return weight.dim() in (2, 3)

@@ -204,7 +204,13 @@ CPU_OPERATORS = (
         "sglang.srt.layers.amx_utils.dtype_is_supported",
         HookType.AROUND,
         cpu_operators.has_kernels,
-        "packed weights are bfloat16",
+        "packed weights are bfloat16 or float32",
+    ),
+    Hook(
+        "sglang.srt.layers.vocab_parallel_embedding.ParallelLMHead.__init__",
+        HookType.AROUND,
+        cpu_operators.pack_head_of_floats,
+        "a head of float32 is packed, too",
     ),
     Hook(
         "sglang.srt.layers.amx_utils.dim_is_supported",
