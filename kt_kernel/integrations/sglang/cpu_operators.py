@@ -59,6 +59,17 @@ def pack_head_of_floats(original: Callable, head: torch.nn.Module, *arguments: A
         head.quant_method = PackWeightMethod(weight_names=["weight"])
 
 
+def route_in_floats(
+    original: Callable, gate: torch.nn.Module, hidden_states: torch.Tensor, *arguments: Any, **options: Any
+) -> torch.Tensor:
+    """Around `MoEGate.forward`, which asks for float32 weights before it asks whether they are packed."""
+    from sglang.srt.utils import use_intel_amx_backend
+
+    if gate.weight.dtype != torch.float32 or not use_intel_amx_backend(gate):
+        return original(gate, hidden_states, *arguments, **options)
+    return torch.ops.sgl_kernel.weight_packed_linear(hidden_states.float(), gate.weight, None, True)
+
+
 def any_shape(original: Callable, weight: torch.Tensor) -> bool:
     """Around `dim_is_supported`: panels are padded."""
     return weight.dim() in (2, 3)

@@ -213,6 +213,12 @@ CPU_OPERATORS = (
         "a head of float32 is packed, too",
     ),
     Hook(
+        "sglang.srt.models.deepseek_v2.MoEGate.forward",
+        HookType.AROUND,
+        cpu_operators.route_in_floats,
+        "the stock router reads float32 weights as a matrix, packed or not",
+    ),
+    Hook(
         "sglang.srt.layers.amx_utils.dim_is_supported",
         HookType.AROUND,
         cpu_operators.any_shape,
