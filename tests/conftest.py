@@ -7,7 +7,6 @@ run while the other process waits between two of its own.
 from __future__ import annotations
 
 import fcntl
-import os
 from pathlib import Path
 
 import hypothesis
@@ -21,8 +20,11 @@ hypothesis.settings.load_profile("fixed")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item):
-    """Lets tests take turns across the processes of one run."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    """Lets tests take turns across the processes of one run.
+
+    Not in a pytest that a test starts: it is a part of that test's turn, and would wait for its own end.
+    """
+    if not hasattr(item.config, "workerinput"):
         return (yield)
     kind = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
     # These files are here already and can be locked. Whoever waits for its turn lets nobody else begin.
