@@ -67,7 +67,8 @@ def route_in_floats(
 
     if gate.weight.dtype != torch.float32 or not use_intel_amx_backend(gate):
         return original(gate, hidden_states, *arguments, **options)
-    return torch.ops.sgl_kernel.weight_packed_linear(hidden_states.float(), gate.weight, None, True)
+    packed_linear = torch.ops.sgl_kernel.weight_packed_linear
+    return packed_linear(hidden_states.float(), gate.weight, None, is_vnni=True)
 
 
 def any_shape(original: Callable, weight: torch.Tensor) -> bool:
