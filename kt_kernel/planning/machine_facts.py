@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 
@@ -39,7 +40,7 @@ class Gpu:
     @property
     def known(self) -> GpuSpeed | None:
         """Its published speeds; None for a GPU that is not in the table."""
-        return next((speed for part, speed in GPU_SPEEDS if part in self.name), None)
+        return next((speed for part, speed in GPU_SPEEDS if re.search(rf"\b{part}(?!\d)", self.name)), None)
 
 
 _LANE_BYTES = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.97e9, 5: 3.94e9, 6: 7.56e9}
@@ -53,7 +54,7 @@ class GpuSpeed:
     flops: float
 
 
-# Part of the name that nvidia-smi prints -> speeds; the first that fits, so longer names come first.
+# Part of the name that nvidia-smi prints -> speeds; the first that fits, with no digit behind it: "A1000".
 GPU_SPEEDS: tuple[tuple[str, GpuSpeed], ...] = (
     ("RTX PRO 6000", GpuSpeed(1792e9, 250e12)),
     ("RTX 6000 Ada", GpuSpeed(960e9, 182e12)),

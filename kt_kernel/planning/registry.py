@@ -120,15 +120,19 @@ class Registry:
         return self._by_name.get(name.lower())
 
     def like(self, folder: str, sizes: Sizes) -> Entry | None:
-        """The entry of a checkpoint: the one of its sizes whose name is in that of its folder, else the
-        first of its sizes, else the first of its family.
+        """The entry of a checkpoint: the one of its sizes with the longest name that is part of its folder's,
+        else the first of its sizes, else the first of its family.
         """
         family = [entry for entry in self.entries if _family(entry) == sizes.family]
         same = [entry for entry in family if entry.is_as_large(sizes)]
-        named = [
-            e for e in same or family if any(n.rpartition("/")[2].lower() in folder.lower() for n in e.names)
-        ]
-        return next(iter(named or same or family), None)
+        # max takes the first of equals: without any name in the folder's, the first entry.
+        return max(same or family, key=lambda entry: _longest_name_in(folder, entry), default=None)
+
+
+def _longest_name_in(folder: str, entry: Entry) -> int:
+    """Characters of the longest of the entry's names that is part of the folder's; 0 for none."""
+    names = [name.rpartition("/")[2].lower() for name in entry.names]
+    return max((len(name) for name in names if name in folder.lower()), default=0)
 
 
 def _family(entry: Entry) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import logging
 import os
 import re
@@ -160,10 +161,12 @@ def visible_gpus(environment: dict[str, str]) -> list[Gpu]:
         return []
     gpus = [gpu for row in csv.reader(output.splitlines()) if (gpu := read_gpu(row))]
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or not re.fullmatch(r"[\d,\s]*", chosen):
+    if chosen is None or not re.fullmatch(r"[-\d,\s]*", chosen):
         return gpus
-    numbers = [int(number) for number in re.findall(r"\d+", chosen)]
-    return [gpu for number in numbers for gpu in gpus if gpu.index == number]
+    numbers = [int(number) for number in re.findall(r"-?\d+", chosen)]
+    # CUDA ignores what stands behind the first number that no GPU has: -1 hides all.
+    present = {gpu.index: gpu for gpu in gpus}
+    return [present[number] for number in itertools.takewhile(present.__contains__, numbers)]
 
 
 def read_gpu(row: list[str]) -> Gpu | None:

@@ -11,10 +11,10 @@ from kt_kernel.planning.config_facts import sizes_of_config
 from kt_kernel.planning.machine_facts import Limits, MachineFacts, Node
 from kt_kernel.planning.model_facts import GGUF, SAFETENSORS, ModelFacts
 from kt_kernel.planning.plan import Preferences, make_plan
-from kt_kernel.planning.registry import load_registry
+from kt_kernel.planning.registry import Registry, shipped_entries
 from kt_kernel.planning.user_options import UserOptions
 
-REGISTRY = load_registry()
+REGISTRY = Registry(shipped_entries())  # whatever the user of this machine has added
 VOCABULARY, LAYERS, HIDDEN = 4096, 4, 2048
 
 

@@ -11,11 +11,11 @@ from machines import DESKTOP, EPYC, GB, GROUP, MACHINES, NO_GPU, XEON
 from kt_kernel.planning.errors import DoesNotFitError
 from kt_kernel.planning.model_facts import GGUF, ModelFacts
 from kt_kernel.planning.plan import Fit, Plan, Preferences, make_plan
-from kt_kernel.planning.registry import load_registry
+from kt_kernel.planning.registry import Registry, shipped_entries
 from kt_kernel.planning.render import WIDTH, plan_text
 from kt_kernel.planning.user_options import UserOptions
 
-REGISTRY = load_registry()
+REGISTRY = Registry(shipped_entries())  # whatever the user of this machine has added
 # Sizes that are known.
 PLANNABLE = [entry for entry in REGISTRY.entries if "num_hidden_layers" in str(entry.config)]
 

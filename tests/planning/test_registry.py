@@ -86,6 +86,16 @@ def test_folder_name_tells_models_of_one_size_apart():
     assert known.like("my-tune", sizes).tool_call_parser == "deepseekv3"
 
 
+def test_folder_named_as_on_the_hub_is_that_model():
+    """Many names begin with another's: DeepSeek-V3.1 with the alias deepseek-v3."""
+    known = Registry(ENTRIES)
+    for entry in ENTRIES:
+        if "num_hidden_layers" in str(entry.config):
+            for hub_id in entry.hub:
+                found = known.like(hub_id.rpartition("/")[2], entry.sizes())
+                assert found is entry, f"{hub_id} is taken for {found.name}"
+
+
 def test_users_entry_adds_and_replaces_single_fields(user_file):
     user_file.write_text(
         "models:\n"

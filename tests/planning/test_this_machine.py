@@ -42,10 +42,19 @@ def test_gpus_are_read_with_what_nvidia_smi_does_not_know_left_open(environment)
     assert (second.pcie_generation, second.pcie_width, second.known) == (None, None, None)
 
 
-@pytest.mark.parametrize(("visible", "indices"), [("1", [1]), ("1,0", [1, 0]), ("", []), ("GPU-abc", [0, 1])])
+@pytest.mark.parametrize(
+    ("visible", "indices"),
+    [("1", [1]), ("1,0", [1, 0]), ("", []), ("-1", []), ("0,-1,1", [0]), ("GPU-abc", [0, 1])],
+)
 def test_cuda_visible_devices_counts(environment, visible, indices):
     found = this_machine.visible_gpus(environment | {"CUDA_VISIBLE_DEVICES": visible})
     assert [gpu.index for gpu in found] == indices
+
+
+def test_part_of_a_gpus_name_is_no_longer_number():
+    names = ["NVIDIA A100-SXM4-80GB", "NVIDIA RTX A1000", "NVIDIA L40S", "NVIDIA GeForce RTX 4070 Ti"]
+    known = [Gpu(0, name, 1 << 30, 1 << 30).known is not None for name in names]
+    assert known == [True, False, True, True]
 
 
 def test_failing_nvidia_smi_means_no_gpu(environment, tmp_path):
