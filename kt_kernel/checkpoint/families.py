@@ -91,6 +91,8 @@ FAMILIES: tuple[ExpertNames | PackedNames, ...] = (
 NUMA_PARTS = NumaPartNames("converted for NUMA nodes")
 NUMA_PARTS_LAYER = re.compile(r"blk\.(\d+)")
 
+_BIAS = re.compile(r"(\.|_proj_)bias$")
+
 
 @dataclass(frozen=True)
 class ExpertLocation:
@@ -155,6 +157,11 @@ def check_expert_count(checkpoint: Checkpoint, base: str, num_experts: int) -> N
     in_file = stored_experts(checkpoint, base)[-1] + 1
     if in_file != num_experts:
         raise wrong_expert_count(checkpoint, base, in_file=in_file, num_experts=num_experts)
+
+
+def is_bias(tail: str) -> bool:
+    """A matrix's, `0.down_proj.bias` or `gate_up_proj_bias`; not a router's `e_score_correction_bias`."""
+    return _BIAS.search(tail) is not None
 
 
 def _belongs(names: ExpertNames | PackedNames, tails: list[str]) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from kt_kernel.checkpoint import detect
 from kt_kernel.checkpoint.experts import layer_experts
-from kt_kernel.checkpoint.families import expert_layers
+from kt_kernel.checkpoint.families import expert_layers, is_bias
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint, release_checkpoints
 from kt_kernel.checkpoint.sizes import expert_group_bytes, stored_bytes
 from kt_kernel.errors import FeatureUnavailableError
@@ -17,9 +16,6 @@ from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.gguf.experts import METHOD as GGUF_METHOD
 from kt_kernel.gguf.experts import GgufExperts
 from kt_kernel.gguf.model import holds_gguf, open_gguf, release_models
-
-# `0.down_proj.bias`, `gate_up_proj_bias`; not a router's `e_score_correction_bias`.
-_BIAS = re.compile(r"(\.|_proj_)bias$")
 
 
 class ExpertSource(Protocol):
@@ -85,7 +81,7 @@ class SafetensorsExperts:
 
     def has_biases(self) -> bool:
         tails = (tail for tails in self._checkpoint.expert_groups().values() for tail in tails)
-        return any(_BIAS.search(tail) for tail in tails)
+        return any(map(is_bias, tails))
 
     def layer_bytes(self) -> dict[int, int]:
         groups = expert_group_bytes(self._checkpoint)

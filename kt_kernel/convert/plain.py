@@ -22,7 +22,6 @@ def plain_expert(
     def matrix(projection: str, n: int, k: int) -> SourceMatrix:
         name = f"{base}.{expert}.{projection}.weight"
         _check(checkpoint, name, (n, k))
-        _refuse_bias(checkpoint, f"{base}.{expert}.{projection}.bias")
         return _matrix(name, checkpoint.view(name), (name,))
 
     wide = (shape.intermediate, shape.hidden)
@@ -51,8 +50,6 @@ def packed_expert(
         _check(checkpoint, down_name, (e, h, i))
         halves = gate_up = checkpoint.view(gate_up_name)[expert]
         down_rows = down = checkpoint.view(down_name)[expert]
-    for name in (gate_up_name, down_name):
-        _refuse_bias(checkpoint, f"{name}_bias")
     name = f"{gate_up_name}, expert {expert}"
     return SourceExpert(
         gate=_matrix(name, halves[:i], (gate_up_name,), (gate_up,)),
@@ -106,12 +103,4 @@ def _check(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
         raise CheckpointError(
             f"{where} has shape {list(info.shape)}, expected {list(shape)} as the layer's other experts; "
             "download the checkpoint again."
-        )
-
-
-def _refuse_bias(checkpoint: Checkpoint, name: str) -> None:
-    if name in checkpoint and bool(checkpoint.view(name).count_nonzero()):
-        raise CheckpointError(
-            f"tensor '{name}' in '{checkpoint.file_of(name).path}' holds a bias, which integer experts have "
-            "no place for; convert a checkpoint without."
         )

@@ -17,6 +17,7 @@ from kt_kernel.checkpoint.families import (
     PackedNames,
     check_expert_count,
     expert_layers,
+    is_bias,
     known_groups,
     stored_experts,
 )
@@ -145,13 +146,9 @@ def _layer(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> Sour
         raise _converted_already(checkpoint, "integers for NUMA nodes")
     size = stored_bytes(checkpoint, (f"{base}.{tail}" for tail in checkpoint.expert_groups()[base]))
     if isinstance(names, PackedNames):
+        _require_plain(checkpoint, base, names)
         shape = packed_shape(checkpoint, base, names, index)
         kind = checkpoint.info(f"{base}.{names.down}").dtype
-        if kind not in FLOATS:
-            raise CheckpointError(
-                f"tensor '{base}.{names.down}' in '{checkpoint.path}' has dtype {kind}; experts packed into "
-                f"one tensor are converted from {', '.join(FLOATS)} only."
-            )
     else:
         kind = _kind(checkpoint, index, location)
         experts = stored_experts(checkpoint, base)[-1] + 1
@@ -159,8 +156,41 @@ def _layer(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> Sour
             shape = words_shape(checkpoint, base, names, index, experts)
         else:
             shape = coded_shape(checkpoint, kind, base, names, index, experts)
+    _refuse_biases(checkpoint, base)
     _check_count(checkpoint, location, shape.experts)
     return SourceLayer(checkpoint, location, kind, shape, size)
+
+
+def _require_plain(checkpoint: Checkpoint, base: str, names: PackedNames) -> None:
+    """Raise CheckpointError if packed experts are there, but not as `packed_expert` reads them."""
+    if names.up:
+        raise CheckpointError(
+            f"'{checkpoint.path}' holds gate of all experts in one tensor and up in another, under '{base}', "
+            "which is not converted; load the checkpoint as it is."
+        )
+    tails = checkpoint.expert_groups()[base]
+    for projection in (names.gate_up, names.down):
+        stored = {tail for tail in tails if tail.startswith(projection) and not is_bias(tail)}
+        tail = projection if projection in stored else min(stored, default=None)
+        if tail is None:
+            continue  # missing: packed_shape says so
+        kind = checkpoint.info(f"{base}.{tail}").dtype
+        if tail != projection or kind not in FLOATS:
+            raise CheckpointError(
+                f"tensor '{base}.{tail}' in '{checkpoint.path}' is {kind}; experts packed into one tensor "
+                f"are converted only from {' or '.join(FLOATS)} called '{projection}'; load the checkpoint "
+                "as it is."
+            )
+
+
+def _refuse_biases(checkpoint: Checkpoint, base: str) -> None:
+    for tail in checkpoint.expert_groups()[base]:
+        name = f"{base}.{tail}"
+        if is_bias(tail) and bool(checkpoint.view(name).float().count_nonzero()):
+            raise CheckpointError(
+                f"tensor '{name}' in '{checkpoint.file_of(name).path}' holds a bias, which integer experts "
+                "have no place for; convert a checkpoint without."
+            )
 
 
 def _kind(checkpoint: Checkpoint, index: int, location: ExpertLocation) -> str:

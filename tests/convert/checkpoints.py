@@ -179,6 +179,21 @@ def stored_gptq_order(random: np.random.Generator, n: int, k: int) -> Stored:
     return _stored_gptq_zeros(random, n, k, 0, random.permutation(np.arange(k) // 128))
 
 
+FORMATS = {
+    "bf16": stored_bf16,
+    "fp16": stored_fp16,
+    "fp8-blocks": stored_fp8_blocks,
+    "fp8-rows": stored_fp8_rows,
+    "mxfp8": stored_mxfp8,
+    "mxfp4": stored_mxfp4,
+    "nvfp4": stored_nvfp4,
+    "compressed-tensors": stored_compressed_tensors,
+    "gptq": stored_gptq,
+    "gptq-zeros": stored_gptq_zeros,
+    "gptq-order": stored_gptq_order,
+    "awq": stored_awq,
+}
+
 QUANTISED_CONFIG = {
     "gptq-zeros": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False},
     "gptq-order": {"quant_method": "gptq", "bits": 4, "desc_act": True, "checkpoint_format": "gptq_v2"},
@@ -234,6 +249,12 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(described))
     (folder / "tokenizer.json").write_text("{}")
     return numbers
+
+
+def write_format(folder: Path, kind: str) -> dict[str, np.ndarray]:
+    """`write_checkpoint` of one of FORMATS, with its quantization_config."""
+    said = QUANTISED_CONFIG.get(kind)
+    return write_checkpoint(folder, FORMATS[kind], config={"quantization_config": said} if said else {})
 
 
 def write_packed(folder: Path, dtype: torch.dtype, *, inputs_are_rows: bool) -> dict[str, np.ndarray]:

@@ -108,11 +108,56 @@ def test_weights_that_are_not_finite(source, tmp_path, value):
     assert name in text and "row 17" in text
 
 
-def test_bias(source, tmp_path):
-    name = "model.layers.2.mlp.experts.1.down_proj.bias"
-    rewrite(source / LAYER_2, lambda tensors: tensors.update({name: torch.ones(256)}))
+@pytest.mark.parametrize("kind", checkpoints.FORMATS)
+def test_biases_are_not_lost(tmp_path, kind):
+    """Those of zeros, which GPTQ's tools write, change nothing."""
+    source = tmp_path / "in"
+    checkpoints.write_format(source, kind)
     (source / "model.safetensors.index.json").unlink()
-    assert name in sentence(source, tmp_path / "out")
+    name = "model.layers.2.mlp.experts.1.down_proj.bias"
+    rewrite(source / LAYER_2, lambda tensors: tensors.update({name: torch.ones(256, dtype=torch.float16)}))
+    text = sentence(source, tmp_path / "out")
+    assert name in text and "holds a bias" in text
+    rewrite(source / LAYER_2, lambda tensors: tensors[name].zero_())
+    assert convert(Conversion(source, tmp_path / "out", target("int8", 0), 2)).converted == 2
+
+
+@pytest.mark.parametrize("name", ["gate_up_proj_bias", "gate_up_proj.bias", "down_proj_bias"])
+def test_biases_of_packed_experts_are_not_lost(tmp_path, name):
+    checkpoints.write_packed(tmp_path / "in", torch.bfloat16, inputs_are_rows=False)
+    name = f"model.layers.0.mlp.experts.{name}"
+    rewrite(tmp_path / "in" / "model.safetensors", lambda tensors: tensors.update({name: torch.ones(3, 8)}))
+    text = sentence(tmp_path / "in", tmp_path / "out")
+    assert name in text and "holds a bias" in text
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            {
+                "mlp.experts.gate_up_proj_blocks": torch.zeros(2, 64, 1, 16, dtype=torch.uint8),
+                "mlp.experts.gate_up_proj_scales": torch.zeros(2, 64, 1, dtype=torch.uint8),
+                "mlp.experts.gate_up_proj_bias": torch.zeros(2, 64),
+                "mlp.experts.down_proj_blocks": torch.zeros(2, 32, 1, 16, dtype=torch.uint8),
+                "mlp.experts.down_proj_scales": torch.zeros(2, 32, 1, dtype=torch.uint8),
+            },
+            "gate_up_proj_blocks",
+        ),
+        (
+            {f"moe.{name}_proj.weight": torch.zeros(2, 32, 32).bfloat16() for name in ("gate", "up", "down")},
+            "gate of all experts in one tensor and up in another",
+        ),
+    ],
+    ids=["gpt-oss", "Step-3.5"],
+)
+def test_packed_experts_that_are_not_converted(tmp_path, tensors, said):
+    """They are whole: nothing may be said to be missing."""
+    (tmp_path / "in").mkdir()
+    named = {f"model.layers.0.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, tmp_path / "in/model.safetensors")
+    text = sentence(tmp_path / "in", tmp_path / "out")
+    assert said in text and text.endswith("load the checkpoint as it is."), text
 
 
 def test_rows_of_gate_and_up_in_turn(tmp_path):

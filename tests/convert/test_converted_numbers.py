@@ -47,28 +47,10 @@ def assert_quantised(
         np.testing.assert_array_equal(tensors[f"{name}.weight"], codes, err_msg=name)
 
 
-FORMATS = {
-    "bf16": checkpoints.stored_bf16,
-    "fp16": checkpoints.stored_fp16,
-    "fp8-blocks": checkpoints.stored_fp8_blocks,
-    "fp8-rows": checkpoints.stored_fp8_rows,
-    "mxfp8": checkpoints.stored_mxfp8,
-    "mxfp4": checkpoints.stored_mxfp4,
-    "nvfp4": checkpoints.stored_nvfp4,
-    "compressed-tensors": checkpoints.stored_compressed_tensors,
-    "gptq": checkpoints.stored_gptq,
-    "gptq-zeros": checkpoints.stored_gptq_zeros,
-    "gptq-order": checkpoints.stored_gptq_order,
-    "awq": checkpoints.stored_awq,
-}
-
-
 @pytest.mark.parametrize(("method", "bits", "group"), [("int8", 8, 0), ("int8", 8, 128), ("int4", 4, 32)])
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", checkpoints.FORMATS)
 def test_codes_are_the_nearest_of_the_stored_numbers(tmp_path, kind, method, bits, group):
-    said = checkpoints.QUANTISED_CONFIG.get(kind)
-    config = {"quantization_config": said} if said else {}
-    numbers = write_checkpoint(tmp_path / "in", FORMATS[kind], config=config)
+    numbers = checkpoints.write_format(tmp_path / "in", kind)
     assert_quantised(converted(tmp_path / "in", tmp_path / "out", method, group), numbers, bits, group)
 
 
