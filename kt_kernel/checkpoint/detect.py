@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from kt_kernel.checkpoint import numa_parts
+from kt_kernel.checkpoint.checks import require_tensor
 from kt_kernel.checkpoint.families import (
     ExpertLocation,
     NumaPartNames,
     PackedNames,
     expert_layers,
+    is_bias,
     known_groups,
     locate_experts,
     own_layers,
@@ -146,7 +148,9 @@ def _look_at_packed(checkpoint: Checkpoint, layer_idx: int, location: ExpertLoca
             kinds = (packed_name(checkpoint, stem, suffix) for suffix in shown)
             evidence = ", ".join(f"'{name}' is {checkpoint.info(name).dtype}" for name in kinds)
             return Found(layer_idx, location, row, scale, evidence)
-    name = next(name for name in _names_of(checkpoint, location) if name.startswith(stem))
+    stored = [name for name in _names_of(checkpoint, location) if name.startswith(stem) and not is_bias(name)]
+    name = stored[0] if stored else stem
+    require_tensor(checkpoint, name)
     raise CheckpointError(
         f"tensor '{name}' in '{checkpoint.file_of(name).path}' has dtype {checkpoint.info(name).dtype}, and "
         f"with what is beside it ({', '.join(_names_of(checkpoint, location)[:6])}) no method reads it; "

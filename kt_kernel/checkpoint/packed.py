@@ -62,13 +62,18 @@ class _Stack:
         return [
             ExpertMatrix(self.name, *parts)
             for parts in zip(
-                self.weight.contiguous().unbind(),
-                nothing if self.scale is None else self.scale.contiguous().unbind(),
+                _each(self.weight),
+                nothing if self.scale is None else _each(self.scale),
                 self.global_scale,
-                nothing if self.bias is None else self.bias.float().contiguous().unbind(),
+                nothing if self.bias is None else _each(self.bias.float()),
                 strict=True,
             )
         ]
+
+
+def _each(stack: torch.Tensor) -> list[torch.Tensor]:
+    """Contiguous parts: half of a layer is not contiguous, but half of an expert is, and is not copied."""
+    return [part.contiguous() for part in stack.unbind()]
 
 
 class _PackedLayer:

@@ -296,9 +296,12 @@ def test_missing_tensor(tmp_path, projection, expert, save):
     assert f"'{name}'" in message
 
 
-def test_missing_packed_tensor(tmp_path):
-    path = save_single(tmp_path / "model", {"model.layers.0.mlp.experts.gate_up_proj": _GATE_UP})
-    assert "experts.down_proj'" in _refused(path, MissingTensorError)
+@pytest.mark.parametrize(
+    ("stored", "missing"), [("gate_up_proj", "down_proj"), ("down_proj", "gate_up_proj")]
+)
+def test_missing_packed_tensor(tmp_path, stored, missing):
+    path = save_single(tmp_path / "model", {f"model.layers.0.mlp.experts.{stored}": _GATE_UP})
+    assert f"experts.{missing}' is not in the checkpoint" in _refused(path, MissingTensorError)
 
 
 def test_tensor_that_the_index_promises_and_the_file_lacks(tmp_path):

@@ -8,6 +8,8 @@ from api_support import TOP_K
 from format_support import EXPERTS, HIDDEN, METHODS, checkpoint_tensors, layer_arguments, quantised, save
 
 from kt_kernel import KTMoEWrapper, detect_method
+from kt_kernel.checkpoint.experts import layer_experts
+from kt_kernel.checkpoint.reader import open_checkpoint
 from kt_kernel.errors import CheckpointError
 from kt_kernel.formats.matrices import LayerExperts
 
@@ -135,6 +137,19 @@ def test_gate_and_up_in_tensors_of_their_own(tmp_path, method):
         _load(path, method, moe_intermediate_size=96).forward(*_call()) for path in (packed, apart)
     )
     assert torch.equal(got, expected)
+
+
+def test_experts_stay_in_the_mapped_file(tmp_path):
+    """Qwen3.5's: a copy would be the layer twice more, while it loads."""
+    tensors = _tensors("FP8", _parts("FP8", _layer("FP8")))
+    path = save(tmp_path / "model", "FP8", tensors)
+    checkpoint = open_checkpoint(path)
+    mapped = {checkpoint.view(name).untyped_storage().data_ptr() for name in tensors}
+    sizes = {"num_experts": EXPERTS, "hidden": HIDDEN, "intermediate": INTERMEDIATE}
+    with layer_experts(checkpoint, 0, "FP8", **sizes) as experts:
+        stored = [tensor for matrix in experts.all() for tensor in (matrix.weight, matrix.scale)]
+        assert all(tensor.is_contiguous() for tensor in stored)
+        assert {tensor.untyped_storage().data_ptr() for tensor in stored} <= mapped
 
 
 def _alternating(tensor: torch.Tensor) -> torch.Tensor:
