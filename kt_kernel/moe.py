@@ -420,10 +420,12 @@ class KTMoEWrapper:
         `expert_id` is the physical slot. Each list holds one host address per device, already of the place
         where the expert goes: rows of gate, then of up, and the matching columns of down (doc/formats.md says
         which dtypes). Runs behind the calls queued before; `sync_write_weight_scale_to_buffer` waits for it.
-        Raises InputError if the expert cannot be cut into that many parts.
+        Raises InputError if the expert cannot be cut into that many parts, FeatureUnavailableError if experts
+        have biases.
         """
         if self.moe is None:
             raise self._not_loaded()
+        self._require_no_biases()
         lists = (w13_weight_ptrs, w13_scale_ptrs, w2_weight_ptrs, w2_scale_ptrs)
         try:
             self.moe.submit_write_expert(expert_id, gpu_tp_count, *(list(addresses) for addresses in lists))
@@ -442,11 +444,7 @@ class KTMoEWrapper:
         """
         if self._stored is None:
             raise self._not_loaded()
-        if self._stored.has_biases:
-            raise FeatureUnavailableError(
-                f"not available yet: the experts of layer {self.layer_idx} have biases, and such experts are "
-                "not copied to a device; use no option that moves experts, and no device experts."
-            )
+        self._require_no_biases()
         config = self._config
         return ExpertEncoding(
             self.method,
@@ -512,6 +510,13 @@ class KTMoEWrapper:
                 f"layer {self.layer_idx}: hidden_states is on {hidden_states.device}, expected cpu or cuda."
             )
         return self._device
+
+    def _require_no_biases(self) -> None:
+        if self._stored.has_biases:
+            raise FeatureUnavailableError(
+                f"not available yet: the experts of layer {self.layer_idx} have biases, and such experts are "
+                "not copied to a device; use no option that moves experts, and no device experts."
+            )
 
     def _not_loaded(self) -> CallOrderError:
         return CallOrderError(f"layer {self.layer_idx}: the weights are not loaded; call load_weights first.")

@@ -14,7 +14,7 @@ from format_support import (
     save,
 )
 
-from kt_kernel.errors import CallOrderError, InputError
+from kt_kernel.errors import CallOrderError, FeatureUnavailableError, InputError
 from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
 from kt_kernel.formats.quantize.int4 import to_gptq_int4, to_packed_int4
 
@@ -165,6 +165,19 @@ def test_writes_and_forwards_take_turns():
 def test_write_before_load():
     with pytest.raises(CallOrderError, match="the weights are not loaded"):
         make_layer("FP8").submit_write_weight_scale_to_buffer(1, 0, [0], [0], [0], [0])
+
+
+def test_experts_with_biases_are_not_written_without_them(tmp_path):
+    checkpoint = quantised("BF16", 4, EXPERTS, HIDDEN, INTERMEDIATE)
+    name = "model.layers.0.mlp.experts.1.down_proj.bias"
+    tensors = checkpoint_tensors("BF16", checkpoint) | {name: torch.ones(HIDDEN)}
+    sizes = {"num_experts": EXPERTS, "hidden_size": HIDDEN, "moe_intermediate_size": INTERMEDIATE}
+    layer = load("BF16", save(tmp_path / "model", "BF16", tensors), **sizes)
+    targets = [[_Target(part) for part in _expected("BF16", checkpoint, 0, 0, 1)]]
+    with pytest.raises(FeatureUnavailableError, match="have biases"):
+        _submit(layer, 1, 0, targets)
+    layer.sync_write_weight_scale_to_buffer()
+    assert (targets[0][0].memory == SENTINEL).all()
 
 
 def test_impossible_writes():
