@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 1  # raise whenever ModelFacts changes
+LAYOUT_VERSION = 2  # raise whenever ModelFacts changes
 _ENDINGS = (".safetensors", ".json", ".gguf")
 _EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed.weight")
 _GGUF_EMBEDDING = "token_embd.weight"
@@ -79,16 +80,19 @@ def _from_headers(path: Path, weights: Path | None) -> ModelFacts:
     facts = _of_gguf(path) if find_gguf(path) is not None else _of_safetensors(path)
     if weights is None or weights.resolve() == path.resolve():
         return facts
-    experts, method = _experts_at(weights, facts.sizes.layers)
-    return ModelFacts(**{**vars(facts), "expert_bytes": experts, "method": method})
+    return replace(facts, **_experts_at(weights, facts.sizes.layers))
 
 
-def _experts_at(path: Path, layers: int) -> tuple[int, str]:
-    """Their bytes in the model's own layers, and the method that reads them."""
+def _experts_at(path: Path, layers: int) -> dict[str, Any]:
+    """Their bytes in the model's own layers, the method that reads them, and whether they have biases."""
     from kt_kernel.checkpoint.sources import open_experts
 
     source = open_experts(path)
-    return sum(size for layer, size in source.layer_bytes().items() if layer < layers), source.method()
+    return {
+        "method": source.method(),
+        "expert_bytes": sum(size for layer, size in source.layer_bytes().items() if layer < layers),
+        "has_biases": source.has_biases(),
+    }
 
 
 def _of_safetensors(path: Path) -> ModelFacts:
@@ -96,7 +100,6 @@ def _of_safetensors(path: Path) -> ModelFacts:
 
     checkpoint = open_checkpoint(path)
     sizes = sizes_of_config(checkpoint.config())
-    experts, method = _experts_at(path, sizes.layers)
     expert_names = {f"{base}.{tail}" for base, tails in checkpoint.expert_groups().items() for tail in tails}
     dense = [name for name in checkpoint.names() if name not in expert_names]
     embedding = [name for name in dense if name.endswith(_EMBEDDINGS)]
@@ -104,9 +107,8 @@ def _of_safetensors(path: Path) -> ModelFacts:
     read_by_row = [] if tied else embedding
     return ModelFacts(
         sizes=sizes,
-        method=method,
+        **_experts_at(path, sizes.layers),
         container=SAFETENSORS,
-        expert_bytes=experts,
         dense_bytes=_bytes(checkpoint, dense),
         embedding_bytes=_bytes(checkpoint, read_by_row),
         dense_parameters=_parameters(checkpoint, dense),
@@ -141,14 +143,13 @@ def _of_gguf(path: Path) -> ModelFacts:
     model = open_gguf(path)
     fields = Fields(model)
     sizes = sizes_of_config(model_config(fields))
-    experts, method = _experts_at(path, sizes.layers)
     dense = {name: info for name, info in model.tensors.items() if "_exps." not in name}
-    embedding = {} if fields.is_tied else {_GGUF_EMBEDDING: dense[_GGUF_EMBEDDING]}
+    # A file without one is the server's to refuse.
+    embedding = {name: i for name, i in dense.items() if name == _GGUF_EMBEDDING and not fields.is_tied}
     return ModelFacts(
         sizes=sizes,
-        method=method,
+        **_experts_at(path, sizes.layers),
         container=GGUF,
-        expert_bytes=experts,
         dense_bytes=sum(info.bytes for info in dense.values()),
         embedding_bytes=sum(info.bytes for info in embedding.values()),
         dense_parameters=_elements(dense.values()),

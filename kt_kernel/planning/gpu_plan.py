@@ -43,7 +43,9 @@ _THRESHOLD_STEP = 256
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """Bytes are those of each of `ranks` GPUs. `experts`: of every layer; `threshold`: 0 = never."""
+    """Bytes are those of each of `ranks` GPUs. `experts`: of every layer; `threshold`: 0 = never;
+    `static_share`: of the memory that SGLang finds free, for all but the activations.
+    """
 
     ranks: int
     dense: float
@@ -55,6 +57,7 @@ class GpuPlan:
     expert_bytes: float
     threshold: int
     chunk: int
+    static_share: float
     prefill: PrefillModel
     machine: PrefillMachine
 
@@ -64,10 +67,14 @@ class GpuPlan:
 
 
 def rank_count(facts: ModelFacts, machine: MachineFacts, options: UserOptions) -> int:
-    """As asked for, else the largest power of two of GPUs that divides the heads."""
+    """As asked for, else the largest power of two of GPUs that divides the heads; 1 where the user shares the
+    GPUs out in another way.
+    """
     if (asked := options.integer("--tp-size")) is not None:
         return max(1, min(asked, len(machine.gpus)))
     ranks = 1
+    if options.has("--pp-size") or options.has("--dp-size"):
+        return ranks
     while ranks * 2 <= len(machine.gpus) and facts.sizes.heads % (ranks * 2) == 0:
         ranks *= 2
     return ranks
@@ -105,6 +112,7 @@ def plan_gpus(facts: ModelFacts, machine: MachineFacts, options: UserOptions) ->
             f"GPU {gpu.index}", gpu.free_bytes - left, gpu.free_bytes, _ways(options, model, tokens, left)
         )
     experts = _experts(facts, options, left, model, gpu.index)
+    activations = chunk * model.activation_bytes_per_token
     return GpuPlan(
         ranks=ranks,
         dense=model.other_bytes,
@@ -116,6 +124,9 @@ def plan_gpus(facts: ModelFacts, machine: MachineFacts, options: UserOptions) ->
         expert_bytes=experts * model.moe_layers * model.slot_bytes,
         threshold=threshold,
         chunk=chunk,
+        # SGLang's own share follows from the chunk alone, at 1.5 MiB a token: more than a small GPU has for
+        # the chunks of streaming.
+        static_share=math.ceil(1000 * (1 - activations / (gpu.free_bytes - reserve))) / 1000,
         prefill=model,
         machine=streaming,
     )
@@ -156,6 +167,8 @@ def _streaming(
     slots = STREAMED_LAYERS * model.experts * model.slot_bytes
     if (asked := options.integer("--kt-gpu-prefill-token-threshold")) is not None:
         return (asked, slots) if asked > 0 else (0, 0.0)
+    if facts.has_biases or _all_experts_stay(facts, options, left, model):
+        return 0, 0.0
     copy = model.layer_bytes / streaming.bus + model.experts * streaming.seconds_per_copy
     multiply = shares_of(facts.method, machine.variant).multiply * machine.limits.bf16
     cpu_seconds_per_token = 2 * facts.sizes.top_k * facts.sizes.expert_parameters / multiply
@@ -163,6 +176,15 @@ def _streaming(
     threshold = max(_LEAST_THRESHOLD, math.ceil(pays_from / _THRESHOLD_STEP) * _THRESHOLD_STEP)
     # Half of what is left stays for the KV cache and experts.
     return (threshold, slots) if threshold <= _MOST_THRESHOLD and slots <= left / 2 else (0, 0.0)
+
+
+def _all_experts_stay(facts: ModelFacts, options: UserOptions, left: float, model: PrefillModel) -> bool:
+    """On the GPU, beside the KV cache: there is nothing to stream."""
+    wanted = _experts_asked(facts, options)
+    if wanted is not None and wanted < facts.sizes.experts:
+        return False
+    cache = model.kv_bytes * _kv_tokens(facts, options, left / model.kv_bytes)
+    return cache + model.moe_layers * facts.sizes.experts * model.slot_bytes <= left
 
 
 def _kv_tokens(facts: ModelFacts, options: UserOptions, most: float) -> int:
@@ -177,12 +199,9 @@ def _experts(facts: ModelFacts, options: UserOptions, left: float, model: Prefil
     """Of every layer; what was asked for if it fits, else as many as do."""
     layer_of_one = model.moe_layers * model.slot_bytes
     most = min(facts.sizes.experts, max(0, int(left // layer_of_one)))
-    share = options.share("--kt-gpu-experts-ratio")
-    asked = options.integer("--kt-num-gpu-experts")
-    if share is not None:
-        asked = math.ceil(share * facts.sizes.experts)
+    asked = _experts_asked(facts, options)
     if asked is None:
-        return most
+        return 0 if facts.has_biases else most
     if asked > most and asked <= facts.sizes.experts:
         raise DoesNotFitError(
             f"GPU {gpu}, for {asked} experts of each layer,",
@@ -194,6 +213,13 @@ def _experts(facts: ModelFacts, options: UserOptions, left: float, model: Prefil
             ],
         )
     return asked
+
+
+def _experts_asked(facts: ModelFacts, options: UserOptions) -> int | None:
+    """Of every layer, by number or by share."""
+    if (share := options.share("--kt-gpu-experts-ratio")) is not None:
+        return math.ceil(share * facts.sizes.experts)
+    return options.integer("--kt-num-gpu-experts")
 
 
 def _ways(options: UserOptions, model: PrefillModel, tokens: int, left: float) -> list[str]:

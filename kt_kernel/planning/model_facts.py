@@ -46,7 +46,8 @@ class ModelFacts:
     `dense_bytes`: everything else, of which `embedding_bytes` are read row by row.
 
     `method`: which reads the experts; `dense_format`: what most dense weights are stored as, "BF16";
-    `dense_parameters`: their number; `container`: "safetensors", "GGUF" or "registry" (nothing was read).
+    `dense_parameters`: their number; `container`: "safetensors", "GGUF" or "registry" (nothing was read);
+    `has_biases`: experts have some, hence stay on the CPU.
     """
 
     sizes: Sizes
@@ -58,6 +59,7 @@ class ModelFacts:
     dense_parameters: int
     embedding_parameters: int
     dense_format: str
+    has_biases: bool = False
 
     @property
     def total_bytes(self) -> int:

@@ -136,6 +136,7 @@ def _gpu_flags(gpu: GpuPlan, preferences: Preferences) -> dict[str, list[str]]:
         "--kt-num-gpu-experts": [str(gpu.experts)],
         "--max-total-tokens": [str(gpu.kv_tokens)],
         "--chunked-prefill-size": [str(gpu.chunk)],
+        "--mem-fraction-static": [str(gpu.static_share)],
     }
     if gpu.ranks > 1:
         chosen["--tp-size"] = [str(gpu.ranks)]
@@ -154,6 +155,10 @@ def _notes(facts: ModelFacts, machine: MachineFacts, options: UserOptions, gpu: 
         unknown = [g.name for g in machine.gpus[: gpu.ranks] if g.known is None]
         if unknown:
             notes.append(f"{unknown[0]} is not in the table of GPUs: a slow one was assumed.")
+        if options.has("--pp-size") or options.has("--dp-size"):
+            notes.append("The memory is planned as if each GPU held the whole model.")
+        if facts.has_biases:
+            notes.append("Its experts have biases, which are computed on the CPU only.")
         if gpu.experts == facts.sizes.experts:
             notes.append("All experts fit on the GPU: SGLang without CPU experts would be faster.")
     if machine.limits.assumed:

@@ -35,6 +35,7 @@ _BITS = {
     "NVFP4": 4.5,
 }
 _DENSE_BITS = {"BF16": 16, "FP8": 8.002, "MXFP8": 8.25}
+_WITH_EXPERT_BIASES = ("gpt_oss",)
 # Dense types as headers of files call them.
 _DENSE_FORMAT = {"BF16": "BF16", "FP8": "F8_E4M3", "MXFP8": "F8_E4M3"}
 
@@ -91,6 +92,7 @@ class Entry:
             dense_parameters=int(dense),
             embedding_parameters=embedding,
             dense_format=_DENSE_FORMAT[self.dense],
+            has_biases=sizes.family in _WITH_EXPERT_BIASES,
         )
 
 

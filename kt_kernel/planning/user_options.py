@@ -9,6 +9,8 @@ from dataclasses import dataclass
 ALIASES = {
     "--model-path": ("--model",),
     "--tp-size": ("--tensor-parallel-size", "--tp"),
+    "--pp-size": ("--pipeline-parallel-size",),
+    "--dp-size": ("--data-parallel-size",),
 }
 
 
