@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
@@ -150,6 +153,36 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
     assert "cannot be fetched from http://127.0.0.1:9" in one_sentence("download", REPOSITORY)
 
 
+def test_a_second_place_takes_the_name_and_the_first_keeps_its_files(hub, home):
+    one, two = home / "one", home / "two"
+    succeeds("download", REPOSITORY, "--to", one)
+    said = succeeds("download", REPOSITORY, "--to", two)
+    assert f"{REPOSITORY} was {one}, whose files stay" in said
+    assert find_model(REPOSITORY) == two and (one / "config.json").exists()
+
+
+def test_files_of_the_user_are_not_overwritten(hub, home):
+    folder = home / "model"
+    folder.mkdir()
+    own = {"README.md": b"# Mine\n", "config.json": b"{}", "notes.txt": b"mine"}
+    for name, content in own.items():
+        (folder / name).write_bytes(content)
+    sentence = one_sentence("download", REPOSITORY, "--to", folder)
+    assert "README.md" in sentence and "config.json" in sentence and "notes.txt" not in sentence
+    assert "--to" in sentence and hub.served() == []
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == own
+
+
+def test_a_changed_file_that_kt_fetched_is_fetched_again(hub, home):
+    folder = home / "model"
+    succeeds("download", REPOSITORY, "--to", folder)
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(b"cut off")
+    os.utime(file, (time.time() + 10,) * 2)  # huggingface-hub trusts its notes on files older than they are
+    succeeds("download", REPOSITORY, "--to", folder)
+    assert file.read_bytes() == hub.files[file.name]
+
+
 # ---- verify ------------------------------------------------------------------------------------
 
 
@@ -259,6 +292,7 @@ def test_removing_asks_and_leaves_files_that_were_added(hub, home):
     folder = home / "model"
     succeeds("download", REPOSITORY, "--to", folder)
     (folder / "notes.txt").write_text("mine")
+    succeeds("verify", REPOSITORY)  # which records the notes, too
     assert kt("remove", REPOSITORY, answer="n\n").exit_code == 1 and (folder / "config.json").exists()
     assert kt("remove", REPOSITORY, answer="y\n").exit_code == 0
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
@@ -271,3 +305,71 @@ def test_files_that_were_already_in_the_cache_are_not_ours(hub, home):
     succeeds("download", REPOSITORY)
     assert records.record_of(home / "hub" / "models--someone--tiny-moe" / "snapshots" / COMMIT)
     assert "was not downloaded by kt" in one_sentence("remove", REPOSITORY, "--yes")
+
+
+@pytest.fixture(params=["delete_files", "older huggingface-hub"])
+def any_hub_library(request, monkeypatch):
+    """With the library's own removal of single files, and without."""
+    if request.param != "delete_files":
+        monkeypatch.delattr(huggingface_hub.HFCacheInfo, "delete_files", raising=False)
+
+
+def test_of_a_cache_begun_by_another_program_only_what_kt_added_is_removed(hub, home, any_hub_library):
+    theirs = "model-00001-of-00002.safetensors"
+    huggingface_hub.hf_hub_download(REPOSITORY, theirs, cache_dir=home / "hub", endpoint=hub.url)
+    succeeds("download", REPOSITORY)
+    assert "is removed" in succeeds("remove", REPOSITORY, "--yes")
+    repository = home / "hub" / "models--someone--tiny-moe"
+    assert [path.name for path in (repository / "snapshots" / COMMIT).iterdir()] == [theirs]
+    assert (repository / "snapshots" / COMMIT / theirs).read_bytes() == hub.files[theirs]
+    assert len(list((repository / "blobs").iterdir())) == 1
+    assert (repository / "refs" / "main").read_text() == COMMIT
+
+
+def test_content_that_another_revision_has_too_stays(hub, home, any_hub_library):
+    succeeds("download", REPOSITORY)
+    repository = home / "hub" / "models--someone--tiny-moe"
+    other = repository / "snapshots" / COMMIT[::-1]
+    other.mkdir()
+    link = (repository / "snapshots" / COMMIT / "config.json").readlink()
+    (other / "config.json").symlink_to(link)
+    succeeds("remove", REPOSITORY, "--yes")
+    assert [path.name for path in (repository / "snapshots").iterdir()] == [other.name]
+    assert (other / "config.json").read_bytes() == hub.files["config.json"]
+    assert len(list((repository / "blobs").iterdir())) == 1
+    assert find_model(REPOSITORY) is None
+
+
+def test_a_damaged_entry_in_the_cache_keeps_nothing_from_being_removed(hub, home):
+    succeeds("download", REPOSITORY)
+    repository = home / "hub" / "models--someone--tiny-moe"
+    other = repository / "snapshots" / COMMIT[::-1]
+    other.mkdir()
+    (other / "config.json").symlink_to("../../blobs/0123")  # huggingface-hub leaves out the whole repository
+    succeeds("remove", REPOSITORY, "--yes")
+    assert [path for path in repository.rglob("*") if path.is_file()] == []
+
+
+def test_of_a_folder_begun_by_another_program_only_what_kt_added_is_removed(hub, home):
+    folder, theirs = home / "model", "model-00001-of-00002.safetensors"
+    huggingface_hub.hf_hub_download(REPOSITORY, theirs, local_dir=folder, endpoint=hub.url)
+    succeeds("download", REPOSITORY, "--to", folder)
+    succeeds("download", REPOSITORY, "--to", folder)
+    succeeds("remove", REPOSITORY, "--yes")
+    assert sorted(path.name for path in folder.iterdir()) == [".cache", theirs]
+    assert (folder / ".cache" / "huggingface" / "download" / f"{theirs}.metadata").exists()
+
+
+def test_what_a_failed_download_left_is_removed_with_the_rest(hub, home, monkeypatch):
+    folder, whole = home / "model", huggingface_hub.snapshot_download
+
+    def fails_halfway(repository: str, **options: object) -> None:
+        whole(repository, **options | {"allow_patterns": ["*.json"]})
+        raise OSError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", fails_halfway)
+        assert "no route" in fails("download", REPOSITORY, "--to", folder)
+    succeeds("download", REPOSITORY, "--to", folder)
+    succeeds("remove", REPOSITORY, "--yes")
+    assert not folder.exists()

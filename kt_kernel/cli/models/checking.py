@@ -30,8 +30,8 @@ def verify(name: str, depth: Depth) -> int:
     problems = check_structure(model)
     summary = "names and headers are sound"
     if depth is Depth.ALL:
-        result = check_bytes(model, record_of(model) or ModelRecord(), _progress)
-        _clear_progress()
+        result = check_bytes(model, record_of(model) or ModelRecord(), show_reading)
+        clear_reading()
         problems += result.problems
         summary += f"; {result.compared} files are as recorded, {result.recorded} recorded now"
         if not problems:
@@ -42,11 +42,13 @@ def verify(name: str, depth: Depth) -> int:
     return int(bool(problems))
 
 
-def _progress(path: Path) -> None:
+def show_reading(path: Path) -> None:
+    """In a terminal: the name of a file that takes a while to read, in place of the last one."""
     if sys.stderr.isatty():
         typer.echo(f"\r\033[Kreading {path.name}", nl=False, err=True)
 
 
-def _clear_progress() -> None:
+def clear_reading() -> None:
+    """Take the name away again."""
     if sys.stderr.isatty():
         typer.echo("\r\033[K", nl=False, err=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.models.records import FileRecord, ModelRecord, keep_record, record_of
-from kt_kernel.cli.models.verify import GIT_SHA1, SHA256
+from kt_kernel.cli.models.verify import GIT_SHA1, SHA256, difference
 from kt_kernel.planning.models_dir import hub_cache
 
 # What a file system may need beside the files themselves; less free than this is as good as none.
 _SPARE_BYTES = 1 << 28
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -90,31 +91,76 @@ def check_space(wanted: Wanted, offer: Offer) -> tuple[Path, int]:
     return place, free
 
 
+def check_files_there(wanted: Wanted, offer: Offer, reading: Callable[[Path], None]) -> None:
+    """Files of somebody else in `wanted.folder` must be the hub's; `reading` is told of each that is read.
+
+    Raises:
+        CommandError: some are not, and the download would replace them.
+    """
+    if wanted.folder is None:
+        return
+    model, others = _place(wanted, offer), []
+    fetched = set((record_of(model) or ModelRecord()).fetched)
+    for name, file in offer.files.items():
+        if name not in fetched and (path := model / name).is_file():
+            reading(path)
+            if difference(path, file):
+                others.append(name)
+    if others:
+        more = f" and {len(others) - _NAMES_SHOWN} more" if len(others) > _NAMES_SHOWN else ""
+        raise CommandError(
+            f"{model} has {', '.join(others[:_NAMES_SHOWN])}{more}, not downloaded by kt and different from "
+            f"{wanted.repository}'s: give another place with --to, or move them away"
+        )
+
+
 def fetch(wanted: Wanted, offer: Offer) -> Path:
     """Download what is missing and record sizes and checksums; returns the model's directory.
+
+    Files that were there before belong to whoever put them there. What a download that breaks off has
+    fetched is recorded, too.
 
     Raises:
         CommandError: it did not succeed; calling again goes on from there.
     """
     from huggingface_hub import snapshot_download
 
-    with _sentences(wanted):
-        path = snapshot_download(
-            wanted.repository,
-            revision=wanted.revision,
-            allow_patterns=list(wanted.include) or None,
-            ignore_patterns=list(wanted.exclude) or None,
-            local_dir=wanted.folder,
-            cache_dir=None if wanted.folder else hub_cache(),
-            endpoint=_endpoint(),
-        )
-    model = Path(path).absolute()
-    earlier = record_of(model) or ModelRecord()
-    # Files that were all there belong to whoever fetched them.
-    ours = earlier.downloaded or offer.missing_bytes > 0
-    files = earlier.files | offer.files if earlier.commit == offer.commit else offer.files
-    keep_record(model, ModelRecord(wanted.repository, offer.commit, ours, files))
+    model = _place(wanted, offer)
+    absent = {name for name in offer.files if not (model / name).is_file()}
+    try:
+        with _sentences(wanted):
+            snapshot_download(
+                wanted.repository,
+                revision=wanted.revision,
+                allow_patterns=list(wanted.include) or None,
+                ignore_patterns=list(wanted.exclude) or None,
+                local_dir=wanted.folder,
+                cache_dir=None if wanted.folder else hub_cache(),
+                endpoint=_endpoint(),
+            )
+    finally:
+        earlier = record_of(model) or ModelRecord()
+        ours = absent.union(earlier.fetched)
+        there = {
+            name: replace(file, fetched=name in ours)
+            for name, file in offer.files.items()
+            if (model / name).is_file()
+        }
+        if there:
+            keep_record(model, ModelRecord(wanted.repository, offer.commit, earlier.files | there))
     return model
+
+
+def _place(wanted: Wanted, offer: Offer) -> Path:
+    """The model's directory, as huggingface-hub names it."""
+    if wanted.folder is not None:
+        return Path(os.path.realpath(wanted.folder))
+    return _repository(wanted).absolute() / "snapshots" / offer.commit
+
+
+def _repository(wanted: Wanted) -> Path:
+    """Its directory in Hugging Face's cache."""
+    return hub_cache() / ("models--" + wanted.repository.replace("/", "--"))
 
 
 def _file(sibling: Any) -> FileRecord:
@@ -125,8 +171,7 @@ def _file(sibling: Any) -> FileRecord:
 
 def _is_here(wanted: Wanted, name: str, file: FileRecord) -> bool:
     if wanted.folder is None:
-        repository = hub_cache() / ("models--" + wanted.repository.replace("/", "--"))
-        path = repository / "blobs" / file.checksum.partition(":")[2]
+        path = _repository(wanted) / "blobs" / file.checksum.partition(":")[2]
     else:
         path = wanted.folder / name
     return path.is_file() and path.stat().st_size == file.size

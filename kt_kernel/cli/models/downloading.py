@@ -9,8 +9,9 @@ from pathlib import Path
 import typer
 
 from kt_kernel.cli.errors import CommandError
-from kt_kernel.cli.models.download import Wanted, check_space, fetch, look
-from kt_kernel.cli.models.listing import add_model
+from kt_kernel.cli.models.checking import clear_reading, show_reading
+from kt_kernel.cli.models.download import Wanted, check_files_there, check_space, fetch, look
+from kt_kernel.cli.models.listing import name_download
 from kt_kernel.cli.models.removing import Confirm
 from kt_kernel.cli.settings import configured
 from kt_kernel.cli.top_view import size
@@ -29,9 +30,14 @@ def download(wanted: Wanted, confirm: Confirm) -> None:
     """Download, after `confirm`; somebody who runs it in a script is not asked.
 
     Raises:
-        CommandError: the hub has no such files, or they do not fit, or the connection fails.
+        CommandError: the hub has no such files, or they do not fit, or would replace the user's, or the
+            connection fails.
     """
     offer = look(wanted)
+    try:
+        check_files_there(wanted, offer, show_reading)
+    finally:
+        clear_reading()
     place, free = check_space(wanted, offer)
     here = size(offer.total_bytes - offer.missing_bytes)
     typer.echo(
@@ -45,6 +51,6 @@ def download(wanted: Wanted, confirm: Confirm) -> None:
     except KeyboardInterrupt:
         raise CommandError("stopped; the same command goes on from here") from None
     if wanted.folder is not None and looks_complete(model):
-        add_model(wanted.repository, model)
+        name_download(wanted.repository, model)
     else:
         typer.echo(f"{wanted.repository} is in {model}")

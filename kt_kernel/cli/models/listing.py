@@ -12,7 +12,7 @@ from kt_kernel.cli.models.finding import model_files, models_below, size_of
 from kt_kernel.cli.models.known import known_models
 from kt_kernel.cli.tables import wrapped_rows
 from kt_kernel.cli.top_view import size
-from kt_kernel.planning.models_dir import looks_complete, read_local_models, write_local_models
+from kt_kernel.planning.models_dir import LocalModels, looks_complete, read_local_models, write_local_models
 
 
 def lines() -> list[str]:
@@ -52,6 +52,14 @@ def add_model(name: str, path: Path) -> None:
     _write([(name, path)])
 
 
+def name_download(name: str, path: Path) -> None:
+    """The name stands for the last download; files that it stood for before stay where they are."""
+    local = read_local_models()
+    if (earlier := local.models.pop(name, str(path))) != str(path):
+        typer.echo(f"{name} was {earlier}, whose files stay; kt model add gives them another name.")
+    _write_names(local, [(name, path)])
+
+
 def add_found(folder: Path) -> None:
     """Each complete model below `folder` that has no name yet gets that of its directory or file.
 
@@ -67,8 +75,12 @@ def _write(named: Sequence[tuple[str, Path]]) -> None:
     local = read_local_models()
     for name, path in named:
         if local.models.get(name, str(path)) != str(path):
-            raise CommandError(f"{name} is already the name of {local.models[name]}: kt model remove {name}")
-        local.models[name] = str(path)
+            raise CommandError(f"{name} is already the name of {local.models[name]}: give another name")
+    _write_names(local, named)
+
+
+def _write_names(local: LocalModels, named: Sequence[tuple[str, Path]]) -> None:
+    local.models.update((name, str(path)) for name, path in named)
     try:
         write_local_models(local)
     except OSError as error:

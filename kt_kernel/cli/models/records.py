@@ -1,8 +1,8 @@
 """What is known of the files of models: `model_records.json` in the user's folder of settings.
 
-    {"/data/Qwen3-30B-A3B": {"repository": "Qwen/Qwen3-30B-A3B", "commit": "ad44e7...", "downloaded": true,
-     "files": {"config.json": {"size": 963, "checksum": "git-sha1:0a3c..."},
-               "model-00001-of-00016.safetensors": {"size": 3998893112, "checksum": "sha256:7f1b..."}}}}
+    {"/data/Qwen3-30B-A3B": {"repository": "Qwen/Qwen3-30B-A3B", "commit": "ad44e7...", "files":
+     {"config.json": {"size": 963, "checksum": "git-sha1:0a3c...", "fetched": true},
+      "notes.txt": {"size": 12, "checksum": "sha256:7f1b...", "fetched": false}}}}
 
 The hub gives the SHA-256 of large files, and of small ones the checksum by which git names them.
 """
@@ -21,22 +21,29 @@ from kt_kernel.planning.models_dir import config_root
 
 @dataclass(frozen=True)
 class FileRecord:
-    """`checksum`: "sha256:..." or "git-sha1:..."."""
+    """`checksum`: "sha256:..." or "git-sha1:...". `fetched`: by kt, which may then remove the file; else it
+    was only seen.
+    """
 
     size: int
     checksum: str
+    fetched: bool = False
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """`repository`, `commit`: of the hub, "" for a model from elsewhere. `downloaded`: by kt, which may then
-    remove it. `files`: names relative to the model's folder.
+    """`repository`, `commit`: of the hub, "" for a model from elsewhere. `files`: names relative to the
+    model's folder.
     """
 
     repository: str = ""
     commit: str = ""
-    downloaded: bool = False
     files: dict[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def fetched(self) -> list[str]:
+        """Names of the files that kt downloaded."""
+        return [name for name, file in self.files.items() if file.fetched]
 
 
 def records_file() -> Path:
@@ -63,7 +70,7 @@ def read_records() -> dict[str, ModelRecord]:
 
 def _record(found: dict) -> ModelRecord:
     files = {name: FileRecord(**said) for name, said in found["files"].items()}
-    return ModelRecord(**{**found, "files": files})
+    return ModelRecord(found["repository"], found["commit"], files)
 
 
 def record_of(path: Path) -> ModelRecord | None:

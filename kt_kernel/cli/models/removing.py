@@ -31,7 +31,7 @@ def remove(name: str, confirm: Confirm) -> None:
     """
     model = model_named(name)
     record = record_of(model)
-    if (record is None or not record.downloaded) and (place := forget_name(name)) is not None:
+    if (record is None or not record.fetched) and (place := forget_name(name)) is not None:
         typer.echo(f"{name} is forgotten; the files in {place} stay.")
         return
     files = removable_files(model)

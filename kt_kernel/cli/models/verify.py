@@ -56,13 +56,14 @@ def check_bytes(model: Path, record: ModelRecord, progress: Callable[[Path], Non
             result.recorded += 1
             continue
         result.compared += 1
-        if problem := _difference(path, known):
+        if problem := difference(path, known):
             result.problems.append(f"{name} {problem}")
-    result.record = ModelRecord(record.repository, record.commit, record.downloaded, files)
+    result.record = ModelRecord(record.repository, record.commit, files)
     return result
 
 
-def _difference(path: Path, known: FileRecord) -> str:
+def difference(path: Path, known: FileRecord) -> str:
+    """What sets the file apart from what is known of it, "" if nothing does; reads it where sizes agree."""
     size = path.stat().st_size
     if size != known.size:
         return f"has {size} bytes, recorded were {known.size}"
