@@ -14,7 +14,7 @@ _EXACT_16 = 2
 @dataclass(frozen=True)
 class DenseStorage:
     """Bytes of all ranks together. `read`: what one token reads of them; `format`: the method whose kernels
-    read them, "float32" where torch does.
+    read them, or "float32".
     """
 
     total: float

@@ -31,7 +31,7 @@ from kt_kernel.planning.user_options import UserOptions
 
 PROMPT = 1024
 """Tokens of the prompt for which prefill is estimated."""
-# float32 products are FMAs: what torch makes of their peak, as a share of the bf16 peak (Zen 4: half of it).
+# float32 products are FMAs, whose peak is half of the bf16 peak on Zen 4: 60 % of that. Not measured.
 _FLOAT32_MULTIPLY = 0.3
 
 

@@ -45,11 +45,14 @@ _NARROW = {
 # The tile unit's peak is out of reach of one layer's loops: doc/kernels.md, Granite Rapids.
 _TILES_MULTIPLY = 0.20
 
-# Of float32 matrices, which torch multiplies (the demo, doc/run.md).
-FLOAT32_READ = 0.28
+# Of float32 matrices, as of bf16 ones: the demo's step took 16.3 ms in float32, 12.5 in bf16, and 3.8 ms for
+# 110 MB more is 0.75 of 38 GB/s (quiet Zen 4, 2026-11-30). Torch, with our operators off: 55 ms.
+FLOAT32_READ = 0.75
 
-STEP_SECONDS = 1.8e-3
-"""Of a decode step outside the operators: SGLang's scheduler (doc/operators.md, 2026-11-30)."""
+STEP_SECONDS = 1.3e-3
+"""Of a decode step outside the operators: 1.1 to 1.2 ms between two steps, 0.12 for loading the batch (Zen 4,
+2026-11-30, without SGLang's overlap schedule, which a server on a CPU has off: cpu_defaults.py).
+"""
 LAYER_SECONDS = 60e-6
 """Of a layer's small operators and barriers on a CPU (doc/operators.md: attention, norms, router)."""
 

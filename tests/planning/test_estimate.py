@@ -50,8 +50,8 @@ MEASURED = {
     "BF16": (four_layers("BF16", SAFETENSORS, 16, "BF16"), None, 28, 40.3, 630),
     "Q8_0": (four_layers("LLAMAFILE", GGUF, 8.5, "Q8_0"), None, 33, 54.1, 821),
     "Q4_K_M": (four_layers("LLAMAFILE", GGUF, 4.9, "Q4_K"), None, 40, 105.9, 707),
-    "demo": (REGISTRY.find("demo").facts(), "float32", 33, 28, None),
-    "demo in bfloat16": (REGISTRY.find("demo").facts(), None, 33, 68, None),
+    "demo": (REGISTRY.find("demo").facts(), "float32", 38, 61, None),
+    "demo in bfloat16": (REGISTRY.find("demo").facts(), None, 38, 80, None),
 }
 
 
