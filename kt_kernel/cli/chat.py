@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 
-def converse(settings: ChatSettings) -> None:
-    """Read questions until /quit or the end of input.
+def converse(settings: ChatSettings) -> int:
+    """Read questions until /quit or the end of input; a question that fails does not end the conversation.
+
+    Returns the exit status: 1 if the questions come from a file or a pipe and one of them failed.
 
     Raises:
         CommandError: no server answers there, or it wants another key.
@@ -33,18 +35,21 @@ def converse(settings: ChatSettings) -> None:
     typer.echo(greeting, err=not sys.stdout.isatty())  # a file holds the answers only
     conversation = Conversation(client, settings, model)
     read = reader()
+    failed = 0
     while True:
         try:
             text = joined(read())
         except (EOFError, KeyboardInterrupt):
             typer.echo(err=not sys.stdout.isatty())
-            return
+            break
         try:
             _answer(text, conversation)
         except commands.Quit:
-            return
+            break
         except CommandError as error:
-            typer.echo(str(error))
+            failed += 1
+            typer.echo(f"kt: {error}", err=True)
+    return int(failed > 0 and not sys.stdin.isatty())
 
 
 def _served_model(client: OpenAI, settings: ChatSettings) -> str:
@@ -71,4 +76,9 @@ def _answer(text: str, conversation: Conversation) -> None:
         question = commands.run(text, conversation, typer.echo)
     if question:
         shown = screen()
-        shown.end(conversation.ask(question, shown).times())
+        try:
+            answer = conversation.ask(question, shown)
+        except CommandError:
+            shown.break_off()
+            raise
+        shown.end(answer.times())

@@ -19,6 +19,12 @@ from kt_kernel.cli.conversation.screen import TerminalScreen
 from kt_kernel.cli.conversation.settings import ChatSettings
 from kt_kernel.cli.main import app
 
+# Questions during whose reasoning the answer breaks off, and what comes then.
+BREAKS = {
+    "error": 'data: {"error": {"message": "out of memory"}}\n\n',
+    "garbage": "data: {oops\n\n",
+}
+
 
 class Handler(BaseHTTPRequestHandler):
     """Answers like an OpenAI-compatible server: the pieces "Par" and "is."; 500 to the question "fail"."""
@@ -44,6 +50,9 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
         pieces.append({"choices": [], "usage": usage})
         lines = [f"data: {json.dumps(piece)}\n\n" for piece in pieces]
+        if body["messages"][-1]["content"] in BREAKS:
+            piece = {"choices": [{"index": 0, "delta": {"reasoning_content": "Let me"}}]}
+            lines = [f"data: {json.dumps(piece)}\n\n", BREAKS[body["messages"][-1]["content"]]]
         self._reply("text/event-stream", "".join(lines) + "data: [DONE]\n\n")
 
     def _reply(self, kind: str, text: str) -> None:
@@ -101,14 +110,30 @@ def test_clear_forgets_all_but_the_system_message(server):
 
 
 def test_failed_question_does_not_stay_in_the_conversation(server):
-    result = chat(server, "fail", "again", "/quit")
-    assert "The server did not answer" in result.stdout
+    chat(server, "fail", "again", "/quit")
     assert sent(server)[-1] == [("user", "again")]
+
+
+@pytest.mark.parametrize("question", ["fail", "/halp", "/save /no/such/folder/x.md"])
+def test_errors_in_a_pipe_go_to_standard_error_and_the_exit_status(server, question):
+    result = chat(server, "hello", question, "again")
+    assert result.exit_code == 1
+    assert result.stdout == "Paris.\nParis.\n"
+    assert len([line for line in result.stderr.splitlines() if line.startswith("kt: ")]) == 1
+
+
+@pytest.mark.parametrize("question", BREAKS)
+def test_an_answer_that_breaks_off_leaves_no_dim_letters(server, question, monkeypatch):
+    monkeypatch.setattr("kt_kernel.cli.chat.screen", TerminalScreen)
+    result = chat(server, question)
+    assert result.exit_code == 1
+    assert result.stdout == "\033[2mLet me\033[0m\n"
+    assert "kt: The server did not answer: " in result.stderr
 
 
 def test_unknown_command_is_not_sent_and_two_slashes_are_a_question(server):
     result = chat(server, "/halp", "//halp", "/quit")
-    assert "There is no command /halp: /help lists them." in result.stdout
+    assert "There is no command /halp: /help lists them." in result.stderr
     assert sent(server) == [[("user", "/halp")]]
 
 
@@ -164,7 +189,7 @@ def test_saved_conversation_is_complete_and_replaces_no_file(server, tmp_path):
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "Paris."},
     ]
-    assert f"{text} exists already" in result.stdout
+    assert f"{text} exists already" in result.stderr
 
 
 def test_lines_that_go_on_are_one_question(server):

@@ -37,4 +37,5 @@ def chat(
     from kt_kernel.cli.chat import converse
     from kt_kernel.cli.conversation.settings import ChatSettings
 
-    converse(ChatSettings(host, port, model, system, temperature, max_tokens, api_key))
+    settings = ChatSettings(host, port, model, system, temperature, max_tokens, api_key)
+    raise typer.Exit(converse(settings))

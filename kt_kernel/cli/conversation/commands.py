@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kt_kernel.cli.conversation.messages import Conversation
+from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.tables import wrapped_rows
 
 Say = Callable[[str], None]
@@ -23,12 +24,11 @@ def run(line: str, conversation: Conversation, say: Say) -> str | None:
 
     Raises:
         Quit: it was /quit.
-        CommandError: it cannot be done.
+        CommandError: there is no such command, or it cannot be done.
     """
     name, _, rest = line.partition(" ")
     if name not in COMMANDS:
-        say(f"There is no command {name}: /help lists them. //text asks /text.")
-        return None
+        raise CommandError(f"There is no command {name}: /help lists them. //text asks /text.")
     return COMMANDS[name][0](conversation, rest.strip(), say)
 
 

@@ -63,8 +63,8 @@ class Conversation:
                 answer.take(stream, screen)
         except KeyboardInterrupt:
             answer.cut = "stopped"
-        # The client passes on what happens to the connection in the middle of a stream as it comes.
-        except (openai.OpenAIError, OSError, _transport_error()) as error:
+        # In the middle of a stream the client passes on what happens to the connection, or JSON that is none.
+        except (openai.OpenAIError, OSError, ValueError, _transport_error()) as error:
             self._exchanges.pop()
             raise CommandError(f"The server did not answer: {error}") from error
         if answer.content:

@@ -19,6 +19,7 @@ class TerminalScreen:
 
     def __init__(self) -> None:
         self._dimmed = False
+        self._begun = False
 
     def reasoning(self, text: str) -> None:
         """Dim."""
@@ -35,7 +36,13 @@ class TerminalScreen:
         self._write(f"{_NORMAL}\n{_DIM}[{times}]{_NORMAL}\n")
         self._dimmed = False
 
+    def break_off(self) -> None:
+        """Where the answer ended too early, ordinary letters and a new line."""
+        if self._begun:
+            self._write(f"{_NORMAL}\n")
+
     def _write(self, text: str) -> None:
+        self._begun = True
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -45,6 +52,7 @@ class PlainScreen:
 
     def __init__(self) -> None:
         self._reasons = False
+        self._begun = False
 
     def reasoning(self, text: str) -> None:
         """Below a line that says so."""
@@ -62,7 +70,13 @@ class PlainScreen:
         self._reasons = False
         typer.echo(f"[{times}]", err=True)
 
+    def break_off(self) -> None:
+        """Where the answer ended too early, a new line."""
+        if self._begun:
+            self._write("\n")
+
     def _write(self, text: str) -> None:
+        self._begun = True
         sys.stdout.write(text)
         sys.stdout.flush()
 
