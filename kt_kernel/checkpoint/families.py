@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 
 from kt_kernel.checkpoint.checks import wrong_expert_count
 from kt_kernel.checkpoint.reader import Checkpoint
@@ -40,15 +40,15 @@ class ExpertNames:
 class GateUpRows(Enum):
     """How the rows of gate and up stand in their common matrix."""
 
-    GATE_FIRST = auto()
-    ALTERNATING = auto()  # gate's even, up's odd
+    GATE_FIRST = "gate's rows before up's"
+    ALTERNATING = "rows of gate and up in turn"  # gate's even, up's odd
 
 
 @dataclass(frozen=True)
 class PackedNames:
     """Tensors for all experts at once: packed.py. gate and up are in one, unless `up` names another, and
-    `gate_up` is gate's. `told_by`: the tensor that only checkpoints of this family have, where others have
-    the same names."""
+    `gate_up` is gate's. `told_by`: tensors one of which only checkpoints of this family have, where others
+    have the same names."""
 
     family: str
     path: str
@@ -56,7 +56,7 @@ class PackedNames:
     down: str
     up: str = ""
     rows: GateUpRows = GateUpRows.GATE_FIRST
-    told_by: str = ""
+    told_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ FAMILIES: tuple[ExpertNames | PackedNames, ...] = (
         "gate_up_proj",
         "down_proj",
         rows=GateUpRows.ALTERNATING,
-        told_by="gate_up_proj_bias",
+        told_by=("gate_up_proj_bias", "gate_up_proj.bias"),
     ),
     PackedNames("packed", "mlp.experts", "gate_up_proj", "down_proj"),
     PackedNames("Llama-4", "feed_forward.experts", "gate_up_proj", "down_proj"),
@@ -166,7 +166,7 @@ def is_bias(tail: str) -> bool:
 
 def _belongs(names: ExpertNames | PackedNames, tails: list[str]) -> bool:
     if isinstance(names, PackedNames):
-        if names.told_by and names.told_by not in tails:
+        if names.told_by and not any(name in tails for name in names.told_by):
             return False
         return any(tail.startswith((names.gate_up, names.down)) for tail in tails)
     projections = {names.gate, names.up, names.down}

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kt_kernel.checkpoint import detect
 from kt_kernel.checkpoint.experts import layer_experts
-from kt_kernel.checkpoint.families import expert_layers, is_bias
+from kt_kernel.checkpoint.families import GateUpRows, PackedNames, expert_layers, is_bias
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint, release_checkpoints
 from kt_kernel.checkpoint.sizes import expert_group_bytes, stored_bytes
 from kt_kernel.errors import FeatureUnavailableError
@@ -39,6 +39,9 @@ class ExpertSource(Protocol):
 
     def has_biases(self) -> bool:
         """Has any matrix of an expert a bias?"""
+
+    def gate_up_rows(self) -> dict[int, GateUpRows]:
+        """Of the layers where the names of the tensors alone say it, not the format."""
 
     def layer_bytes(self) -> dict[int, int]:
         """What the experts of each layer take."""
@@ -82,6 +85,13 @@ class SafetensorsExperts:
     def has_biases(self) -> bool:
         tails = (tail for tails in self._checkpoint.expert_groups().values() for tail in tails)
         return any(map(is_bias, tails))
+
+    def gate_up_rows(self) -> dict[int, GateUpRows]:
+        return {
+            layer: where.names.rows
+            for layer, where in expert_layers(self._checkpoint).items()
+            if isinstance(where.names, PackedNames) and not where.names.up
+        }
 
     def layer_bytes(self) -> dict[int, int]:
         groups = expert_group_bytes(self._checkpoint)

@@ -20,6 +20,7 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.checkpoint.checks import check_harmless, check_shape, wrong_expert_count
+from kt_kernel.checkpoint.families import GateUpRows
 from kt_kernel.errors import CheckpointError, MissingTensorError
 from kt_kernel.formats.matrices import ExpertMatrix, LayerExperts
 from kt_kernel.formats.record import BIAS, Extra
@@ -109,6 +110,9 @@ class GgufExperts:
 
     def has_biases(self) -> bool:
         return any(name.endswith(f".{BIAS}") for names in self._names.values() for name in names)
+
+    def gate_up_rows(self) -> dict[int, GateUpRows]:
+        return {}
 
     def layer_bytes(self) -> dict[int, int]:
         return {

@@ -157,8 +157,9 @@ def _alternating(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack((gate, up), 2).flatten(1, 2)
 
 
+@pytest.mark.parametrize("bias", ["_bias", ".bias"])
 @pytest.mark.parametrize("method", ["BF16", "MXFP4", "NVFP4", "FP8_PERCHANNEL", "RAWINT4"])
-def test_alternating_rows_and_biases(tmp_path, method):
+def test_alternating_rows_and_biases(tmp_path, method, bias):
     """gpt-oss's, whose biases tell the order."""
     layer = _same_scales(method, _layer(method))
     generator = torch.Generator().manual_seed(4)
@@ -168,14 +169,14 @@ def test_alternating_rows_and_biases(tmp_path, method):
     }
     one_by_one = checkpoint_tensors(method, layer)
     halves = (*biases["gate_up_proj"].chunk(2, 1), biases["down_proj"])
-    for name, bias in zip(("gate_proj", "up_proj", "down_proj"), halves, strict=True):
-        one_by_one |= {f"{BASE}.{expert}.{name}.bias": row.clone() for expert, row in enumerate(bias)}
+    for name, rows in zip(("gate_proj", "up_proj", "down_proj"), halves, strict=True):
+        one_by_one |= {f"{BASE}.{expert}.{name}.bias": row.clone() for expert, row in enumerate(rows)}
     apart = save(tmp_path / "apart", method, one_by_one)
     parts = _parts(method, layer)
     parts["gate_up_proj"] = [_alternating(t) if t.ndim > 1 else t for t in parts["gate_up_proj"]]
     tensors = _tensors(method, parts)
-    tensors[f"{BASE}.gate_up_proj_bias"] = _alternating(biases["gate_up_proj"]).contiguous()
-    tensors[f"{BASE}.down_proj_bias"] = biases["down_proj"]
+    tensors[f"{BASE}.gate_up_proj{bias}"] = _alternating(biases["gate_up_proj"]).contiguous()
+    tensors[f"{BASE}.down_proj{bias}"] = biases["down_proj"]
     packed = save(tmp_path / "packed", method, tensors)
     without = save(tmp_path / "without", method, checkpoint_tensors(method, layer))
     got = _load(packed).forward(*_call())

@@ -252,3 +252,18 @@ def test_experts_with_biases_stay_on_the_cpu(tiny_checkpoint, option):
     path = tiny_checkpoint("gpt_oss")
     with pytest.raises(FeatureUnavailableError, match="have biases, which are computed on the CPU only"):
         load(path, **option)
+
+
+def test_another_order_of_gate_and_up_is_refused(tmp_path):
+    """The privacy filter has gpt-oss's names, which tell rows in turn, and gate's rows first."""
+    config = transformers.OpenAIPrivacyFilterConfig(
+        **_SMALL, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0
+    )
+    model = transformers.OpenAIPrivacyFilterModel(config)
+    names = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+    experts = {name: getattr(model.layers[0].mlp.experts, name).data.bfloat16() for name in names}
+    named = {f"model.layers.0.mlp.experts.{name}": tensor for name, tensor in experts.items()}
+    save_file(named, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="the model has gate's rows before up's, but") as raised:
+        kt_kernel.patch(model, weight_path=tmp_path)
+    assert "\n" not in str(raised.value) and "rows of gate and up in turn" in str(raised.value)

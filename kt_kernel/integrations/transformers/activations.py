@@ -1,4 +1,5 @@
-"""Which SwiGLU an experts module of transformers computes: tried, not read, as its names differ by family."""
+"""Which SwiGLU an experts module of transformers computes, of which columns: tried, not read, as its names
+differ by family."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import silu
+
+from kt_kernel.checkpoint.families import GateUpRows
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,19 @@ def swiglu_of(module: Any) -> Swiglu | None:
         expected = swiglu(gate, up)
         if product.shape == expected.shape and torch.allclose(product, expected):
             return swiglu
+    return None
+
+
+@torch.no_grad()
+def gate_up_rows_of(module: Any, swiglu: Swiglu) -> GateUpRows | None:
+    """Where gate and up stand in what `module` applies `swiglu` to; None if in another order."""
+    gate, up = torch.tensor([[[0.5, 1.0]], [[2.0, 3.0]]], dtype=torch.float32, device="cpu")
+    for rows, both in (
+        (GateUpRows.GATE_FIRST, torch.cat((gate, up), 1)),
+        (GateUpRows.ALTERNATING, torch.stack((gate, up), 2).flatten(1)),
+    ):
+        if torch.allclose(module._apply_gate(both), swiglu(gate, up)):
+            return rows
     return None
 
 

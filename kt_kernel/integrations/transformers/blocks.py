@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from kt_kernel.checkpoint.families import GateUpRows
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
-from kt_kernel.integrations.transformers.activations import Swiglu, swiglu_of
+from kt_kernel.integrations.transformers.activations import Swiglu, gate_up_rows_of, swiglu_of
 
 _WEIGHTS = ("gate_up_proj", "down_proj")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -33,7 +34,7 @@ _FLAGS = (
 
 @dataclass(frozen=True)
 class ExpertsBlock:
-    """The experts of one layer: `path` of the module in the model, its sizes and activation."""
+    """The experts of one layer: `path` of the module in the model, its sizes, activation and rows."""
 
     path: str
     layer_idx: int
@@ -41,6 +42,7 @@ class ExpertsBlock:
     hidden_size: int
     intermediate_size: int
     swiglu: Swiglu
+    rows: GateUpRows
 
 
 class UnloadedExperts(nn.Module):
@@ -103,7 +105,8 @@ def _describe(path: str, module: nn.Module) -> ExpertsBlock:
             "another model."
         )
     swiglu = swiglu_of(module)
-    if swiglu is None:
+    rows = None if swiglu is None else gate_up_rows_of(module, swiglu)
+    if swiglu is None or rows is None:
         raise FeatureUnavailableError(
             f"'{path}' ({type(module).__name__}) computes something else between its projections than "
             "silu(gate) * up or its clamped variants, which is not available; use another model."
@@ -117,4 +120,4 @@ def _describe(path: str, module: nn.Module) -> ExpertsBlock:
             f"'{path}' has gate_up_proj {list(module.gate_up_proj.shape)} and down_proj "
             f"{list(module.down_proj.shape)}, expected [E, 2I, H] and [E, H, I]; use another model."
         )
-    return ExpertsBlock(path, int(found[1]), num_experts, hidden, intermediate, swiglu)
+    return ExpertsBlock(path, int(found[1]), num_experts, hidden, intermediate, swiglu, rows)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from kt_kernel.errors import CallOrderError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.checkpoint.sources import open_experts
+from kt_kernel.errors import CallOrderError, CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.layout import ExpertLayout
 from kt_kernel.hybrid.model import HybridModel
@@ -65,6 +66,7 @@ def patch(model: Model, **options: Any) -> Model:
     hybrid = HybridModel(chosen.hybrid(), device=device)
     try:
         chosen = chosen.with_method().with_threads()
+        _check_rows(blocks, chosen)
         masks = chosen.device_masks(layout)
         builder = _LayerBuilder(_experts_per_token(config), chosen, hybrid, dtype)
         layers = [builder.layer(block, masks[block.layer_idx]) for block in blocks]
@@ -127,6 +129,19 @@ class _LayerBuilder:
         )
         wrapper.load_weights(None)
         return wrapper
+
+
+def _check_rows(blocks: list[ExpertsBlock], options: ExpertOptions) -> None:
+    """Names of tensors tell the order of gate's and up's rows, but another family may have the same names."""
+    stored = open_experts(options.weight_path, options.method).gate_up_rows()
+    for block in blocks:
+        rows = stored.get(block.layer_idx, block.rows)
+        if rows is not block.rows:
+            raise CheckpointError(
+                f"'{block.path}' of the model has {block.rows.value}, but the tensors of layer "
+                f"{block.layer_idx} in '{os.fspath(options.weight_path)}' are called as those with "
+                f"{rows.value}; take the weights and the config.json from the same model, or another model."
+            )
 
 
 def _home(model: nn.Module, experts: set[str]) -> tuple[torch.device, torch.dtype]:
