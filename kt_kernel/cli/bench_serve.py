@@ -74,7 +74,7 @@ def measure_server(
     from kt_kernel.bench.serving.requests import Server
 
     if bench.png:
-        report.require_matplotlib()
+        report.check_chart(bench.png)
     server = Server(bench.base_url, bench.model, bench.api_key)
     done: list[Figures] = []
     status = asyncio.run(_measure(bench, server, done, show, head))

@@ -21,11 +21,18 @@ from kt_kernel.bench.serving.prompts import Prompts
 from kt_kernel.bench.serving.requests import Sample
 from kt_kernel.cli.main import app
 
+WARM_UP = 2  # requests
+# Models of which the answers cannot be read once they are measured.
+UNREADABLE = {
+    "cut": '{"choices": [{"te',
+    "list": "[1]",
+    "no count": '{"choices": [{"text": "x"}], "usage": {"prompt_tokens": 1}}',
+}
 EXTRA_TOKENS = 3  # a real one adds a token for the beginning
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A word is two tokens; each token of an answer is a piece. "refuse" in the model's name: 400."""
+    """A word is two tokens; each token of an answer is a piece. Model "refuse": 400."""
 
     first_seconds = 0.0
     gap_seconds = 0.0
@@ -55,6 +62,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(400, "too long")
             return
         self._head("text/event-stream")
+        if body["model"] in UNREADABLE and len(self.received) > WARM_UP:
+            self.wfile.write(f"data: {UNREADABLE[body['model']]}\n\n".encode())
+            return
         time.sleep(self.first_seconds)
         for number in range(body["max_tokens"]):
             self._send({"choices": [{"text": "x"}]})
@@ -165,6 +175,25 @@ def test_ctrl_c_shows_what_was_finished(port, monkeypatch):
     assert running.returncode == 130, stderr
     assert len(rows(stdout)) == 1 and "Traceback" not in stderr
     assert "stopped" in stderr
+
+
+@pytest.mark.parametrize("model", UNREADABLE)
+def test_an_unreadable_answer_is_a_failed_request(port, model):
+    result = bench(port, "--model", model, "-u", "2")
+    assert result.exit_code == 1, result.exception
+    assert "kt: 4 requests failed; the first: the server" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["x.jpeg2", "chart", "no/such/folder/x.png", "folder.png", "x.png/y.png"])
+def test_a_chart_that_cannot_be_written_is_refused_before_anything_is_measured(port, tmp_path, name):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "x.png").touch()
+    result = bench(port, "--png", str(tmp_path / name))
+    assert result.exit_code == 1
+    assert "--png" in result.stderr and "matplotlib" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert Handler.received == []
 
 
 @pytest.mark.parametrize("options", [("-u", "0"), ("--prompt-tokens", "few"), ("--output-tokens", "")])

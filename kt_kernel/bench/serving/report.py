@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from kt_kernel.bench.serving.figures import Figures, Spread
-from kt_kernel.errors import FeatureUnavailableError
+from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
 
 _WIDTHS = (5, 7, 7, 15, 15, 15, 9)
 _TOP = ("", "tokens", "tokens", "TTFT ms", "TPOT ms", "ITL ms", "output")
 _HEAD = ("users", "prompt", "output", "median   p95", "median   p95", "median   p95", "tokens/s")
 
+_KINDS_OF_CHARTS = (".png", ".svg", ".pdf")
 _CHARTS = (
     ("TTFT, median (ms)", lambda figures: figures.ttft_ms and figures.ttft_ms.median),
     ("TPOT, median (ms)", lambda figures: figures.tpot_ms and figures.tpot_ms.median),
@@ -46,8 +48,20 @@ def json_line(figures: Figures, model: str) -> str:
     return json.dumps({"model": model, **asdict(figures)})
 
 
-def require_matplotlib() -> None:
-    """Raises FeatureUnavailableError where no chart can be drawn, before anything is measured."""
+def check_chart(file: Path) -> None:
+    """What would keep `draw` from writing this file, before anything is measured.
+
+    Raises:
+        ConfigurationError: its name or folder does not allow it.
+        FeatureUnavailableError: matplotlib is not installed.
+    """
+    if file.suffix.lower() not in _KINDS_OF_CHARTS:
+        raise ConfigurationError(
+            f"--png is {str(file)!r}, expected a name that ends in {', '.join(_KINDS_OF_CHARTS)}"
+        )
+    place = file if file.is_file() else file.parent
+    if file.is_dir() or not (file.parent.is_dir() and os.access(place, os.W_OK)):
+        raise ConfigurationError(f"{file} cannot be written: name a file in a folder of yours with --png")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

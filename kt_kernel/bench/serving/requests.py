@@ -113,7 +113,17 @@ async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in answer.aiter_lines():
         data = line.removeprefix("data:").strip()
         if line.startswith("data:") and data != "[DONE]":
-            yield json.loads(data)
+            yield _event(data)
+
+
+def _event(data: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise RequestError(f"the server sent an event that is no JSON object: {data[:100]!r}")
+    return event
 
 
 def _reason(answer: httpx.Response) -> str:
@@ -131,5 +141,8 @@ def _take(sample: Sample, event: dict[str, Any]) -> None:
     if event.get("choices"):
         sample.pieces.append(time.perf_counter())
     if usage := event.get("usage"):
-        sample.prompt_tokens = usage["prompt_tokens"]
-        sample.output_tokens = usage["completion_tokens"]
+        try:
+            sample.prompt_tokens = int(usage["prompt_tokens"])
+            sample.output_tokens = int(usage["completion_tokens"])
+        except (LookupError, TypeError, ValueError):
+            raise RequestError(f"the server's count of tokens cannot be read: {str(usage)[:100]}") from None

@@ -73,7 +73,9 @@ def serve(
         str, typer.Option("--model", "-m", help="Model name; default: the one being served.")
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON line for each line of the table.")] = False,
-    png: Annotated[str, typer.Option("--png", help="Also draw charts into this file.")] = "",
+    png: Annotated[
+        str, typer.Option("--png", help="Also draw charts into this file: .png, .svg or .pdf.")
+    ] = "",
     api_key: ApiKey = "",
 ) -> None:
     """Measure a running server: time to the first token, time per token, throughput."""
