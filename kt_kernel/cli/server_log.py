@@ -6,6 +6,8 @@ unit of systemd) they are passed on as they are; KT_SERVER_LOG=terminal or file 
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import re
 import sys
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from kt_kernel.cli.errors import CommandError
 from kt_kernel.user_cache import cache_root
@@ -42,11 +45,39 @@ def wants_file() -> bool:
     return sys.stderr.isatty() if not chosen else chosen == "file"
 
 
-def log_file(port: str) -> Path:
-    """The log of the server at `port`; its folder is made."""
+def new_log(port: str) -> tuple[Path, TextIO]:
+    """An empty log for a server at `port`; what the last one there wrote is kept beside it as .1.
+
+    Only its owner may read it: SGLang writes its arguments, --api-key among them. A log is locked while a
+    process of its server lives, so a server that is started at a taken port gets a log with a number.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     folder = cache_root() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"server-{port}.log"
+    names = itertools.chain([f"server-{port}.log"], (f"server-{port}-{n}.log" for n in itertools.count(2)))
+    for path in map(folder.joinpath, names):
+        log = _locked(path)
+        if log is not None and os.fstat(log.fileno()).st_size > 0:
+            with log:
+                path.replace(path.with_name(path.name + ".1"))
+                log = _locked(path)
+        if log is not None:
+            return path, log
+    raise AssertionError("unreachable")
+
+
+def _locked(path: Path) -> TextIO | None:
+    """The file, locked by us and the processes that inherit it; None if it is another server's."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    os.fchmod(file.fileno(), 0o600)  # earlier versions let others read it
+    return file
 
 
 def line_for_terminal(line: str, seconds: float) -> str | None:

@@ -7,6 +7,7 @@ import logging
 from kt_kernel.cli import server_log
 from kt_kernel.cli.exposure import exposure_warning
 from kt_kernel.cli.machine import server_environment
+from kt_kernel.cli.server_url import base_url
 from kt_kernel.cli.supervise import run_until_stopped
 from kt_kernel.planning.user_options import last_value
 
@@ -22,7 +23,8 @@ def run_with_banner(name: str, command: list[str]) -> int:
         last_value(command, "--kt-method"),
         last_value(command, "--kt-cpuinfer"),
     )
-    log.info("http://%s:%s/v1 answers when it is ready; Ctrl-C stops it", host, port)
+    url = base_url(host or "127.0.0.1", port or "unknown")
+    log.info("%s/v1 answers when it is ready; Ctrl-C stops it", url)
     warning = exposure_warning(host, last_value(command, "--api-key"))
     if warning is not None:
         log.warning("warning: %s", warning)
@@ -32,9 +34,13 @@ def run_with_banner(name: str, command: list[str]) -> int:
 
 
 def _run_with_log(command: list[str], port: str) -> int:
-    path = server_log.log_file(port)
+    try:
+        path, output = server_log.new_log(port)
+    except OSError as error:
+        log.warning("warning: no log file, so the log comes here: %s", error)
+        return run_until_stopped(command, server_environment())
     log.info("log: %s", path)
-    with path.open("w") as output:
+    with output:
         follower = server_log.Follower(path, lambda line: log.info("%s", line))
         try:
             status = run_until_stopped(command, server_environment(), output)

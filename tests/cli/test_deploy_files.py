@@ -64,6 +64,11 @@ def test_the_unit_lets_the_server_finish():
     assert unit_value("KillMode") == "mixed"  # the server is told to end by `kt run`, not beside it
 
 
+def test_a_model_whose_path_has_spaces_stays_one_argument():
+    """systemd splits the value of $NAME at spaces, that of ${NAME} not."""
+    assert unit_value("ExecStart").endswith("/kt run ${KT_MODEL} $KT_OPTIONS")
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_understands_the_unit(tmp_path):
     kt = str(Path(sys.executable).with_name("kt"))

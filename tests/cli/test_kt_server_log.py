@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
+import subprocess
 import sys
 
 import pytest
@@ -73,6 +75,72 @@ def test_where_nobody_watches_the_log_goes_where_it_went(
     status, lines = run("serve", caplog)
     assert status == 0 and len(lines) == 2 and not empty_cache.exists()
     assert len(capfd.readouterr().out.splitlines()) == 253
+
+
+def test_a_log_that_cannot_be_made_does_not_keep_the_server_from_starting(
+    monkeypatch, caplog, capfd, empty_cache, quiet_signals
+):
+    monkeypatch.setenv(server_log.SWITCH, "file")
+    empty_cache.parent.mkdir()
+    empty_cache.write_text("a file where the folder should be")
+    status, lines = run("serve", caplog)
+    assert status == 0
+    assert (
+        lines[2].startswith("warning: no log file, so the log comes here: ") and str(empty_cache) in lines[2]
+    )
+    assert len(capfd.readouterr().out.splitlines()) == 253
+
+
+def test_the_log_of_a_server_that_ended_is_kept_once(monkeypatch, caplog, empty_cache, quiet_signals):
+    monkeypatch.setenv(server_log.SWITCH, "file")
+    run("fail", caplog)
+    run("serve", caplog)
+    folder = empty_cache / "logs"
+    assert "the weights are damaged" in (folder / "server-31000.log.1").read_text()
+    assert "ready to roll" in (folder / "server-31000.log").read_text()
+    run("serve", caplog)
+    assert sorted(path.name for path in folder.iterdir()) == ["server-31000.log", "server-31000.log.1"]
+
+
+def test_a_second_server_at_a_port_leaves_the_log_of_the_running_one(
+    monkeypatch, caplog, empty_cache, quiet_signals
+):
+    monkeypatch.setenv(server_log.SWITCH, "file")
+    path, output = server_log.new_log("31000")
+    output.write("all is well\n")
+    output.flush()
+    server = subprocess.Popen(["sleep", "60"], stdout=output)
+    output.close()  # what remains is the server, as when `kt run` was killed
+    try:
+        for _ in range(2):
+            run("fail", caplog)
+        assert path.read_text() == "all is well\n"
+        names = sorted(path.name for path in path.parent.iterdir())
+        assert names == ["server-31000-2.log", "server-31000-2.log.1", "server-31000.log"]
+    finally:
+        server.kill()
+        server.wait()
+    assert server_log.new_log("31000")[0] == path
+
+
+def test_the_log_is_its_owners_alone(empty_cache):
+    """SGLang writes --api-key into it."""
+    folder = empty_cache / "logs"
+    folder.mkdir(parents=True)
+    old = folder / "server-31000.log"
+    old.write_text("of an earlier version")
+    old.chmod(0o644)
+    path, output = server_log.new_log("31000")
+    output.close()
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (path, folder / "server-31000.log.1")] == [
+        0o600
+    ] * 2
+
+
+def test_an_ipv6_address_is_shown_as_a_url(monkeypatch, caplog, empty_cache, quiet_signals):
+    monkeypatch.setenv(server_log.SWITCH, "file")
+    _, lines = run("serve", caplog, host="::1")
+    assert lines[1].startswith("http://[::1]:31000/v1 answers")
 
 
 def test_the_variable_decides_and_is_checked(monkeypatch):
