@@ -76,7 +76,7 @@ def _with_settings(options: list[str]) -> list[str]:
     values = settings.load()
     words = shlex.split(values.get("run.options", ""))
     for key, flag in (("host", "--host"), ("port", "--port"), ("threads", "--kt-cpuinfer")):
-        if key in values and not given(options, flag):
+        if key in values and not given(words + options, flag):
             words += [flag, str(values[key])]
     return words + options
 

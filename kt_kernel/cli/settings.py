@@ -20,12 +20,14 @@ from kt_kernel.planning.models_dir import config_root
 @dataclass(frozen=True)
 class Key:
     """`parse` makes the value of what was typed or read, or raises ValueError with what is expected.
-    `options`: (command, parameter) pairs of which it is the default.
+    `options`: (command, parameter) pairs of which it is the default. `check_new`: raises ValueError for a
+    value that is not to be set now; in the file it may have become so.
     """
 
     parse: Callable[[Any], Any]
     what: str
     options: tuple[tuple[str, str], ...] = ()
+    check_new: Callable[[Any], None] = lambda value: None
 
 
 def _text(value: Any) -> str:
@@ -61,11 +63,13 @@ def _folders(value: Any) -> list[str]:
     parts = value.split(":") if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ValueError("expected folders, separated by colons")
-    found = [str(Path(part).expanduser().absolute()) for part in parts if part]
-    for folder in found:
+    return [str(Path(part).expanduser().absolute()) for part in parts if part]
+
+
+def _must_exist(folders: list[str]) -> None:
+    for folder in folders:
         if not Path(folder).is_dir():
             raise ValueError(f"there is no folder {folder}")
-    return found
 
 
 def _folder(value: Any) -> str:
@@ -97,7 +101,11 @@ KEYS = {
     ),
     "threads": Key(_whole(1, 4096), "compute threads of kt run and kt bench", (("bench", "threads"),)),
     "run.options": Key(_options, "further options that kt run gives to the server"),
-    "model-folders": Key(_folders, "folders whose checkpoints kt model list shows (with colons between)"),
+    "model-folders": Key(
+        _folders,
+        "folders whose checkpoints kt model list shows (with colons between)",
+        check_new=_must_exist,
+    ),
     "download-folder": Key(_folder, "where kt model download puts models; default: Hugging Face's cache"),
     "chat.system": Key(_text, "system message of kt chat", (("chat", "system"),)),
     "chat.temperature": Key(_temperature, "temperature of kt chat", (("chat", "temperature"),)),
@@ -116,6 +124,15 @@ def load() -> dict[str, Any]:
     Raises:
         CommandError: the file cannot be read, or has an unknown key or an impossible value.
     """
+    return {key: _checked(key, value, f" in {config_file()}") for key, value in _written().items()}
+
+
+def _written() -> dict[str, Any]:
+    """What the file says, unchecked.
+
+    Raises:
+        CommandError: it is no mapping.
+    """
     file = config_file()
     if not file.exists():
         return {}
@@ -128,15 +145,38 @@ def load() -> dict[str, Any]:
         raise CommandError(f"{file} cannot be read ({sentence}): correct or remove it") from error
     if not isinstance(values, dict):
         raise CommandError(f"{file} holds a {type(values).__name__}, expected lines like 'port: 31000'")
-    return {key: checked(str(key), value, f" in {file}") for key, value in values.items()}
+    return {str(key): value for key, value in values.items()}
 
 
-def checked(key: str, value: Any, where: str = "") -> Any:
-    """`value` as commands use it.
+def set_value(key: str, text: str) -> None:
+    """Keep a value; the others stay as they are, even impossible ones.
 
     Raises:
-        CommandError: there is no such key, or the value is not possible.
+        CommandError: there is no such key, the value is not possible, or the file cannot be written.
     """
+    value = _checked(key, text, "")
+    try:
+        KEYS[key].check_new(value)
+    except ValueError as error:
+        raise CommandError(f"{key} is {text!r}: {error}") from None
+    _save(_written() | {key: value})
+
+
+def unset(key: str) -> None:
+    """Forget a value, whatever it and the others are; also one of no setting.
+
+    Raises:
+        CommandError: there is no such key, or the file cannot be written.
+    """
+    values = _written()
+    if key in values:
+        _save({name: value for name, value in values.items() if name != key})
+    elif key not in KEYS:
+        raise CommandError(f"There is no setting {key!r}: the settings are {', '.join(KEYS)}")
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    """`value` as commands use it."""
     if key not in KEYS:
         raise CommandError(f"There is no setting {key!r}{where}: the settings are {', '.join(KEYS)}")
     try:
@@ -156,12 +196,8 @@ def configured(key: str) -> Any | None:
     return load().get(key)
 
 
-def save(values: dict[str, Any]) -> None:
-    """Write the whole file anew.
-
-    Raises:
-        CommandError: it cannot be written.
-    """
+def _save(values: dict[str, Any]) -> None:
+    """Write the whole file anew."""
     import yaml
 
     file = config_file()

@@ -80,6 +80,26 @@ def test_folders_are_a_list_in_the_file_and_a_path_on_the_command_line(file, tmp
     assert kt("config", "get", "model-folders").stdout == f"{one}:{two}\n"
 
 
+def test_a_folder_that_has_vanished_keeps_nothing_from_working(file, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    assert kt("config", "set", "model-folders", str(folder)).exit_code == 0
+    folder.rmdir()
+    assert kt("model", "list").exit_code == 0
+    assert kt("config", "set", "port", "31000").exit_code == 0
+    assert kt("config", "unset", "model-folders").exit_code == 0
+    assert settings.load() == {"port": 31000}
+
+
+def test_an_impossible_value_can_be_unset_and_replaced(file):
+    written(file, "prot: 1\nport: many\nthreads: none\n")
+    assert kt("config", "unset", "prot").exit_code == 0
+    assert kt("config", "set", "port", "31000").exit_code == 0
+    assert kt("config", "unset", "threads").exit_code == 0
+    assert settings.load() == {"port": 31000}
+    assert "no setting 'prot'" in kt("config", "unset", "prot").stderr
+
+
 def test_every_option_that_a_key_stands_for_exists(file):
     root = typer.main.get_command(app)
     for key in settings.KEYS.values():

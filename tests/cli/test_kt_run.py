@@ -253,11 +253,22 @@ def test_plan_that_cannot_be_made_does_not_keep_the_server_from_starting(own_hom
     assert "kt: no plan: " in result.stderr
 
 
-def test_settings_of_kt_config_stand_behind_the_command_line(own_home):
-    settings = own_home / "config" / "kt-kernel" / "config.yaml"
+def configure(home: Path, text: str) -> None:
+    settings = home / "config" / "kt-kernel" / "config.yaml"
     settings.parent.mkdir(parents=True)
-    settings.write_text("port: 31000\nthreads: 1\nrun.options: --log-level info\n")
+    settings.write_text(text)
+
+
+def test_settings_of_kt_config_stand_behind_the_command_line(own_home):
+    configure(own_home, "port: 31000\nthreads: 1\nrun.options: --log-level info\n")
     command = shlex.split(kt("run", "qwen3-30b", "--dry-run", "--log-level", "debug").stdout)
     assert values(command, "--port") == ["31000"]
     assert values(command, "--kt-cpuinfer") == ["1"]
     assert values(command, "--log-level") == ["info", "debug"]
+
+
+def test_run_options_of_kt_config_win_over_its_plain_settings(own_home):
+    configure(own_home, "port: 32000\nthreads: 1\nrun.options: --port 31000 --kt-cpuinfer=2\n")
+    command = shlex.split(kt("run", "qwen3-30b", "--dry-run").stdout)
+    assert values(command, "--port") == ["31000"]
+    assert [word for word in command if "--kt-cpuinfer" in word] == ["--kt-cpuinfer=2"]

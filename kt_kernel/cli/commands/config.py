@@ -57,18 +57,17 @@ def get(key: Name) -> None:
 )
 def set_value(key: Name, value: Annotated[str, typer.Argument(help="Checked before it is kept.")]) -> None:
     """Keep a value; an option on a command line still wins over it."""
-    from kt_kernel.cli.settings import checked, load, save
+    from kt_kernel.cli import settings
 
-    save(load() | {key: checked(key, value)})
+    settings.set_value(key, value)
 
 
 @config.command("unset", epilog=examples("kt config unset port"))
 def unset(key: Name) -> None:
     """Forget a value, so that the program's own default counts again."""
-    from kt_kernel.cli.settings import configured, load, save
+    from kt_kernel.cli import settings
 
-    if configured(key) is not None:
-        save({name: value for name, value in load().items() if name != key})
+    settings.unset(key)
 
 
 @config.command("path", epilog=examples("kt config path", "$EDITOR $(kt config path)"))
