@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,7 +127,9 @@ def test_bash_completes_commands(tmp_path):
     script = tmp_path / "kt.bash"
     script.write_text(kt("completion", "bash").stdout)
     ask = f"source {script}; COMP_WORDS=(kt conf) COMP_CWORD=1; _kt_completion kt; echo ${{COMPREPLY[@]}}"
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    # The script asks the kt that the shell finds.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "config\n"
 
 
