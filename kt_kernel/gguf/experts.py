@@ -105,8 +105,8 @@ class GgufExperts:
                 f"'blk.{layer_idx}.ffn_up_exps.weight'), which has them in layers {_ranges(self._names)}; "
                 "check layer_idx and weight_path."
             )
-        reader = _LayerReader(self._model, f"blk.{layer_idx}", _Sizes(num_experts, hidden, intermediate))
-        return reader.read()
+        sizes = _Sizes(num_experts, hidden, intermediate)
+        return _LayerReader(self._model, f"blk.{layer_idx}", self._names[layer_idx], sizes).read()
 
     def has_biases(self) -> bool:
         return any(name.endswith(f".{BIAS}") for names in self._names.values() for name in names)
@@ -127,12 +127,13 @@ class GgufExperts:
 
 
 class _LayerReader:
-    """Reads one layer, whose tensors begin with `base`, "blk.3"."""
+    """Reads one layer, whose tensors begin with `base`, "blk.3"; `names`: all of its experts."""
 
-    def __init__(self, model: GgufModel, base: str, sizes: _Sizes) -> None:
+    def __init__(self, model: GgufModel, base: str, names: list[str], sizes: _Sizes) -> None:
         self._model = model
         self._base = base
         self._sizes = sizes
+        self._unread_biases = {name for name in names if name.endswith(f".{BIAS}")}
 
     def read(self) -> LayerExperts:
         if f"{self._base}.ffn_gate_up_exps.weight" in self._model:
@@ -140,6 +141,7 @@ class _LayerReader:
         else:
             gate, up = self._projection("gate"), self._projection("up")
         down = self._projection("down")
+        self._check_biases()
         return LayerExperts(gate, up, down, formats=tuple(map(self._one_type, (gate, up, down))))
 
     def _fused(self) -> tuple[list[ExpertMatrix], list[ExpertMatrix]]:
@@ -180,6 +182,7 @@ class _LayerReader:
         name = f"{self._base}.ffn_{projection}_exps.{BIAS}"
         if name not in self._model:
             return [None] * self._sizes.experts
+        self._unread_biases.discard(name)
         rows, _ = self._sizes.matrix(projection)
         check_shape(self._model, name, self._model.info(name), ((self._sizes.experts, rows),))
         return list(self._numbers(name).reshape(self._sizes.experts, rows).float().contiguous().unbind())
@@ -207,9 +210,19 @@ class _LayerReader:
     def _bias(self, name: str, projection: str) -> torch.Tensor | None:
         if name not in self._model:
             return None
+        self._unread_biases.discard(name)
         rows, _ = self._sizes.matrix(projection)
         check_shape(self._model, name, self._model.info(name), ((rows,),))
         return self._numbers(name).float().contiguous()
+
+    def _check_biases(self) -> None:
+        """All must be read: one without a matrix of its name belongs to one that is stored otherwise."""
+        if self._unread_biases:
+            name = min(self._unread_biases)
+            raise CheckpointError(
+                f"tensor '{name}' in '{self._model.file_of(name).path}' is a bias without the matrix "
+                f"'{name.removesuffix(BIAS)}weight'; take a file that stores biases as their matrices."
+            )
 
     def _require(self, name: str) -> TensorInfo:
         if name not in self._model:

@@ -267,6 +267,22 @@ def test_a_factor_is_refused_unless_it_changes_nothing(tmp_path, form):
             assert f"tensor '{name}' in '{path}' holds a factor" in _refused(path)
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "shape"),
+    [
+        (fused, "ffn_gate_exps.bias", (EXPERTS, INTERMEDIATE)),
+        (stacked, "ffn_gate_up_exps.bias", (EXPERTS, 2 * INTERMEDIATE)),
+        (stacked, "ffn_down.0.bias", (HIDDEN,)),
+        (one_by_one, "ffn_down_exps.bias", (EXPERTS, HIDDEN)),
+    ],
+)
+def test_a_bias_stored_otherwise_than_its_matrix_is_not_lost(tmp_path, form, name, shape):
+    tensors = form("blk.0", random_layer("Q8_0", "Q8_0", "Q8_0"))
+    bias = stored(f"blk.0.{name}", "F32", np.ones(shape, np.float32).view(np.uint8), shape[-1])
+    message = _refused(write_model(tmp_path / "model.gguf", [*tensors, bias]))
+    assert f"tensor 'blk.0.{name}' in" in message and "is a bias without the matrix" in message
+
+
 def test_a_type_without_kernels_is_named(tmp_path):
     layer = random_layer("Q8_0", "Q8_0", "Q8_0")
     columns = np.zeros((EXPERTS, INTERMEDIATE, HIDDEN), np.int8)
