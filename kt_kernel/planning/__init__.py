@@ -13,6 +13,7 @@
     user_options    what the command line already decides
 
     gpu_plan        what the GPUs hold
+    requests        what requests keep on one rank: KV cache, states
     memory          which bytes lie where; the refusal of what main memory cannot hold
     dense_storage   bytes of the weights outside the experts once loaded
     attention_backend  which code SGLang takes

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 2  # raise whenever ModelFacts changes
+LAYOUT_VERSION = 3  # raise whenever ModelFacts changes
 _ENDINGS = (".safetensors", ".json", ".gguf")
 _EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed.weight")
 _GGUF_EMBEDDING = "token_embd.weight"

@@ -8,6 +8,7 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.layout import expert_layout
+from kt_kernel.kv_budget import StateValues, cached_values, layers_with_cache
 from kt_kernel.planning.model_facts import GQA, LINEAR, MLA, Sizes
 
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
@@ -29,13 +30,13 @@ def sizes_of_config(config: Mapping[str, Any]) -> Sizes:
     hidden = _integer(text, "hidden_size")
     head_dim = text.get("head_dim") or hidden // heads
     kv_heads = text.get("num_key_value_heads") or heads
-    attention, values = _attention(text, layout.num_layers, kv_heads, head_dim)
+    layers = layout.num_layers
     architectures = config.get("architectures") or text.get("architectures") or [""]
     return Sizes(
         family=str(config.get("model_type", "")),
         architecture=str(architectures[0]),
-        attention=attention,
-        layers=layout.num_layers,
+        attention=_attention(text, layers),
+        layers=layers,
         moe_layers=len(layout.moe_layers),
         experts=layout.num_experts,
         top_k=_first(text, _TOP_K),
@@ -46,7 +47,8 @@ def sizes_of_config(config: Mapping[str, Any]) -> Sizes:
         head_dim=head_dim,
         vocabulary=int(text.get("vocab_size") or 0),
         context=int(text.get("max_position_embeddings") or _USUAL_CONTEXT),
-        kv_values_per_token=values,
+        kv_values_per_token=cached_values(text, layers, kv_heads, head_dim),
+        states=StateValues.of(text, layers),
     )
 
 
@@ -62,26 +64,11 @@ def _with_usual_names(text: Mapping[str, Any]) -> dict[str, Any]:
     return usual
 
 
-def _attention(text: Mapping[str, Any], layers: int, kv_heads: int, head_dim: int) -> tuple[str, int]:
-    """Its kind, and the numbers that the KV cache holds for one token."""
-    if rank := text.get("kv_lora_rank"):
-        # DeepSeek-V3.2's indexer keeps a key of its own, in 8 bits with a scale: half as many 16-bit numbers.
-        indexer = (text.get("index_head_dim") or 0) // 2 + (2 if text.get("index_head_dim") else 0)
-        return MLA, layers_with_cache(text, layers) * (rank + (text.get("qk_rope_head_dim") or 0) + indexer)
-    cached = layers_with_cache(text, layers)
-    return (GQA if cached == layers else LINEAR), cached * 2 * kv_heads * head_dim
-
-
-def layers_with_cache(text: Mapping[str, Any], layers: int) -> int:
-    """How many layers keep keys and values; those of linear attention keep a state of fixed size instead."""
-    types = text.get("layer_types") or ()
-    if len(types) == layers:
-        return sum(kind != "linear_attention" for kind in types)
-    if full := (text.get("linear_attn_config") or {}).get("full_attn_layers"):  # Kimi-Linear
-        return len(full)
-    if interval := text.get("full_attention_interval"):
-        return layers // interval
-    return layers
+def _attention(text: Mapping[str, Any], layers: int) -> str:
+    """Its kind."""
+    if text.get("kv_lora_rank"):
+        return MLA
+    return GQA if layers_with_cache(text, layers) == layers else LINEAR
 
 
 def _first(text: Mapping[str, Any], keys: tuple[str, ...]) -> int:

@@ -22,12 +22,14 @@ from kt_kernel.planning.dense_storage import on_gpu
 from kt_kernel.planning.errors import DoesNotFitError, gigabytes
 from kt_kernel.planning.machine_facts import UNKNOWN_GPU, MachineFacts
 from kt_kernel.planning.measured_shares import GPU_MULTIPLY, shares_of
-from kt_kernel.planning.model_facts import MLA, ModelFacts
+from kt_kernel.planning.model_facts import ModelFacts
+from kt_kernel.planning.requests import States, kept_states, kv_bytes
 from kt_kernel.planning.user_options import UserOptions
 
 # What the CUDA context, the libraries' workspaces and the captured graphs take of each GPU.
 _CONTEXT_BYTES = 1.5e9
 _CONTEXT_SHARE = 0.03
+_WIDTH = 2  # bytes of a number in the model's dtype on a GPU
 # SGLang's own chunk size below 60 GB of memory, and above.
 _STOCK_CHUNK, _LARGE_CHUNK, _LARGE_GPU = 4096, 8192, 60e9
 # Tokens of KV cache wanted where the model's context allows, at most half of what is left; and the fewest
@@ -50,6 +52,7 @@ class GpuPlan:
     ranks: int
     dense: float
     workspace: float
+    states: States
     kv_tokens: int
     kv_bytes: float
     streamed: float
@@ -63,7 +66,14 @@ class GpuPlan:
 
     @property
     def total(self) -> float:
-        return self.dense + self.workspace + self.kv_bytes + self.streamed + self.expert_bytes
+        return (
+            self.dense
+            + self.workspace
+            + self.states.bytes
+            + self.kv_bytes
+            + self.streamed
+            + self.expert_bytes
+        )
 
 
 def rank_count(facts: ModelFacts, machine: MachineFacts, options: UserOptions) -> int:
@@ -90,21 +100,25 @@ def plan_gpus(facts: ModelFacts, machine: MachineFacts, options: UserOptions) ->
     )
     stock = _LARGE_CHUNK if gpu.memory_bytes > _LARGE_GPU else _STOCK_CHUNK
     reserve = max(_CONTEXT_BYTES, _CONTEXT_SHARE * gpu.memory_bytes)
-    left = gpu.free_bytes - reserve - model.other_bytes - stock * model.activation_bytes_per_token
+    states = kept_states(facts, options, ranks, _WIDTH, gpu.free_bytes)
+    weights = model.other_bytes + states.bytes
+    left = gpu.free_bytes - reserve - weights - stock * model.activation_bytes_per_token
     threshold, streamed = _streaming(facts, machine, options, model, streaming, left)
     chunk = options.integer("--chunked-prefill-size")
     if chunk is None:
         chunk = stock
         if threshold:
             memory = PrefillMemory(
-                gpu.free_bytes - reserve, slots=streamed, activations=_MOST_ACTIVATIONS * gpu.free_bytes
+                gpu.free_bytes - reserve - states.bytes,
+                slots=streamed,
+                activations=_MOST_ACTIVATIONS * gpu.free_bytes,
             )
             context = facts.sizes.context
             chunk = choose_chunk(
                 model, streaming, memory, threshold=threshold, stock=stock, context=context
             ).chunk
     workspace = reserve + chunk * model.activation_bytes_per_token
-    left = gpu.free_bytes - workspace - model.other_bytes - streamed
+    left = gpu.free_bytes - workspace - weights - streamed
     tokens = _kv_tokens(facts, options, left / model.kv_bytes)
     left -= tokens * model.kv_bytes
     if left < 0:
@@ -117,6 +131,7 @@ def plan_gpus(facts: ModelFacts, machine: MachineFacts, options: UserOptions) ->
         ranks=ranks,
         dense=model.other_bytes,
         workspace=workspace,
+        states=states,
         kv_tokens=tokens,
         kv_bytes=tokens * model.kv_bytes,
         streamed=streamed,
@@ -137,8 +152,6 @@ def prefill_model(facts: ModelFacts, ranks: int) -> PrefillModel:
     sizes = facts.sizes
     plain = 2 * sizes.expert_parameters
     stored = facts.bytes_per_expert
-    # Latent attention keeps the same cache on every rank; keys' heads are shared out.
-    kv_ranks = 1 if sizes.attention == MLA else min(ranks, sizes.kv_heads)
     return PrefillModel(
         layers=sizes.layers,
         moe_layers=sizes.moe_layers,
@@ -150,7 +163,7 @@ def prefill_model(facts: ModelFacts, ranks: int) -> PrefillModel:
         head_dim=sizes.head_dim,
         expert_bytes=stored / ranks,
         slot_bytes=slot_bytes(facts.method, stored, plain) / ranks,
-        kv_bytes=max(1, 2 * sizes.kv_values_per_token / kv_ranks),
+        kv_bytes=kv_bytes(sizes, ranks, _WIDTH),
         other_bytes=on_gpu(facts).total / ranks,
     )
 

@@ -12,6 +12,7 @@ from kt_kernel.planning.errors import DoesNotFitError, gigabytes
 from kt_kernel.planning.gpu_plan import GpuPlan
 from kt_kernel.planning.machine_facts import MachineFacts, Node
 from kt_kernel.planning.model_facts import GGUF, ModelFacts
+from kt_kernel.planning.requests import kept_states, kv_bytes
 from kt_kernel.planning.user_options import UserOptions
 
 RAM, DISK = "RAM", "disk"
@@ -89,9 +90,13 @@ def memory_rows(
         return Memory(tuple(row for row in rows if row.bytes), gpu.kv_tokens)
     dense = dense_storage.on_cpu(facts, options, dtype)
     rows.append(Row(f"other weights ({dense.format})", RAM, dense.total))
-    rows.append(Row("processes", RAM, PROCESS_BYTES * (options.integer("--tp-size") or 1)))
-    per_token = _kv_bytes(facts, options, dtype)
-    wanted = tokens = _kv_tokens(facts, machine, options, per_token)
+    ranks, width = options.integer("--tp-size") or 1, _width(options, dtype)
+    rows.append(Row("processes", RAM, PROCESS_BYTES * ranks))
+    states = kept_states(facts, options, ranks, width, machine.available_bytes)
+    rows.append(Row(f"states of requests, {states.number}", RAM, ranks * states.bytes))
+    of_a_rank = kv_bytes(facts.sizes, ranks, width)
+    per_token = ranks * of_a_rank
+    wanted = tokens = _kv_tokens(facts, machine, options, of_a_rank)
     if not options.has("--max-total-tokens"):
         left = usable(machine) - main_memory(rows)
         fewer = int(left // max(1, per_token)) // _TOKENS_STEP * _TOKENS_STEP
@@ -101,25 +106,13 @@ def memory_rows(
 
 
 def used_nodes(machine: MachineFacts, options: UserOptions) -> list[Node]:
-    """Those that hold experts: as named by the user, or all with cores."""
-    named = _named_nodes(options)
-    return [n for n in machine.nodes if n.cores and (not named or n.number in named)] or list(machine.nodes)
-
-
-def _named_nodes(options: UserOptions) -> set[int]:
-    if not options.has("--kt-numa-nodes"):
-        return set()
-    after = (
-        options.words[options.words.index("--kt-numa-nodes") + 1 :]
-        if "--kt-numa-nodes" in options.words
-        else ()
-    )
-    numbers = []
-    for word in after:
-        if not word.isdigit():
-            break
-        numbers.append(int(word))
-    return set(numbers)
+    """Those that hold experts: as named by the user, or as many of those with cores as there are pools."""
+    with_cores = [node for node in machine.nodes if node.cores] or list(machine.nodes)
+    named = {int(word) for word in options.values("--kt-numa-nodes") if word.isdigit()}
+    if named:
+        return [node for node in with_cores if node.number in named] or with_cores
+    pools = options.integer("--kt-threadpool-count")
+    return with_cores[:pools] if pools and pools > 0 else with_cores
 
 
 def _expert_rows(facts: ModelFacts, machine: MachineFacts, options: UserOptions) -> Iterable[Row]:
@@ -136,16 +129,16 @@ def _gpu_rows(machine: MachineFacts, gpu: GpuPlan) -> Iterable[Row]:
     for device in machine.gpus[: gpu.ranks]:
         place = f"GPU {device.index}"
         yield Row("other weights", place, gpu.dense)
+        yield Row(f"states of requests, {gpu.states.number}", place, gpu.states.bytes)
         yield Row(f"KV cache, {gpu.kv_tokens} tokens", place, gpu.kv_bytes)
         yield Row(f"workspace, chunks of {gpu.chunk}", place, gpu.workspace)
         yield Row("slots of streamed layers", place, gpu.streamed)
         yield Row(f"experts, {gpu.experts} of each layer", place, gpu.expert_bytes)
 
 
-def _kv_bytes(facts: ModelFacts, options: UserOptions, dtype: str | None) -> int:
-    """Of one token."""
-    width = 4 if (options.text("--dtype") or dtype) == "float32" else 2
-    return width * facts.sizes.kv_values_per_token
+def _width(options: UserOptions, dtype: str | None) -> int:
+    """Bytes of a number in the model's dtype."""
+    return 4 if (options.text("--dtype") or dtype) in ("float32", "float") else 2
 
 
 def _kv_tokens(facts: ModelFacts, machine: MachineFacts, options: UserOptions, per_token: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kt_kernel.kv_budget import StateValues
+
 # Attention kinds: what the KV cache holds.
 GQA, MLA, LINEAR = "GQA", "MLA", "linear"
 SAFETENSORS, GGUF, REGISTRY = "safetensors", "GGUF", "registry"
@@ -15,7 +17,8 @@ class Sizes:
     """What a configuration says. `family`: its model_type; `architecture`: SGLang's class of the model.
 
     `attention`: GQA, MLA, or "linear" where some layers keep a state instead of a cache. `intermediate`: of
-    one expert. `kv_values_per_token`: numbers in the KV cache for one token, in all layers.
+    one expert. `kv_values_per_token`: numbers in the KV cache for one token, in all layers;
+    `states`: those that a request keeps in layers of linear attention.
     """
 
     family: str
@@ -33,6 +36,7 @@ class Sizes:
     vocabulary: int
     context: int
     kv_values_per_token: int
+    states: StateValues
 
     @property
     def expert_parameters(self) -> int:
@@ -91,4 +95,6 @@ class ModelFacts:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelFacts:
         """Raises TypeError or KeyError for what `to_json` did not write."""
-        return cls(**{**content, "sizes": Sizes(**content["sizes"])})
+        sizes = content["sizes"]
+        sizes = Sizes(**{**sizes, "states": StateValues(**sizes["states"])})
+        return cls(**{**content, "sizes": sizes})

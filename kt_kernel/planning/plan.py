@@ -140,6 +140,8 @@ def _gpu_flags(gpu: GpuPlan, preferences: Preferences) -> dict[str, list[str]]:
     }
     if gpu.ranks > 1:
         chosen["--tp-size"] = [str(gpu.ranks)]
+    if gpu.states.number:
+        chosen["--max-mamba-cache-size"] = [str(gpu.states.number)]
     if gpu.threshold:
         chosen["--kt-gpu-prefill-token-threshold"] = [str(gpu.threshold)]
     if preferences.statistics and 0 < gpu.experts < gpu.prefill.experts:

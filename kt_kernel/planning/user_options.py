@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,16 @@ class UserOptions:
 
     def text(self, flag: str) -> str | None:
         return last_value(self.words, flag)
+
+    def values(self, flag: str) -> tuple[str, ...]:
+        """Of an option that takes several words: those behind the last `flag`, up to the next option."""
+        found: tuple[str, ...] = ()
+        for position, word in enumerate(self.words):
+            if matches(word, flag):
+                _, equals, joined = word.partition("=")
+                behind = itertools.takewhile(lambda w: not w.startswith("-"), self.words[position + 1 :])
+                found = (joined,) if equals else tuple(behind)
+        return found
 
     def integer(self, flag: str) -> int | None:
         """None if it is not given; or is no integer: the server will say so."""

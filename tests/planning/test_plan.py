@@ -111,6 +111,36 @@ def test_experts_are_shared_out_over_numa_nodes():
     assert [row.place for row in one.rows if row.what == "experts (BF16)"] == ["RAM node 1"]
 
 
+@pytest.mark.parametrize(
+    ("options", "nodes"),
+    [
+        (["--kt-threadpool-count", "1"], [0]),
+        (["--kt-numa-nodes=1"], [1]),
+        (["--kt-numa-nodes", "0", "1", "--kt-numa-nodes", "1", "--tp-size", "1"], [1]),
+        (["--kt-numa-nodes", "1", "0"], [0, 1]),
+        (["--kt-threadpool-count", "2"], [0, 1]),
+    ],
+)
+def test_experts_are_planned_where_the_server_puts_them(options, nodes):
+    made = plan("Qwen3-30B-A3B", XEON, *options)
+    assert [row.place for row in made.rows if row.what == "experts (BF16)"] == [
+        f"RAM node {n}" for n in nodes
+    ]
+
+
+def test_states_of_linear_attention_take_memory():
+    (row,) = (
+        r for r in plan("Qwen3-Next-80B-A3B-Instruct", XEON, "--device", "cpu").rows if "states" in r.what
+    )
+    per_state = 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert row.what == f"states of requests, {(4 << 30) // per_state}"
+    assert row.bytes == pytest.approx(4 << 30, rel=0.05)
+    fewer = plan("Qwen3-Next-80B-A3B-Instruct", XEON, "--device", "cpu", "--max-mamba-cache-size", "20")
+    assert [r.bytes for r in fewer.rows if "states" in r.what] == [21 * per_state]
+    beside_gpu = plan("Qwen3-Next-80B-A3B-Instruct", EPYC)
+    assert beside_gpu.flags["--max-mamba-cache-size"] == [str(beside_gpu.gpu.states.number)]
+
+
 def test_streaming_starts_where_the_bus_beats_the_cpu():
     """The slower the CPU multiplies, the shorter the prompts for which copying all experts pays."""
     fast = plan("Qwen3-235B-A22B-FP8", EPYC)
@@ -146,7 +176,7 @@ def test_sglang_has_room_for_the_planned_kv_cache(machine, name):
     assert 0 < share < 1
     for context in (0, 1.5e9):  # whatever CUDA took before SGLang looked
         free = min(g.free_bytes for g in machine.gpus) - context
-        weights = held.dense + held.streamed + held.expert_bytes
+        weights = held.dense + held.states.bytes + held.streamed + held.expert_bytes
         assert free - weights - (1 - share) * free >= held.kv_bytes - 1
     rounded = 1e-3 * free
     assert (1 - share) * free + rounded >= held.chunk * held.prefill.activation_bytes_per_token

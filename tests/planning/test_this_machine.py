@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kt_kernel import kt_kernel_ext
+from kt_kernel import kt_kernel_ext, usable_memory
 from kt_kernel.planning import this_machine
 from kt_kernel.planning.limits_cache import MEASUREMENTS, best_of, keep_limits, known_limits, limits_file
 from kt_kernel.planning.machine_facts import Gpu, Limits
@@ -79,8 +79,8 @@ def test_control_group_bounds_memory(tmp_path, monkeypatch):
     (group / "memory.current").write_text("600000000\n")
     (group / "memory.stat").write_text("anon 1\nactive_file 50000000\ninactive_file 150000000\n")
     (group.parent / "memory.max").write_text("max\n")
-    monkeypatch.setattr(this_machine, "_own_groups", lambda: iter([group, group.parent]))
-    total, available = this_machine.usable_memory()
+    monkeypatch.setattr(usable_memory, "_own_groups", lambda: iter([group, group.parent]))
+    total, available = usable_memory.usable_memory()
     assert total == 1_000_000_000
     assert available == 600_000_000  # what files take can be dropped
 

@@ -7,19 +7,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-from kt_kernel.kv_budget import most_cached_tokens
+from kt_kernel.kv_budget import cached_values, most_cached_tokens
+from kt_kernel.usable_memory import usable_memory
 
 logger = logging.getLogger(__name__)
 
 _CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
 _THREADS_OF_TORCH = "OMP_NUM_THREADS"
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def choose(options: Any, model: Any) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def choose(options: Any, model: Any) -> dict[str, Any]:
         chosen["sleep_on_idle"] = True
     if options.max_total_tokens is None:
         per_token = kv_bytes_per_token(model, options.tp_size)
-        tokens = most_cached_tokens(per_token, model.context_len, usable_memory())
+        tokens = most_cached_tokens(per_token, model.context_len, usable_memory()[1])
         chosen["max_total_tokens"] = tokens
         logger.info(
             "--max-total-tokens is not given: %d tokens of KV cache (%.2f GB); give it to change that",
@@ -72,20 +70,12 @@ def cores_of_ranks(cores: Sequence[int], ranks: int) -> str:
 
 def kv_bytes_per_token(model: Any, tp_size: int) -> int:
     """Bytes of KV cache of one token in all layers on one rank, in the model's dtype."""
-    from sglang.srt.configs.model_config import AttentionArch
-
-    if model.attention_arch == AttentionArch.MLA:
-        values = model.kv_lora_rank + model.qk_rope_head_dim
-    else:
-        values = 2 * model.get_num_kv_heads(tp_size) * model.head_dim
+    heads, layers = model.get_num_kv_heads(tp_size), model.num_hidden_layers
     element = torch.empty((), dtype=model.dtype).element_size()
-    return values * element * model.num_hidden_layers
+    return element * cached_values(config_values(model.hf_text_config), layers, heads, model.head_dim)
 
 
-def usable_memory() -> int:
-    """Bytes free on the machine, or allowed by the control group if that is less."""
-    available = psutil.virtual_memory().available
-    try:
-        return min(available, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return available
+def config_values(config: Any) -> dict[str, Any]:
+    """As config.json has them; SGLang's classes say the layers' kinds by a property."""
+    kinds = getattr(config, "layers_block_type", None)
+    return vars(config) | ({"layer_types": list(kinds)} if kinds else {})

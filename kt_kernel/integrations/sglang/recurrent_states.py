@@ -13,15 +13,11 @@ import torch
 
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.integrations.sglang import cpu_operators
-from kt_kernel.integrations.sglang.cpu_defaults import usable_memory
-from kt_kernel.kv_budget import MOST_KV_BYTES, MOST_KV_SHARE
+from kt_kernel.integrations.sglang.cpu_defaults import config_values
+from kt_kernel.kv_budget import StateValues, most_states
+from kt_kernel.usable_memory import usable_memory
 
 logger = logging.getLogger(__name__)
-
-# Three of them per running request are what SGLang counts with.
-LEAST_STATES = 12
-# Beyond 64 running requests they only help to find prefixes again.
-MOST_STATES = 256
 
 _CONVOLUTION_TYPE = "SGLANG_MAMBA_CONV_DTYPE"
 
@@ -51,7 +47,7 @@ def choose(options: Any, model: Any) -> dict[str, Any]:
     chosen: dict[str, Any] = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
     if options.max_mamba_cache_size is None:
         per_state = bytes_per_state(config, options.tp_size, options.mamba_ssm_dtype, model.dtype)
-        chosen["max_mamba_cache_size"] = states = most_states(per_state, usable_memory())
+        chosen["max_mamba_cache_size"] = states = most_states(per_state, usable_memory()[1])
         logger.info(
             "--max-mamba-cache-size is not given: %d states of requests (%.2f GB); give it to change that",
             states,
@@ -70,19 +66,9 @@ def choose_environment(model: Any) -> None:
         envs.SGLANG_MAMBA_CONV_DTYPE.set(str(model.dtype).removeprefix("torch."))
 
 
-def most_states(bytes_per_state: int, memory: int) -> int:
-    """Limited by memory (bytes) like the KV cache, and by use; never below a minimum."""
-    budget = min(MOST_KV_BYTES, int(memory * MOST_KV_SHARE))
-    return max(LEAST_STATES, min(budget // bytes_per_state, MOST_STATES))
-
-
 def bytes_per_state(config: Any, tp_size: int, state_type: str | None, dtype: torch.dtype) -> int:
     """Bytes that one request's states take on one rank: a matrix per value head, and a few inputs of the
     convolution.
     """
-    values = config.linear_num_value_heads * config.linear_value_head_dim
-    keys = config.linear_num_key_heads * config.linear_key_head_dim
-    matrix = values * config.linear_key_head_dim * getattr(torch, state_type or "float32").itemsize
-    inputs = (2 * keys + values) * (config.linear_conv_kernel_dim - 1) * dtype.itemsize
-    layers = sum(kind == "linear_attention" for kind in config.layers_block_type)
-    return layers * (matrix + inputs) // tp_size
+    values = StateValues.of(config_values(config), config.num_hidden_layers)
+    return values.bytes(getattr(torch, state_type or "float32").itemsize, dtype.itemsize) // tp_size
