@@ -8,10 +8,9 @@ import models_page
 import pytest
 from miniatures import MINIATURES
 
-from kt_kernel import detect_method
-
-# One of each way to name and to pack experts; the others are read by the tests of their path.
-SAMPLE = ("gpt-oss-20b", "gpt-oss-bf16", "kimi-k3-experts", "hunyuan-a13b", "kimi-k2.5")
+from kt_kernel import KTMoEWrapper
+from kt_kernel.checkpoint.sources import open_experts
+from kt_kernel.planning.config_facts import sizes_of_config
 
 
 def test_the_page_holds_the_table_of_today():
@@ -20,11 +19,18 @@ def test_the_page_holds_the_table_of_today():
     assert page == models_page.with_table(page), advice
 
 
-@pytest.mark.parametrize("name", SAMPLE)
-def test_a_miniature_is_a_checkpoint_of_its_method(name, tmp_path):
+@pytest.mark.parametrize("name", models_page.LOADED_ALONE)
+def test_the_experts_of_a_miniature_are_loaded(name, tmp_path):
     miniature = MINIATURES[name]
     folder = miniature.write(tmp_path / "model")
-    assert detect_method(folder) == miniature.method
     config = json.loads((folder / "config.json").read_text())
     assert len(config["architectures"]) == 1
+    sizes = sizes_of_config(config)
+    layers = open_experts(folder, miniature.method).layer_bytes()
+    assert len(layers) == sizes.moe_layers
+    for layer in layers:
+        experts = (sizes.experts, sizes.top_k, sizes.hidden, sizes.intermediate)
+        wrapper = KTMoEWrapper(layer, *experts, cpuinfer_threads=2, threadpool_count=1, weight_path=folder)
+        wrapper.load_weights()
+        assert wrapper.method == miniature.method
     assert sum(file.stat().st_size for file in folder.iterdir()) < 20 << 20
