@@ -30,7 +30,8 @@ struct TileConfig {
 static inline __attribute__((always_inline)) int configure(int configured, int tokens, int depth_bytes) {
   if (tokens != configured) {
     const TileConfig config(tokens, depth_bytes);
-    _tile_loadconfig(&config);
+    // GCC 12's _tile_loadconfig says that it reads eight bytes: stores to the others need not be done by then.
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
   }
   return tokens;
 }

@@ -102,9 +102,11 @@ struct TileBlock {
         Products::high_high();
       }
       if (k % kLineBytes != 0) continue;
-      const int beyond = k + kRowAhead - ahead.row_bytes;
-      const uint8_t* far = beyond < 0 ? a + kRowAhead : ahead.next_rows + beyond;
-      for (int r = 0; r < ahead.rows; ++r, far += o.a_stride) __builtin_prefetch(far, 0, 3);
+      if (ahead.rows > 0) {
+        const int beyond = k + kRowAhead - ahead.row_bytes;
+        const uint8_t* far = beyond < 0 ? a + kRowAhead : ahead.next_rows + beyond;
+        for (int r = 0; r < ahead.rows; ++r, far += o.a_stride) __builtin_prefetch(far, 0, 3);
+      }
       for (int l = 0; l < ahead.lines; ++l) __builtin_prefetch(ahead.weights + l * kLineBytes, 0, 2);
       ahead.weights += ahead.lines * kLineBytes;
     }

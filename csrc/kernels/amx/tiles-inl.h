@@ -173,12 +173,15 @@ struct TileGemm {
     const uint8_t* const rows = g.a.data + token * g.a.stride + pass.first * kColumnBytes;
     const uint8_t* const next_rows = rows + kBlockTokens * g.a.stride;
     const int rows_ahead = g.tokens > kBlockTokens ? tokens : 0;
-    const int lines = Tiles::kInPlace && token == 0 ? kStepLines : 0;
+    // Of a sum shorter than a line of A, its own share.
+    const int of_a_step = sum_k * kColumnBytes < kLineBytes ? sum_k * kColumnBytes : kLineBytes;
+    const int lines = Tiles::kInPlace && token == 0 ? kStepLines * of_a_step / kLineBytes : 0;
     for (int i = 0; i < now; ++i) {
       const int k = (s + i) * sum_k, columns = columns_of(pass, s + i);
       const uint8_t* const w = pass.weights + static_cast<size_t>(k) * kColumnBytes * (kPanelLine / 4);
       const Operands operands = {rows + k * kColumnBytes, g.a.stride, w};
-      const Ahead ahead = {w + kAheadBytes, lines, rows_ahead, (pass.count - k) * kColumnBytes, next_rows};
+      const int rows_now = k * kColumnBytes % kLineBytes == 0 ? rows_ahead : 0;
+      const Ahead ahead = {w + kAheadBytes, lines, rows_now, (pass.count - k) * kColumnBytes, next_rows};
       uint8_t* const to = sums + i * kSumSize * sizeof(float);
       if (tokens > kTileRows) {
         multiply<true>(operands, columns, pass.depth, ahead, to);
