@@ -31,12 +31,32 @@ REFUSED = [
     (generate({"n": 0}), "n is 0, expected an integer from 1 to 1024"),
     (generate({"n": 1000000000}), "n is 1000000000"),
     (generate({"logit_bias": {"1000000": 1}}), "logit_bias"),
-    (generate({"stop_token_ids": [-4]}), "stop_token_ids holds -4"),
-    (generate({"stop": ["x"] * 257}), "the number of stop is 257"),
+    (
+        generate({"logit_bias": {"5": 1e39}}),
+        "logit_bias of 5 is 1e+39, expected a number from -1e+20 to 1e+20",
+    ),
+    (generate({"top_k": 2**40}), "top_k is 1099511627776, expected a number from -1 to 2147483647"),
+    (generate({"temperature": 1e300}), "temperature is 1e+300"),
+    (generate({"repetition_penalty": 1e-300}), "repetition_penalty is 1e-300"),
+    (generate({"max_new_tokens": 1.5}), "invalid type"),
+    (generate({"json_schema": {"type": "object"}}), "invalid type"),
+    (generate({"json_schema": "{"}), "Failed to compile json grammar"),
+    (generate({"regex": "("}), "Failed to compile regex grammar"),
+    (generate({"stop": ["x"] * 257}), "at most 32 stop strings"),
     (generate({"stop_regex": ["("]}), "stop_regex holds '('"),
+    (generate(return_logprob=[True]), "$.return_logprob"),
+    (generate(session_params={"id": 5}), "$.session_params"),
     (generate(positional_embed_overrides=[1]), "positional_embed_overrides is a list"),
     (("/v1/completions", {"model": "demo", "prompt": [99999999]}), "input_ids holds 99999999"),
     (("/v1/chat/completions", {"model": "demo", "messages": QUESTION, "n": -4}), "n is -4"),
+    (
+        ("/v1/chat/completions", {"model": "demo", "messages": QUESTION, "top_k": 2**31}),
+        "top_k is 2147483648",
+    ),
+    (
+        ("/v1/messages", {"model": "demo", "messages": QUESTION, "max_tokens": 2, "top_k": 2**31}),
+        "top_k is 2147483648",
+    ),
 ]
 
 
@@ -57,6 +77,8 @@ def test_afterwards_the_server_answers(demo):
 def test_what_is_unusual_is_still_answered(demo):
     for path, body in (
         generate({"n": 2}),
+        generate({"top_k": 2**30, "temperature": 1, "logit_bias": {"5": -100}, "repetition_penalty": 2}),
+        generate({"logit_bias": {"5": 1e20}, "temperature": 2e-6}),
         generate({"stop": ["x"], "stop_token_ids": [5], "stop_regex": "a+"}),
         generate(return_logprob=True, top_logprobs_num=3, logprob_start_len=0),
         generate(input_ids=[0, 49151]),

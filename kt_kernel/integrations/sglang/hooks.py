@@ -68,6 +68,18 @@ EVERYWHERE = (
         request_checks.check_request,
         "ids outside the vocabulary end the scheduler",
     ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
+        HookType.AFTER,
+        request_checks.check_message,
+        "a value of a wrong type ends the scheduler",
+    ),
+    Hook(
+        "sglang.srt.sampling.penaltylib.min_new_tokens.BatchedMinNewTokensPenalizer._prepare",
+        HookType.AFTER,
+        request_checks.allow_the_end,
+        "a grammar at its end and min_new_tokens leave no token, and the sampler raises",
+    ),
     *(
         Hook(
             "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
