@@ -11,7 +11,7 @@ extern const RowKernels kRowsAvx2;
 extern const RowKernels kRowsAvx512;      // fp32 activations
 extern const RowKernels kRowsAvx512Bf16;  // bf16 activations
 
-// fp32 codes with activations that are not rounded, and their rows: kernels/<folder>/f32.cc.
+// fp32 codes with activations that are not rounded: kernels/<folder>/f32.cc, rows_exact.cc.
 extern const RowKernels kExactRowsAvx2;
 extern const RowKernels kExactRowsAvx512;
 extern const KernelSet kF32Avx2;

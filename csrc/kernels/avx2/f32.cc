@@ -8,8 +8,6 @@ namespace {
 #include "kernels/avx2/ops-inl.h"
 using Ops = Avx2;
 
-#include "kernels/rows-inl.h"
-
 #include "kernels/scales-inl.h"
 
 #include "kernels/planes-inl.h"
@@ -19,5 +17,4 @@ using Ops = Avx2;
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::RowKernels kt::kExactRowsAvx2 = make_row_kernels<Ops, Exact<Ops>>();
 constexpr kt::KernelSet kt::kF32Avx2 = kernel_set<Ops, CodesF32>("f32.avx2", &kt::kExactRowsAvx2);

@@ -8,8 +8,6 @@ namespace {
 #include "kernels/avx512/ops-inl.h"
 using Ops = Avx512;
 
-#include "kernels/rows-inl.h"
-
 #include "kernels/scales-inl.h"
 
 #include "kernels/planes-inl.h"
@@ -19,5 +17,4 @@ using Ops = Avx512;
 #include "kernels/gemm-inl.h"
 }  // namespace
 
-constexpr kt::RowKernels kt::kExactRowsAvx512 = make_row_kernels<Ops, Exact<Ops>>();
 constexpr kt::KernelSet kt::kF32Avx512 = kernel_set<Ops, CodesF32>("f32.avx512", &kt::kExactRowsAvx512);
