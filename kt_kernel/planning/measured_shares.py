@@ -32,7 +32,7 @@ _WIDE = {
     "AMXINT8": Shares(0.70, 0.75),
     "MOE_INT4": Shares(0.65, 0.75),
     "MOE_INT8": Shares(0.70, 0.75),
-    "LLAMAFILE": Shares(0.50, 0.70),
+    "LLAMAFILE": Shares(0.62, 0.70),
 }
 # AVX2 decodes codes with more instructions: doc/kernels.md, the columns of AVX2 kernels.
 _NARROW = {

@@ -47,10 +47,10 @@ def four_layers(method: str, container: str, bits: float, kind: str) -> ModelFac
 
 # facts, dtype, read bandwidth of the run in GB/s, decode and prefill (of 1024) measured: doc/operators.md
 MEASURED = {
-    "BF16": (four_layers("BF16", SAFETENSORS, 16, "BF16"), None, 28, 40.3, 630),
-    "Q8_0": (four_layers("LLAMAFILE", GGUF, 8.5, "Q8_0"), None, 33, 54.1, 821),
-    "Q4_K_M": (four_layers("LLAMAFILE", GGUF, 4.9, "Q4_K"), None, 40, 105.9, 707),
-    "demo": (REGISTRY.find("demo").facts(), "float32", 38, 61, None),
+    "BF16": (four_layers("BF16", SAFETENSORS, 16, "BF16"), None, 36.5, 53.8, 537),
+    "Q8_0": (four_layers("LLAMAFILE", GGUF, 8.5, "Q8_0"), None, 33.4, 83.6, 789),
+    "Q4_K_M": (four_layers("LLAMAFILE", GGUF, 4.9, "Q4_K"), None, 53.4, 171.9, 817),
+    "demo": (REGISTRY.find("demo").facts(), "float32", 38.8, 54.2, 781),
     "demo in bfloat16": (REGISTRY.find("demo").facts(), None, 38, 80, None),
 }
 
