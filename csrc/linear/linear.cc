@@ -105,16 +105,4 @@ void Linear::forward_batch(const MatrixBatch& x, const MatrixBatch& out) const {
   if (x.count > 0 && x.first.rows > 0) BatchPass(*this, x, out).run();
 }
 
-bool Linear::is_bf16() const { return parts_.size() == 1 && parts_[0].served.format->codes == CodeType::kBf16; }
-
-void Linear::unpack_row(int row, uint8_t* to) const {
-  const Part& part = parts_[0];
-  for (size_t s = 0; s < part.panels.size(); ++s) {
-    const int panel = row / kPanelRows - part.panels[s].begin;
-    if (panel < 0 || panel >= part.panels[s].count()) continue;
-    unpack_panel(*part.served.format, part.layout, part.memory[s].data() + panel * part.layout.panel_bytes,
-                 part.panels[s].begin + panel, {row, 1, 0, k_}, {to, nullptr, 0});
-  }
-}
-
 }  // namespace kt

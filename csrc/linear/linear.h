@@ -47,18 +47,14 @@ class Linear {
   // Of the kernels in use, each once.
   std::vector<std::string> kernels() const;
 
-  // x [tokens, K] bf16, fp16 or fp32 (rounded as the kernels of experts do), out [tokens, N] of any of these, bias
-  // fp32 [N] or null. The caller holds the engine.
+  // x [tokens, K] bf16, fp16 or fp32 (rounded as the kernels of experts do; exact with an fp32 matrix),
+  // out [tokens, N] of any of these, bias fp32 [N] or null. The caller holds the engine.
   void forward(const MatrixView& x, const MatrixView& out, const float* bias) const;
   // Rows [first_row, +out.columns) of W alone. `first_row` is a multiple of 32 within the first part.
   void forward_rows(const MatrixView& x, const MatrixView& out, int first_row) const;
   // W as a batch of matrices [N, K], each beginning at a panel: N rows of every ceil(N / 32) * 32. out[b] = x[b] W_b^T,
   // all of them at once, N = out.first.columns. Of the first part.
   void forward_batch(const MatrixBatch& x, const MatrixBatch& out) const;
-
-  // One bf16 matrix: row `row` as the checkpoint had it, K numbers, on the calling thread.
-  bool is_bf16() const;
-  void unpack_row(int row, uint8_t* to) const;
 
   // An address of this layer's own.
   uint8_t* first_panel() const { return parts_[0].memory[0].data(); }
