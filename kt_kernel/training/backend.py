@@ -14,6 +14,7 @@ reference.py is the yardstick in torch, kernel_backend.py runs the extension's k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +39,12 @@ class ExpertLora:
     down_b: torch.Tensor
     scale: float
 
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], scale: float) -> ExpertLora:
+        """From the six in the order of the fields."""
+        gate_a, gate_b, up_a, up_b, down_a, down_b = tensors
+        return cls(gate_a, gate_b, up_a, up_b, down_a, down_b, scale)
+
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The six, in the order of the fields."""
@@ -59,6 +66,12 @@ class Dropout:
     up: torch.Tensor
     down: torch.Tensor
     factor: float
+
+    @classmethod
+    def of(cls, masks: Sequence[torch.Tensor], factor: float) -> Dropout:
+        """From the three in the order of the fields."""
+        gate, up, down = masks
+        return cls(gate, up, down, factor)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -121,3 +134,26 @@ class Backend(Protocol):
     def backward(self, call: Call, saved: Saved, dout: torch.Tensor, needs: Needs) -> Gradients:
         """The gradients for `dout` [T, H] in x's dtype. `call` and `saved` equal those of the forward call,
         but need not be the same objects."""
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Decoded matrices of one expert: gate, up [I, H], down [H, I], each with a bias for its rows or None."""
+
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    gate_bias: torch.Tensor | None = None
+    up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
+
+
+class WeightSource(Protocol):
+    """The experts of one layer, decoded one at a time."""
+
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+
+    def expert(self, expert: int) -> ExpertWeights:
+        """The matrices of that expert, in any float dtype; the caller does not change them."""

@@ -58,7 +58,7 @@ def test_transformers_reads_and_allocates_no_expert(family, tiny_checkpoint, nam
     layer = _expert_elements_of_a_layer(path)
     names_read.clear()
     with Allocations() as allocations:
-        model = loading._without_experts(str(path), torch.float32)
+        model = loading.without_experts(str(path), torch.float32)
     assert names_read and not [name for name in names_read if ".experts." in name]
     assert 0 < max(allocations.elements) < layer
     unloaded = [module for module in model.modules() if isinstance(module, UnloadedExperts)]

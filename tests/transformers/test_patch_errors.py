@@ -165,7 +165,7 @@ def test_wrong_options_are_found_before_anything_is_loaded(options, tiny_checkpo
     def fail(*_: object) -> None:
         raise AssertionError("loading had begun")
 
-    monkeypatch.setattr(loading, "_without_experts", fail)
+    monkeypatch.setattr(loading, "without_experts", fail)
     with pytest.raises(KTError):
         load(tiny_checkpoint("qwen3_moe"), **options)
 
@@ -201,7 +201,7 @@ def test_gradients_are_refused_instead_of_being_wrong(tiny_checkpoint):
 
 
 def test_loading_an_unloaded_placeholder_is_impossible_to_miss(tiny_checkpoint):
-    model = loading._without_experts(str(tiny_checkpoint("qwen3_moe")), torch.float32)
+    model = loading.without_experts(str(tiny_checkpoint("qwen3_moe")), torch.float32)
     with pytest.raises(NotImplementedError):
         model(torch.arange(5)[None])
 

@@ -4,26 +4,12 @@ differ by family."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import silu
 
 from kt_kernel.checkpoint.families import GateUpRows
-
-
-@dataclass(frozen=True)
-class Swiglu:
-    """`limit` and `alpha` are KTMoEWrapper's swiglu_limit and swiglu_alpha; 0 = none."""
-
-    limit: float = 0.0
-    alpha: float = 0.0
-
-    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        if self.limit:
-            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        return gate * torch.sigmoid(self.alpha * gate) * (up + 1) if self.alpha else silu(gate) * up
+from kt_kernel.swiglu import Swiglu
 
 
 @torch.no_grad()

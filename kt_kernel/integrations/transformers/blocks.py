@@ -20,7 +20,8 @@ from torch import nn
 
 from kt_kernel.checkpoint.families import GateUpRows
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
-from kt_kernel.integrations.transformers.activations import Swiglu, gate_up_rows_of, swiglu_of
+from kt_kernel.integrations.transformers.activations import gate_up_rows_of, swiglu_of
+from kt_kernel.swiglu import Swiglu
 
 _WEIGHTS = ("gate_up_proj", "down_proj")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")

@@ -41,15 +41,20 @@ def from_pretrained(
     `path` unless given. Raises a KTError in one sentence if the model or its files cannot be used.
     """
     path = os.fspath(path)
+    check_path(path)
+    _check_device(torch.device(device))
+    expert_options = {"weight_path": path, **expert_options}
+    ExpertOptions(**expert_options).weight_method()  # what is wrong ends here, not after minutes
+    return patch(without_experts(path, dtype).to(device), **expert_options)
+
+
+def check_path(path: str) -> None:
+    """Raises CheckpointPathError unless there is a directory or a GGUF file."""
     if not os.path.isdir(path) and find_gguf(path) is None:
         raise CheckpointPathError(
             f"there is no directory '{path}'; give the local directory of a downloaded checkpoint, or a "
             ".gguf file."
         )
-    _check_device(torch.device(device))
-    expert_options = {"weight_path": path, **expert_options}
-    ExpertOptions(**expert_options).weight_method()  # what is wrong ends here, not after minutes
-    return patch(_without_experts(path, dtype).to(device), **expert_options)
 
 
 def _check_device(device: torch.device) -> None:
@@ -60,7 +65,7 @@ def _check_device(device: torch.device) -> None:
         )
 
 
-def _without_experts(path: str, dtype: torch.dtype | None) -> transformers.PreTrainedModel:
+def without_experts(path: str, dtype: torch.dtype | None) -> transformers.PreTrainedModel:
     """The model with all weights but those of its experts, on the CPU."""
     file = find_gguf(path)
     directory = path if file is None else os.fspath(describe(file).directory)

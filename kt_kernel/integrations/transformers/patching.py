@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk")
 
 # transformers runs a whole prompt in one call, and its attention needs more memory for it than we do.
-_MOST_TOKENS = 1 << 20
+MOST_TOKENS = 1 << 20
 
 
 def patch(model: Model, **options: Any) -> Model:
@@ -66,9 +66,9 @@ def patch(model: Model, **options: Any) -> Model:
     hybrid = HybridModel(chosen.hybrid(), device=device)
     try:
         chosen = chosen.with_method().with_threads()
-        _check_rows(blocks, chosen)
+        check_rows(blocks, chosen)
         masks = chosen.device_masks(layout)
-        builder = _LayerBuilder(_experts_per_token(config), chosen, hybrid, dtype)
+        builder = _LayerBuilder(experts_per_token(config), chosen, hybrid, dtype)
         layers = [builder.layer(block, masks[block.layer_idx]) for block in blocks]
         hybrid.prepare()
     except BaseException:
@@ -123,7 +123,7 @@ class _LayerBuilder:
             num_experts_per_tok=self._top_k,
             hidden_size=block.hidden_size,
             moe_intermediate_size=block.intermediate_size,
-            chunked_prefill_size=_MOST_TOKENS,
+            chunked_prefill_size=MOST_TOKENS,
             swiglu_limit=block.swiglu.limit,
             swiglu_alpha=block.swiglu.alpha,
         )
@@ -131,7 +131,7 @@ class _LayerBuilder:
         return wrapper
 
 
-def _check_rows(blocks: list[ExpertsBlock], options: ExpertOptions) -> None:
+def check_rows(blocks: list[ExpertsBlock], options: ExpertOptions) -> None:
     """Names of tensors tell the order of gate's and up's rows, but another family may have the same names."""
     stored = open_experts(options.weight_path, options.method).gate_up_rows()
     for block in blocks:
@@ -163,7 +163,8 @@ def _home(model: nn.Module, experts: set[str]) -> tuple[torch.device, torch.dtyp
     return largest.device, largest.dtype
 
 
-def _experts_per_token(config: Any) -> int:
+def experts_per_token(config: Any) -> int:
+    """How many experts a token has; raises FeatureUnavailableError if the configuration does not say it."""
     found = (getattr(config, name, None) for name in _EXPERTS_PER_TOKEN)
     top_k = next((value for value in found if value is not None), None)
     if isinstance(top_k, (list, tuple)) and len(set(top_k)) == 1:  # Hunyuan's has one for each layer
