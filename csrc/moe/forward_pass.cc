@@ -24,15 +24,6 @@ constexpr int kRowPiecesPerThread = 8;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Panels of one matrix in a product of some rows: `distance` floats from one panel to the next.
-struct ProductPanels {
-  float* first;
-  size_t stride;
-  size_t distance;
-  int panels;
-  int rows;
-};
-
 // Adds each row of weights' bias, if there are any. Plain code for every CPU: a pair's additions are a few thousandths
 // of its multiplications.
 void add_bias(const ProductPanels& product, const float* bias) {
@@ -58,16 +49,18 @@ struct RowPieces {
 }  // namespace
 
 ForwardPass::ForwardPass(Engine& engine, PassBuffers& buffers, const LayerConfig& config, const ExpertWeights& weights,
-                         const Routing& routing, const ForwardArgs& args)
+                         const PerProjection<const KernelSet*>& kernels, const Routing& routing,
+                         const ForwardArgs& args, PassAdditions* additions)
     : engine_(engine),
       buffers_(buffers),
       config_(config),
       weights_(weights),
       routing_(routing),
       args_(args),
-      gate_(weights, Projection::kGate),
-      up_(weights, Projection::kUp),
-      down_(weights, Projection::kDown) {
+      additions_(additions),
+      gate_(weights, *kernels[Projection::kGate], Projection::kGate),
+      up_(weights, *kernels[Projection::kUp], Projection::kUp),
+      down_(weights, *kernels[Projection::kDown], Projection::kDown) {
   plan_hidden(gate_, buffers_.hidden);
   if (weights.paired()) {
     up_.rows = gate_.rows;
@@ -170,7 +163,14 @@ void ForwardPass::run() {
     for (int p = pairs.begin(piece); p < pairs.end(piece); ++p) prepare_intermediate(p);
   };
   const auto strips = [&](const Worker& worker, int subpool, int strip) { down(worker, subpool, strip); };
-  pools.run({Phase::of(tokens.count(), hidden), Phase::in_subpools(gate_up_pieces_, products),
+  const auto before_gate_up = [&](const Worker& worker, int piece) { additions_->before_gate_up(worker, piece); };
+  const IntermediateRows swiglu_rows = {buffers_.intermediate.data(), swiglu_stride_, *down_.kernels.rows};
+  const auto before_down = [&](const Worker& worker, int piece) {
+    additions_->before_down(worker, piece, swiglu_rows);
+  };
+  pools.run({Phase::of(additions_ == nullptr ? 0 : additions_->pieces_before_gate_up(), before_gate_up),
+             Phase::of(tokens.count(), hidden), Phase::in_subpools(gate_up_pieces_, products),
+             Phase::of(additions_ == nullptr ? 0 : additions_->pieces_before_down(), before_down),
              Phase::of(pairs.count(), intermediate), Phase::in_subpools(down_strips_, strips)},
             args_.caller);
 }
@@ -212,9 +212,11 @@ void ForwardPass::multiply_paired(const Worker& worker, const GateUpPiece& piece
   };
   const auto epilogue = [&](float* product, size_t stride, int first_row, int row_count) {
     const size_t distance = 2 * kPanelRows;
-    add_bias({product, stride, distance, piece.pairs, row_count}, bias_of(piece, Projection::kGate));
-    add_bias({product + kPanelRows, stride, distance, piece.pairs, row_count}, bias_of(piece, Projection::kUp));
-    swiglu(piece, {product, stride, product + kPanelRows, stride, 2 * kPanelRows, row_count}, first_row);
+    const ProductPanels gate = {product, stride, distance, piece.pairs, row_count};
+    const ProductPanels up = {product + kPanelRows, stride, distance, piece.pairs, row_count};
+    add_bias(gate, bias_of(piece, Projection::kGate));
+    add_bias(up, bias_of(piece, Projection::kUp));
+    swiglu(piece, gate, up, first_row);
   };
   gate_.gemm.multiply(engine_.scratch(worker.index), {panels_of(piece), 2 * piece.pairs, panels_of(next)},
                       {gate_.rows, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs}, epilogue);
@@ -240,8 +242,9 @@ void ForwardPass::multiply_apart(const Worker& worker, const GateUpPiece& piece,
     }
   });
   multiply(up_, Projection::kUp, [&](float* product, size_t stride, int first_row, int row_count) {
-    add_bias({product, stride, kPanelRows, piece.pairs, row_count}, bias_of(piece, Projection::kUp));
-    swiglu(piece, {gates + first_row * columns, columns, product, stride, kPanelRows, row_count}, first_row);
+    const ProductPanels up = {product, stride, kPanelRows, piece.pairs, row_count};
+    add_bias(up, bias_of(piece, Projection::kUp));
+    swiglu(piece, {gates + first_row * columns, columns, kPanelRows, piece.pairs, row_count}, up, first_row);
   });
 }
 
@@ -250,17 +253,16 @@ const float* ForwardPass::bias_of(const GateUpPiece& piece, Projection which) co
   return weights_.bias(which, piece.expert->expert, begin + piece.first_pair);
 }
 
-// Columns of the piece's pairs, of `args.tokens` rows of the expert from `first_row` on.
-void ForwardPass::swiglu(const GateUpPiece& piece, SwigluArgs args, int first_row) const {
-  const size_t column =
-      static_cast<size_t>(weights_.panels(Projection::kGate, piece.subpool).begin + piece.first_pair) * kPanelRows;
-  uint8_t* const h = buffers_.intermediate.data() + (piece.expert->first_pair + first_row) * swiglu_stride_;
-  args.panel_pairs = piece.pairs;
-  args.h = h + column * down_.element();
-  args.h_stride = swiglu_stride_ / down_.element();
-  args.limit = config_.swiglu_limit;
-  args.alpha = config_.swiglu_alpha;
-  down_.kernels.rows->swiglu(args);
+// Columns of the piece's pairs, of `gate.rows` rows of the expert from `first_row` on. Both have the same distance.
+void ForwardPass::swiglu(const GateUpPiece& piece, const ProductPanels& gate, const ProductPanels& up,
+                         int first_row) const {
+  const int column = (weights_.panels(Projection::kGate, piece.subpool).begin + piece.first_pair) * kPanelRows;
+  const int first_pair = piece.expert->first_pair + first_row;
+  if (additions_ != nullptr) additions_->gate_up({*piece.expert, first_pair, column}, gate, up);
+  uint8_t* const h = buffers_.intermediate.data() + first_pair * swiglu_stride_;
+  down_.kernels.rows->swiglu({gate.first, gate.stride, up.first, up.stride, gate.distance, gate.rows, piece.pairs,
+                              h + column * down_.element(), swiglu_stride_ / down_.element(), config_.swiglu_limit,
+                              config_.swiglu_alpha});
 }
 
 void ForwardPass::prepare_intermediate(int pair) {
@@ -293,7 +295,9 @@ void ForwardPass::down(const Worker& worker, int subpool, int strip) {
     const float* bias = weights_.bias(Projection::kDown, expert.expert, share.begin + first_panel);
     const auto add = [&](float* product, size_t stride, int first_row, int row_count) {
       const int pair = expert.first_pair + first_row;
-      add_bias({product, stride, kPanelRows, panels, row_count}, bias);
+      const ProductPanels sums = {product, stride, kPanelRows, panels, row_count};
+      add_bias(sums, bias);
+      if (additions_ != nullptr) additions_->down({expert, pair, (share.begin + first_panel) * kPanelRows}, sums);
       down_.kernels.rows->weighted_sum({product, stride, row_count, columns, routing_.token_of_pair().data() + pair,
                                         routing_.weight_of_pair().data() + pair, sum, static_cast<size_t>(columns)});
     };

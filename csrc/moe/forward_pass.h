@@ -9,14 +9,17 @@
 #include "moe/expert_pieces.h"
 #include "moe/grouped_gemm.h"
 #include "moe/layer.h"
+#include "moe/pass_additions.h"
 
 namespace kt {
 
 class ForwardPass {
  public:
-  // `buffers` must outlive the pass; after it they hold what was computed on the way.
+  // `buffers` must outlive the pass; after it they hold what was computed on the way. `kernels` are those of the
+  // weights, or others that read the same panels; `additions` may be null.
   ForwardPass(Engine& engine, PassBuffers& buffers, const LayerConfig& config, const ExpertWeights& weights,
-              const Routing& routing, const ForwardArgs& args);
+              const PerProjection<const KernelSet*>& kernels, const Routing& routing, const ForwardArgs& args,
+              PassAdditions* additions);
 
   // On the caller and the engine's workers, until all is computed.
   void run();
@@ -24,8 +27,8 @@ class ForwardPass {
  private:
   // A matrix of the experts, and the rows it is multiplied by.
   struct Operand {
-    Operand(const ExpertWeights& weights, Projection which)
-        : kernels(weights.kernels(which)), layout(weights.layout(which)), gemm(kernels, layout) {}
+    Operand(const ExpertWeights& weights, const KernelSet& set, Projection which)
+        : kernels(set), layout(weights.layout(which)), gemm(kernels, layout) {}
     bool prepares() const { return kernels.prepare_row != nullptr; }
     size_t element() const { return kernels.rows->activation == Activation::kBf16 ? 2 : 4; }
 
@@ -57,7 +60,7 @@ class ForwardPass {
   void multiply_paired(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
   void multiply_apart(const Worker& worker, const GateUpPiece& piece, const GateUpPiece& next);
   const float* bias_of(const GateUpPiece& piece, Projection which) const;
-  void swiglu(const GateUpPiece& piece, SwigluArgs args, int first_row) const;
+  void swiglu(const GateUpPiece& piece, const ProductPanels& gate, const ProductPanels& up, int first_row) const;
   void prepare_intermediate(int pair);
   void down(const Worker& worker, int subpool, int strip);
   void store_strip(const float* sum, size_t sum_stride, int first_column, int columns) const;
@@ -70,6 +73,7 @@ class ForwardPass {
   const ExpertWeights& weights_;
   const Routing& routing_;
   const ForwardArgs& args_;
+  PassAdditions* additions_;
   Operand gate_;              // its rows are tokens
   Operand up_;                // the same
   Operand down_;              // its rows are pairs

@@ -180,7 +180,8 @@ void MoeLayer::forward(const ForwardArgs& args) {
   }
   const auto weights = require_weights();
   const auto begin = std::chrono::steady_clock::now();
-  ForwardPass(*engine_, engine_->pass_buffers(), config_, *weights, routing_, args).run();
+  ForwardPass(*engine_, engine_->pass_buffers(), config_, *weights, weights->kernel_sets(), routing_, args, nullptr)
+      .run();
   engine_->count_call(std::chrono::steady_clock::now() - begin,
                       routing_.experts().size() * weights->bytes_per_expert());
 }

@@ -63,10 +63,13 @@ class MoeLayer {
   // The format of a method that has one. Throws std::invalid_argument for other methods.
   const Format& only_format() const;
   const LayerConfig& config() const { return config_; }
+  // Throws std::runtime_error before they are loaded.
+  std::shared_ptr<const ExpertWeights> require_weights() const;
   Engine& engine() { return *engine_; }
 
   // uint8[num_experts], non-zero = the expert lives on the device; read anew by every forward; null = none does.
   void set_device_mask(const uint8_t* mask) { device_mask_ = mask; }
+  const uint8_t* device_mask() const { return device_mask_; }
 
   // Throws std::invalid_argument for arguments that do not fit the layer, before anything is written.
   void check(const ForwardArgs& args) const;
@@ -81,7 +84,6 @@ class MoeLayer {
   void forward_reference(const ForwardArgs& args);
 
  private:
-  std::shared_ptr<const ExpertWeights> require_weights() const;
   std::shared_ptr<ExpertWeights> weights_of(const ExpertSources& sources, const PerProjection<Served>& served,
                                             const FormatOptions& options) const;
 

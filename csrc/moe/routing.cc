@@ -9,6 +9,7 @@ void Routing::group(const RoutingInput& input, int num_experts, const uint8_t* d
   experts_.clear();
   token_of_pair_.clear();
   weight_of_pair_.clear();
+  entry_of_pair_.clear();
   if (input.id_type == IdType::kInt32) {
     group_typed<int32_t>(input, num_experts, device_mask);
   } else {
@@ -40,11 +41,13 @@ void Routing::group_typed(const RoutingInput& input, int num_experts, const uint
   }
   token_of_pair_.resize(total);
   weight_of_pair_.resize(total);
+  entry_of_pair_.resize(total);
   for (int64_t i = 0; i < entries; ++i) {
     if (skipped(ids[i])) continue;
     const int pair = first_[ids[i]]++;
     token_of_pair_[pair] = static_cast<int32_t>(i / input.top_k);
     weight_of_pair_[pair] = input.weights[i];
+    entry_of_pair_[pair] = static_cast<int32_t>(i);
   }
 }
 

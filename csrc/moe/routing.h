@@ -33,6 +33,8 @@ class Routing {
   const std::vector<ActiveExpert>& experts() const { return experts_; }
   const std::vector<int32_t>& token_of_pair() const { return token_of_pair_; }
   const std::vector<float>& weight_of_pair() const { return weight_of_pair_; }
+  // The pair's place in the caller's ids and weights.
+  const std::vector<int32_t>& entry_of_pair() const { return entry_of_pair_; }
   int pairs() const { return static_cast<int>(token_of_pair_.size()); }
 
  private:
@@ -43,6 +45,7 @@ class Routing {
   std::vector<ActiveExpert> experts_;
   std::vector<int32_t> token_of_pair_;
   std::vector<float> weight_of_pair_;
+  std::vector<int32_t> entry_of_pair_;
 };
 
 }  // namespace kt

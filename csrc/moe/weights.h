@@ -98,9 +98,14 @@ class ExpertWeights {
 
   const Format& format(Projection projection) const { return *served_[projection].format; }
   const KernelSet& kernels(Projection projection) const { return *served_[projection].kernels; }
+  PerProjection<const KernelSet*> kernel_sets() const {
+    return {{served_.values[0].kernels, served_.values[1].kernels, served_.values[2].kernels}};
+  }
   const PanelLayout& layout(Projection projection) const { return layouts_[projection]; }
   // gate and up have the same range.
   PanelRange panels(Projection projection, int subpool) const { return shares_[subpool].panels[projection]; }
+  int subpools() const { return static_cast<int>(shares_.size()); }
+  const LayerShape& shape() const { return shape_; }
   size_t bytes() const { return bytes_per_expert() * shape_.num_experts; }
   size_t bytes_per_expert() const;
 
