@@ -19,6 +19,7 @@
 #include "operators/handles.h"
 #include "pipeline_bindings.h"
 #include "quantise_bindings.h"
+#include "training_bindings.h"
 
 namespace py = pybind11;
 
@@ -469,4 +470,5 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   bind_quantise(m);
   bind_gguf(m);
   bind_operators(m);
+  bind_training(m);
 }

@@ -246,6 +246,35 @@ def quantise_rows(
 def register_operators() -> None: ...
 def release_finished() -> None: ...
 def topology() -> dict[str, Any]: ...
+def training_backward(
+    layer: MoeLayer,
+    *,
+    tokens: int,
+    top_k: int,
+    dtype: int,
+    hidden: int,
+    ids: int,
+    weights: int,
+    saved: tuple[int, int, int, int],
+    output_gradient: int,
+    lora: tuple[Sequence[int], int, float] | None = None,
+    hidden_gradient: int = 0,
+    weight_gradient: int = 0,
+    lora_gradients: Sequence[int] | None = None,
+) -> None: ...
+def training_forward(
+    layer: MoeLayer,
+    *,
+    tokens: int,
+    top_k: int,
+    dtype: int,
+    hidden: int,
+    ids: int,
+    weights: int,
+    output: int,
+    saved: tuple[int, int, int, int],
+    lora: tuple[Sequence[int], int, float] | None = None,
+) -> None: ...
 def unpack_numa_part_int4(packed: int, rows: int, columns: int, out: int, row_bytes: int) -> None: ...
 def unpack_numa_part_int8(packed: int, rows: int, columns: int, out: int, row_bytes: int) -> None: ...
 def use_operator_engine(engine: Engine) -> None: ...

@@ -180,6 +180,10 @@ class KTMoEWrapper:
         return self._config.moe_intermediate_size
 
     @property
+    def swiglu_limit(self) -> float:
+        return self._config.swiglu_limit
+
+    @property
     def chunked_prefill_size(self) -> int:
         return self._config.chunked_prefill_size
 

@@ -28,6 +28,7 @@ struct WorkerScratch {
   Buffer kernel;    // GemmArgs::scratch
   Buffer row;       // one row of hidden states in fp32
   Buffer sum;       // weighted sums of one strip of hidden columns
+  Buffer decoded;   // training: a block of weights as bf16, and the same transposed
 };
 
 // What a pass computes on its way, of all tokens: shared by all calls, or owned by a layer that needs it afterwards.
@@ -37,6 +38,12 @@ struct PassBuffers {
   Buffer intermediate;        // SwiGLU output of every pair
   Buffer prepared;            // the same as the kernel multiplies it, where that is not what SwiGLU gives
   std::deque<Buffer> linear;  // the tokens of a linear layer, once for each kind of kernel of its parts
+  // Training: the LoRA as its kernels read it, gradients of the outputs and of what they were computed from.
+  Buffer lora;
+  Buffer gradients;
+  Buffer gate_gradient;
+  Buffer up_gradient;
+  Buffer thin;
 };
 
 // What forward calls have cost since the engine began; only calls that multiplied at least one expert count.

@@ -11,6 +11,7 @@
     test_stray_reads_and_writes              memory beside the buffers
     test_special_values                      NaN, Inf, denormals, zeros
     test_swiglu                              activation and its variants
+    test_training                            a wrong gradient, of any format
     test_queue, test_idle_threads            order, errors, threads, lifetimes
     test_write_expert                        experts given back to a device in their checkpoint's layout
     test_engine_stats                        what the engine says of its own work

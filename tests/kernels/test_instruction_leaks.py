@@ -73,7 +73,11 @@ _TIERS = {
     "avx2": ["avx2", "fma", "f16c"],
     "avx512": ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"],
 }
-for _family in ("attention", "f32", "gated_delta", "gates", "heads", "norms", "router", "rows_exact"):
+_FAMILIES = (
+    *("attention", "decode", "f32", "gated_delta", "gates", "heads", "norms", "router", "rows_exact"),
+    "training",
+)
+for _family in _FAMILIES:
     for _tier, _needs in _TIERS.items():
         BESIDE_LAYERS[f"kernels/{_tier}/{_family}.cc"] = [{"kernel": f"{_family}.{_tier}", "needs": _needs}]
 

@@ -1,0 +1,58 @@
+// Gradients of a LoRA's matrices: for each active expert, sums over its pairs of one thin row times one wide row.
+//
+//   dAg = q_gate^T x    dAu = q_up^T x    dBd = (p_down^T (w dout))^T     strips of hidden columns
+//   dBg = (p_gate^T dg)^T                 dAd = (w q_down)^T h            strips of intermediate columns, dBu likewise
+#pragma once
+
+#include "training/lora.h"
+#include "training/row_blocks.h"
+
+namespace kt {
+
+// What they are computed from; thin rows are [pairs, rank].
+struct LoraGradientInputs {
+  TensorRows hidden;           // by token
+  TensorRows output_gradient;  // by token
+  ElementRows dgate;           // by pair
+  ElementRows dup;
+  ElementRows h;
+  PerProjection<const float*> projected;
+  PerProjection<const float*> q;
+};
+
+class LoraGradientPieces {
+ public:
+  LoraGradientPieces(Engine& engine, const LayerShape& shape, const Routing& routing, int rank,
+                     const LoraTensors<float>& gradients);
+
+  // An expert's strip of columns each.
+  int count() const { return static_cast<int>(routing_.experts().size()) * (hidden_strips_ + intermediate_strips_); }
+  void compute(const LoraGradientInputs& inputs, const Worker& worker, int piece) const;
+
+ private:
+  // The sums of one matrix, [rank][kStripColumns], and where they go.
+  struct Sums {
+    float* sums;
+    float* to;
+  };
+  void hidden_strip(const LoraGradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
+                    const Columns& columns) const;
+  void intermediate_strip(const LoraGradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
+                          const Columns& columns) const;
+  void add(const float* thin, int rows, const float* wide, const Columns& columns, float* sums) const;
+  const float* weighted(const float* thin, int pair, int rows, float* room) const;
+  void store_a(const float* sums, const Columns& columns, float* gradient, int expert) const;
+  void store_b(const float* sums, const Columns& columns, float* gradient, int expert) const;
+  size_t sums_floats() const;
+
+  Engine& engine_;
+  const LayerShape& shape_;
+  const Routing& routing_;
+  size_t rank_;
+  const LoraTensors<float>& gradients_;
+  const TrainingKernels& kernels_;
+  int hidden_strips_;
+  int intermediate_strips_;
+};
+
+}  // namespace kt

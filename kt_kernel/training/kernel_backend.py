@@ -1,0 +1,172 @@
+"""KernelBackend: the experts of one layer by the kernels of csrc/training/, on the threads of its engine.
+
+Forward multiplies with bf16 activations, whatever the layer serves with, and backward multiplies by the same
+packed weights: dX needs no second copy of them. Gradients of the LoRA are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kt_kernel import kt_kernel_ext
+from kt_kernel.errors import CallOrderError, FeatureUnavailableError, InputError
+from kt_kernel.moe import KTMoEWrapper
+from kt_kernel.training.backend import Call, ExpertLora, Gradients, Needs, Saved
+
+_TYPES = {torch.bfloat16: 0, torch.float32: 2}
+_PANEL = 32  # what gate and up are saved with has whole panels of columns
+_ALIGNMENT = 64  # bytes, of what the kernels read in place
+
+
+class KernelBackend:
+    """A `Backend` over a layer whose weights are loaded; the layer must outlive it, and may serve besides.
+
+    Raises CallOrderError before the weights are loaded. `forward` and `backward` raise InputError for dtypes
+    other than bfloat16 and float32 (LoRA and weights: float32), shapes that do not fit the layer, and more
+    tokens than its chunked_prefill_size, and FeatureUnavailableError for a dropout.
+    """
+
+    def __init__(self, layer: KTMoEWrapper) -> None:
+        if layer.moe is None:
+            raise CallOrderError(
+                f"layer {layer.layer_idx}: the weights are not loaded; call load_weights first."
+            )
+        self._layer, self._native = layer, layer.moe
+        self._clamps = layer.swiglu_limit > 0
+        self.num_experts = layer.num_experts
+        self.hidden_size = layer.hidden_size
+        self.intermediate_size = layer.moe_intermediate_size
+
+    def forward(self, call: Call, needs: Needs) -> tuple[torch.Tensor, Saved]:
+        inputs = self._inputs(call)
+        saved = self._room(inputs, needs)
+        output = torch.empty_like(inputs.x)
+        self._run(
+            kt_kernel_ext.training_forward,
+            **inputs.arguments,
+            output=output.data_ptr(),
+            saved=_saved_arguments(saved),
+        )
+        return output, (saved if needs.any else ())
+
+    def backward(self, call: Call, saved: Saved, dout: torch.Tensor, needs: Needs) -> Gradients:
+        inputs = self._inputs(call)
+        if dout.shape != inputs.x.shape or dout.dtype is not inputs.x.dtype:
+            raise InputError(
+                f"layer {self._layer.layer_idx}: the output's gradient is {dout.dtype} {list(dout.shape)}, "
+                f"expected {inputs.x.dtype} {list(inputs.x.shape)} like the hidden states."
+            )
+        dout = dout.contiguous()
+        dx = torch.empty_like(inputs.x) if needs.x else None
+        dweights = torch.zeros_like(inputs.weights) if needs.weights else None
+        lora = None
+        if needs.lora and call.lora is not None:
+            lora = tuple(torch.zeros_like(t) for t in call.lora.tensors)
+        self._run(
+            kt_kernel_ext.training_backward,
+            **inputs.arguments,
+            saved=_saved_arguments(saved),
+            output_gradient=dout.data_ptr(),
+            hidden_gradient=_address(dx),
+            weight_gradient=_address(dweights),
+            lora_gradients=None if lora is None else [t.data_ptr() for t in lora],
+        )
+        return Gradients(dx, dweights, lora)
+
+    def _run(self, function: Callable[..., None], **arguments: object) -> None:
+        try:
+            function(self._native, **arguments)
+        except ValueError as error:
+            raise InputError(f"layer {self._layer.layer_idx}: {error}") from None
+
+    def _inputs(self, call: Call) -> _Inputs:
+        if call.dropout is not None:
+            raise FeatureUnavailableError(
+                f"layer {self._layer.layer_idx}: the kernels have no dropout; use ReferenceBackend for it."
+            )
+        self._check(call)
+        ids = call.ids.to(torch.int64)
+        ids = ids.masked_fill((ids < 0) | (ids >= self.num_experts), -1).contiguous()
+        return _Inputs(_aligned(call.x), ids, call.weights.contiguous(), call.lora)
+
+    def _check(self, call: Call) -> None:
+        x, where = call.x, f"layer {self._layer.layer_idx}: "
+        if x.dtype not in _TYPES:
+            raise InputError(f"{where}hidden states are {x.dtype}, expected bfloat16 or float32.")
+        if x.dim() != 2 or x.shape[1] != self.hidden_size:
+            raise InputError(f"{where}hidden states are {list(x.shape)}, expected [T, {self.hidden_size}].")
+        if call.ids.shape != call.weights.shape or call.ids.dim() != 2 or len(call.ids) != len(x):
+            raise InputError(
+                f"{where}ids are {list(call.ids.shape)} and weights {list(call.weights.shape)}, expected "
+                f"[{len(x)}, k] both."
+            )
+        if call.weights.dtype is not torch.float32:
+            raise InputError(f"{where}weights are {call.weights.dtype}, expected float32.")
+        if call.lora is not None:
+            self._check_lora(call.lora, where)
+
+    def _check_lora(self, lora: ExpertLora, where: str) -> None:
+        e, r, h, i = self.num_experts, lora.rank, self.hidden_size, self.intermediate_size
+        shapes = ((e, r, h), (e, i, r), (e, r, h), (e, i, r), (e, r, i), (e, h, r))
+        for tensor, shape in zip(lora.tensors, shapes, strict=True):
+            fits = tensor.shape == shape and tensor.dtype is torch.float32 and tensor.is_contiguous()
+            if not fits:
+                raise InputError(
+                    f"{where}a LoRA tensor is {tensor.dtype} {list(tensor.shape)}, expected contiguous "
+                    f"float32 {list(shape)}."
+                )
+
+    def _room(self, inputs: _Inputs, needs: Needs) -> Saved:
+        """Gate and up, in the dtype of x, and the LoRA's products of A; empty where they are not needed."""
+        pairs = int((inputs.ids >= 0).sum())
+        columns = -(-self.intermediate_size // _PANEL) * _PANEL
+        # bf16 would move numbers onto a clamp's limit, where they have a gradient.
+        dtype = torch.float32 if self._clamps else inputs.x.dtype
+        rows = (pairs, columns) if needs.any else (0,)
+        projected = (0,) if inputs.lora is None else (3, pairs, inputs.lora.rank)
+        return (
+            torch.empty(rows, dtype=dtype),
+            torch.empty(rows, dtype=dtype),
+            torch.empty(projected, dtype=torch.float32),
+        )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The tensors of a call as the kernels take them; ids to skip are -1."""
+
+    x: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    lora: ExpertLora | None
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        tokens, k = self.ids.shape
+        lora = self.lora
+        return {
+            "tokens": tokens,
+            "top_k": k,
+            "dtype": _TYPES[self.x.dtype],
+            "hidden": self.x.data_ptr(),
+            "ids": self.ids.data_ptr(),
+            "weights": self.weights.data_ptr(),
+            "lora": None if lora is None else ([t.data_ptr() for t in lora.tensors], lora.rank, lora.scale),
+        }
+
+
+def _saved_arguments(saved: Saved) -> tuple[int, int, int, int]:
+    gate, up, projected = saved
+    return gate.data_ptr(), up.data_ptr(), _TYPES[gate.dtype], projected.data_ptr()
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    x = x.contiguous()
+    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
