@@ -1,0 +1,150 @@
+"""`merge`: a checkpoint with an adapter added to its weights, for software that knows no adapters.
+
+A layer at a time, so it needs memory for one layer of experts in bfloat16 besides the model. The result is
+unquantised, whatever the base is: each weight is the base's decoded value plus the adapter's, rounded once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import save_file
+
+from kt_kernel.checkpoint.families import ExpertNames, expert_layers
+from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
+from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.integrations.transformers.dense import LazyTensor, dense_state_dict
+from kt_kernel.training.adapters import layer_of_experts
+from kt_kernel.training.lora import LoraExperts
+
+_INDEX = "model.safetensors.index.json"
+_SHARD_BYTES = 4 << 30
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".index.json")
+
+
+def merge(model: PeftModel, output: str | os.PathLike) -> Path:
+    """Write the checkpoint that `model`, of `load` with its adapter, was loaded from, with the adapter in it.
+
+    `output` is a new or empty directory. Raises ConfigurationError if it is not, FeatureUnavailableError if
+    the checkpoint's experts are stored in a way that is not written, CheckpointError if a module of the
+    adapter has no weight of its name.
+    """
+    folder, base = Path(output), model.get_base_model().name_or_path
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigurationError(f"'{folder}' is not empty; give the name of a new directory.")
+    checkpoint = open_checkpoint(base)
+    places = _places(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _Shards(folder)
+    for name, tensor in _dense(model, checkpoint):
+        shards.add(name, tensor)
+    shards.end()
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraExperts):
+            for tensor_name, tensor in _experts(layer, *places[layer_of_experts(name)]):
+                shards.add(tensor_name, tensor)
+            shards.end()
+    shards.write_index()
+    _copy_the_rest(Path(base), folder)
+    return folder
+
+
+class _Shards:
+    """Collects tensors into files, each written as soon as it is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._bytes = 0
+        self._places: dict[str, str] = {}
+        self._files = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        self._tensors[name] = tensor.contiguous()
+        self._bytes += tensor.nbytes
+        if self._bytes >= _SHARD_BYTES:
+            self.end()
+
+    def end(self) -> None:
+        if self._tensors:
+            self._files += 1
+            file = f"model-{self._files:05d}.safetensors"
+            save_file(self._tensors, self._folder / file, {"format": "pt"})
+            self._places |= dict.fromkeys(self._tensors, file)
+            self._tensors, self._bytes = {}, 0
+
+    def write_index(self) -> None:
+        index = {"metadata": {}, "weight_map": dict(sorted(self._places.items()))}
+        (self._folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _places(checkpoint: Checkpoint) -> dict[int, tuple[str, ExpertNames]]:
+    """Layer -> under which path its experts are stored, one by one, and what their projections are called."""
+    places = {}
+    for index, where in expert_layers(checkpoint).items():
+        if not isinstance(where.names, ExpertNames):
+            raise FeatureUnavailableError(
+                f"the experts under '{where.base}' of '{checkpoint.path}' are not stored one by one, and "
+                "such checkpoints are not merged; serve the adapter beside its base instead."
+            )
+        places[index] = (where.base, where.names)
+    return places
+
+
+def _dense(model: PeftModel, checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """Everything beside the experts, under the checkpoint's names."""
+    deltas = {
+        f"{name.removeprefix('base_model.model.')}.weight": layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer) and not isinstance(layer, LoraExperts)
+    }
+    stored: dict[str, LazyTensor] = dense_state_dict(checkpoint)
+    unknown = deltas.keys() - stored.keys()
+    if unknown:
+        raise CheckpointError(
+            f"the adapter changes '{min(unknown)}', which '{checkpoint.path}' does not have under that name; "
+            "serve the adapter beside its base instead."
+        )
+    for name, lazy in stored.items():
+        tensor = lazy[...]
+        if name in deltas:
+            delta = sum(deltas[name].get_delta_weight(adapter).float() for adapter in model.active_adapters)
+            tensor = (tensor.float() + delta.detach().cpu()).to(_stored_as(tensor))
+        yield name, tensor
+
+
+def _experts(layer: LoraExperts, base: str, names: ExpertNames) -> Iterator[tuple[str, torch.Tensor]]:
+    lora = [layer.expert_lora(adapter) for adapter in layer.active_adapters]
+    source = layer.base_layer.weights
+    for e in range(source.num_experts):
+        matrices = source.expert(e)
+        for place, (name, matrix) in enumerate(
+            ((names.gate, matrices.gate), (names.up, matrices.up), (names.down, matrices.down))
+        ):
+            merged = matrix.float()
+            for one in lora:
+                a, b = one.tensors[2 * place][e].detach(), one.tensors[2 * place + 1][e].detach()
+                merged = merged + one.scale * (b @ a)
+            yield f"{base}.{e}.{name}.weight", merged.to(torch.bfloat16)
+
+
+def _stored_as(tensor: torch.Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype in (torch.float32, torch.float16) else torch.bfloat16
+
+
+def _copy_the_rest(base: Path, folder: Path) -> None:
+    """Tokenizer, template and configuration; the last without what it says of quantisation."""
+    for file in base.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHTS):
+            shutil.copyfile(file, folder / file.name)
+    config = json.loads((base / "config.json").read_text())
+    for said in (config, config.get("text_config") or {}):
+        said.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

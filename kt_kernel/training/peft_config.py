@@ -1,0 +1,66 @@
+"""`lora_config`: a PEFT configuration that puts LoRA on the experts, too."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from peft import LoraConfig
+
+from kt_kernel.errors import ConfigurationError
+from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames
+from kt_kernel.training.experts import TrainableExperts
+from kt_kernel.training.lora import LoraExperts
+
+EXPERTS = "experts"  # the last name of the path of every module of experts
+
+
+class ExpertLoraConfig(LoraConfig):
+    """A LoraConfig whose `target_modules` include the experts of models of `kt_kernel.training.load`.
+
+    On disk it names what other software finds in a model: the projections of an expert.
+    """
+
+    names: ProjectionNames = NAMINGS[0]
+
+    def save_pretrained(self, save_directory: str, **options: Any) -> None:
+        """Write adapter_config.json."""
+        stored = copy.copy(self)
+        stored.__class__ = LoraConfig
+        stored.target_modules = _stored_targets(self.target_modules, self.names)
+        stored.save_pretrained(save_directory, **options)
+
+
+def lora_config(config: LoraConfig, *, experts: bool = True) -> LoraConfig:
+    """`config` with LoRA on gate, up and down of every routed expert, or as it is; a new object.
+
+    Rank, alpha, dropout and the rest are those of `config`; other `target_modules` stay, None becomes the
+    experts alone. Raises ConfigurationError for "all-linear", which means other modules in every model.
+    """
+    if not experts:
+        return copy.copy(config)
+    targets = config.target_modules
+    if targets == "all-linear":
+        raise ConfigurationError(
+            "target_modules is 'all-linear', in which experts have no place; name the other modules, such as "
+            "['q_proj', 'k_proj', 'v_proj', 'o_proj']."
+        )
+    if config.target_parameters:
+        raise ConfigurationError(
+            f"target_parameters is {config.target_parameters}, but the experts of this model are no "
+            "parameters; leave it out, experts=True stands for them."
+        )
+    new = copy.copy(config)
+    new.__class__ = ExpertLoraConfig
+    if isinstance(targets, str):
+        new.target_modules = rf"(?:{targets})|(?:.*\.{EXPERTS})"
+    else:
+        new.target_modules = {*(targets or ()), EXPERTS}
+    new._register_custom_module({TrainableExperts: LoraExperts})
+    return new
+
+
+def _stored_targets(targets: str | set[str] | None, names: ProjectionNames) -> str | set[str] | None:
+    if isinstance(targets, str):
+        return rf"{targets}|(?:.*\.{EXPERTS}\.\d+\.(?:{'|'.join(names.all)}))"
+    return (set(targets or ()) - {EXPERTS}) | set(names.all)
