@@ -5,6 +5,8 @@ SGLang computes an MXFP4 model in bfloat16, whatever --dtype says.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import tiny_quantised
 import torch
@@ -53,3 +55,14 @@ def test_a_prompt_that_was_seen_before_continues_alike(server):
     """What lies beyond the window is given back, and must not be taken for the prefix."""
     first = greedy(server, ENGLISH[:300], 24)
     assert greedy(server, ENGLISH[:300], 24).differs_from(first, tie=0.005) is None
+
+
+def test_requests_of_different_lengths_are_decoded_together_as_alone(server):
+    """Steps are replayed, and find each request's keys within the window."""
+    prompts = [ENGLISH[start : start + 40 + 97 * start % 200] for start in range(0, 600, 100)]
+    alone = [greedy(server, prompt, 24) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(lambda prompt: greedy(server, prompt, 24), prompts))
+    for one, other in zip(alone, together, strict=True):
+        assert one.differs_from(other, tie=0.05) is None
+    assert "decode steps are not replayed" not in server.log_text()

@@ -73,3 +73,4 @@ def test_concurrent_requests_keep_their_own_states(server):
         together = list(pool.map(lambda prompt: greedy(server, prompt, 24), prompts))
     wrong = [mine.differs_from(other, tie=0.02) for mine, other in zip(alone, together, strict=True)]
     assert wrong == [None] * len(prompts)
+    assert "decode steps are not replayed" not in server.log_text()

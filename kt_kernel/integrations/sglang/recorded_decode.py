@@ -3,8 +3,9 @@
 How that is done and when it is right: kt_kernel/operators/recorded_step.py.
 
 SGLang's eager runner copies every batch into buffers of its own before it calls the model, so a step of a
-given size reads its inputs from the same memory each time. The first two steps of a size are recorded, and
-if they did the same, later ones are replays.
+given size reads its inputs from the same memory each time; what attention looks up besides is kept in one
+place by step_tables.py. The first two steps of a size are recorded, and if they did the same, later ones are
+replays.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kt_kernel.integrations.sglang.step_tables import StepTables
 from kt_kernel.operators.recorded_step import RecordedStep, record
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class _Steps:
 
     first: dict[int, RecordedStep] = field(default_factory=dict)
     proven: dict[int, RecordedStep] = field(default_factory=dict)
+    tables: dict[int, StepTables] = field(default_factory=dict)
     refused: str | None = None  # for good: what cannot be replayed
 
     def refuse(self, reason: str) -> None:
@@ -39,6 +42,7 @@ class _Steps:
         self.refused = reason
         self.first.clear()
         self.proven.clear()
+        self.tables.clear()
 
 
 def decode(original: Callable, runner: Any, forward_batch: Any, pp_proxy_tensors: Any = None) -> Any:
@@ -47,11 +51,14 @@ def decode(original: Callable, runner: Any, forward_batch: Any, pp_proxy_tensors
     if steps.refused is not None or not _is_plain(runner, forward_batch, pp_proxy_tensors):
         return original(runner, forward_batch, pp_proxy_tensors)
     size = forward_batch.batch_size
+    tables = steps.tables.setdefault(size, StepTables())
     proven = steps.proven.get(size)
     if proven is not None:
-        runner.load_batch(forward_batch, pp_proxy_tensors)
+        batch = runner.load_batch(forward_batch, pp_proxy_tensors)
+        if tables:
+            tables.plan(runner.model_runner.attn_backend, batch)
         return copy.copy(proven.replay())
-    output, recorded = _recorded(runner, forward_batch)
+    output, recorded = _recorded(runner, forward_batch, tables)
     if isinstance(recorded, str):
         steps.refuse(recorded)
     else:
@@ -59,14 +66,14 @@ def decode(original: Callable, runner: Any, forward_batch: Any, pp_proxy_tensors
     return output
 
 
-def _recorded(runner: Any, forward_batch: Any) -> tuple[Any, RecordedStep | str]:
+def _recorded(runner: Any, forward_batch: Any, tables: StepTables) -> tuple[Any, RecordedStep | str]:
     """What stock `_execute_decode` does, its call of the model recorded."""
     from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
 
     model_runner = runner.model_runner
     batch = runner.load_batch(forward_batch)
     if batch.needs_forward_metadata_init():
-        model_runner.attn_backend.init_forward_metadata(batch)
+        tables.plan(model_runner.attn_backend, batch)
     with forward_context(get_forward_context(), forward_batch=batch):
         return record(lambda: model_runner.model.forward(batch.input_ids, batch.positions, batch))
 
@@ -113,6 +120,7 @@ def _is_plain(runner: Any, batch: Any, pp_proxy_tensors: Any) -> bool:
         and batch.spec_info is None
         and batch.input_embeds is None
         and batch.replace_embeds is None
+        and batch.mamba_track_mask is None
         and not any(batch.lora_ids or ())
         and batch.capture_hidden_mode in (None, CaptureHiddenMode.NULL)
     )
