@@ -2,6 +2,7 @@
 
 backend.py          the seam between autograd and what computes the experts of a layer
 reference.py        ... in plain torch, in any float dtype
+kernel_backend.py   ... by the extension's kernels; chosen.py takes one of the two
 function.py         the autograd function over a backend
 experts.py          the module in a model
 lora.py             PEFT's layer of LoRA over it; peft_config.py puts it there

@@ -14,11 +14,9 @@ from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import ExpertsBlock, find_experts, replace_module
 from kt_kernel.integrations.transformers.loading import check_path, without_experts
 from kt_kernel.integrations.transformers.patching import MOST_TOKENS, check_rows, experts_per_token
-from kt_kernel.moe import KTMoEWrapper
-from kt_kernel.training.backend import Backend
+from kt_kernel.training.chosen import KERNELS, choose_backend
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.names import projection_names
-from kt_kernel.training.reference import ReferenceBackend
 from kt_kernel.training.weights import AS_STORED, PackedWeights, load_experts, method_of
 
 
@@ -30,6 +28,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     threads: int | None = None,
+    backend: str = KERNELS,
     **expert_options: Any,
 ) -> transformers.PreTrainedModel:
     """The causal language model `name`, a local directory or a repository of the Hub, ready to be trained.
@@ -38,7 +37,8 @@ def load(
     "bf16", "int8" or "int4"; they are frozen, LoRA comes on top of them (`lora_config`). Everything else is
     loaded to `device` in `dtype` (default: what config.json says), and has gradients as transformers leaves
     them. `threads` compute the experts, one per usable core by default; `expert_options` are further fields
-    of ExpertOptions (`numa_nodes`, `threadpool_count`, ...).
+    of ExpertOptions (`numa_nodes`, `threadpool_count`, ...). `backend`: "kernels", which multiply in
+    bfloat16, or "reference", which computes in float32, slowly, for comparisons.
 
     Raises a KTError in one sentence if the model or its files cannot be used.
     """
@@ -61,15 +61,10 @@ def load(
     for block in blocks:
         wrapper = load_experts(options, method, _layer(block, top_k))
         weights = PackedWeights(wrapper)
-        backend = backend_for(wrapper, weights, block)
-        replace_module(model, block.path, TrainableExperts(backend, weights, names))
+        chosen = choose_backend(backend, wrapper, weights, block.swiglu)
+        replace_module(model, block.path, TrainableExperts(chosen, weights, names))
     model.save_pretrained = _refuse_to_save(path)
     return model
-
-
-def backend_for(wrapper: KTMoEWrapper, weights: PackedWeights, block: ExpertsBlock) -> Backend:
-    """The fastest backend that trains experts of that format."""
-    return ReferenceBackend(weights, block.swiglu)
 
 
 def _layer(block: ExpertsBlock, top_k: int) -> dict[str, Any]:

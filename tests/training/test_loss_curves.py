@@ -11,7 +11,7 @@ from training_runs import adamw, batches, lora, parameters, train, trainable
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_dense_transformers(tiny, family):
-    model = trainable(tiny(family))
+    model = trainable(tiny(family), backend="reference")
     twin = dense_twin(tiny(family), model, lora(), torch.float32)
     data = batches(5) * 10
     ours, theirs = train(model, data), train(twin, data)
@@ -33,7 +33,7 @@ def test_losses_are_those_of_dense_transformers_in_bfloat16(tiny, family):
 
 def test_four_parts_of_a_batch_are_the_batch(tiny):
     data = batches(10, rows=4)
-    whole, parts = (train(trainable(tiny()), data, accumulate=n) for n in (1, 4))
+    whole, parts = (train(trainable(tiny(), backend="reference"), data, accumulate=n) for n in (1, 4))
     assert whole == pytest.approx(parts, abs=1e-4)
 
 
