@@ -9,9 +9,9 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from training_families import FAMILIES
 from training_runs import batches, lora, parameters, train, trainable
 from transformers import AutoModelForCausalLM
 

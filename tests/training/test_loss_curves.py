@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES
 from dense_twin import dense_twin
+from training_families import FAMILIES
 from training_runs import adamw, batches, lora, parameters, train, trainable
 
 
