@@ -6,6 +6,7 @@ import math
 import operator
 from dataclasses import dataclass
 
+from kt_kernel.cpu_share import CpuShare
 from kt_kernel.errors import ConfigurationError
 
 # What the inputs of a layer and of its down projection are rounded to before they are multiplied.
@@ -23,7 +24,7 @@ class LayerConfig:
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
     the most tokens of one call. `max_deferred_experts_per_token`: see kt_kernel/calls/deferral.py. A
     `swiglu_limit` of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU. `activations`: one of
-    `ACTIVATIONS`, `weight_storage` of `WEIGHT_STORAGES`.
+    `ACTIVATIONS`, `weight_storage` of `WEIGHT_STORAGES`. `share`: what of the experts is here; None = all.
     Raises ConfigurationError for values that cannot work.
     """
 
@@ -38,6 +39,7 @@ class LayerConfig:
     swiglu_alpha: float = 0.0
     activations: str = "auto"
     weight_storage: str = PACKED
+    share: CpuShare | None = None
 
     def __post_init__(self) -> None:
         self._require_integers(0, "layer_idx", "max_deferred_experts_per_token")
@@ -68,6 +70,22 @@ class LayerConfig:
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}."
                 )
+
+        self._check_share()
+
+    def _check_share(self) -> None:
+        if self.share is None:
+            object.__setattr__(self, "share", CpuShare.everything(self.moe_intermediate_size))
+        if self.share.whole != self.moe_intermediate_size or not self.share.size:
+            raise ConfigurationError(
+                f"the share is {self.share.begin} to {self.share.end} of {self.share.whole}, expected a part "
+                f"of moe_intermediate_size, {self.moe_intermediate_size}, that is not empty."
+            )
+        if self.weight_storage == MAPPED and not self.share.is_whole:
+            raise ConfigurationError(
+                f"experts that are mapped from their file are computed whole, but the share is "
+                f"{self.share.size} of {self.share.whole}; pack them, or give one process all."
+            )
 
     def _require_integers(self, least: int, *names: str) -> None:
         for name in names:

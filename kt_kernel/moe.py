@@ -17,6 +17,7 @@ from kt_kernel.calls.device_path import CudaRuntime, DevicePath
 from kt_kernel.calls.masks import resolve_gpu_experts_mask
 from kt_kernel.checkpoint.save import save_layer
 from kt_kernel.checkpoint.sources import open_experts, release_sources
+from kt_kernel.cpu_share import CpuShare
 from kt_kernel.device_ops.routing import Split
 from kt_kernel.engine import get_engine
 from kt_kernel.errors import (
@@ -27,6 +28,7 @@ from kt_kernel.errors import (
     InputError,
     KTError,
 )
+from kt_kernel.formats.cut import cut
 from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.methods import (
@@ -85,6 +87,8 @@ class KTMoEWrapper:
       those that the method has.
     - `weight_storage`: "packed" into memory, the default, or, of GGUF files, "mapped", which computes from
       the file itself, slower and without memory of its own.
+    - `share`: the part of every expert that is loaded and computed here, so that results are a part of the
+      sum, and experts are copied out as that part (kt_kernel/cpu_share.py); default: everything.
 
     Raises ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
     """
@@ -112,6 +116,7 @@ class KTMoEWrapper:
         swiglu_alpha: float = 0.0,
         activations: str = "auto",
         weight_storage: str = PACKED,
+        share: CpuShare | None = None,
         **training_options: Any,
     ) -> None:
         _require_inference(mode, training_options)
@@ -137,6 +142,7 @@ class KTMoEWrapper:
             swiglu_alpha=swiglu_alpha,
             activations=activations,
             weight_storage=weight_storage,
+            share=share,
         )
         check_activations(method_row, activations)
         check_weight_storage(method_row, weight_storage, activations)
@@ -182,6 +188,11 @@ class KTMoEWrapper:
     @property
     def swiglu_limit(self) -> float:
         return self._config.swiglu_limit
+
+    @property
+    def share(self) -> CpuShare:
+        """What of every expert is here."""
+        return self._config.share
 
     @property
     def chunked_prefill_size(self) -> int:
@@ -268,13 +279,14 @@ class KTMoEWrapper:
 
     def _load(self, experts: LayerExperts, order: list[int], error_type: type[KTError]) -> None:
         config = self._config
+        experts = cut(experts, self.method, config.share)
         native = kt_kernel_ext.MoeLayer(
             self.cpu_infer,
             method=self.method,
             num_experts=config.num_experts,
             top_k=config.num_experts_per_tok,
             hidden=config.hidden_size,
-            intermediate=config.moe_intermediate_size,
+            intermediate=config.share.size,
             max_tokens=config.chunked_prefill_size,
             layer_idx=config.layer_idx,
             swiglu_limit=config.swiglu_limit,
@@ -454,7 +466,7 @@ class KTMoEWrapper:
             self.method,
             ranks,
             config.hidden_size,
-            config.moe_intermediate_size,
+            config.share.size,
             self._stored.group_size,
             self._stored.scale_dtype,
         )

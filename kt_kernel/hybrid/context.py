@@ -21,14 +21,22 @@ from kt_kernel.moe import KTMoEWrapper
 class HybridContext:
     """One per model and rank. `device` is where the model's tensors are.
 
+    `readers`: the ranks that read CPU experts from the same rank's memory, whose rank 0 has them: all `ranks`
+    by default, and ALONE where each rank has what its own device computes.
+
     All methods belong to the thread that serves.
     """
 
     def __init__(
-        self, options: HybridOptions, ranks: Ranks = ALONE, device: torch.device | str = "cpu"
+        self,
+        options: HybridOptions,
+        ranks: Ranks = ALONE,
+        device: torch.device | str = "cpu",
+        readers: Ranks | None = None,
     ) -> None:
         self.options = options
         self.ranks = ranks
+        self.readers = ranks if readers is None else readers
         self.device = torch.empty(0, device=device).device  # with its number, as the tensors will have it
         self.backend = backend_of(self.device)
         self.copies = CopyWorker(self.backend)
@@ -41,7 +49,7 @@ class HybridContext:
         The first call for a user is collective. Raises CallOrderError if layers are stored differently.
         """
         if user not in self._channels:
-            self._channels[user] = Channel(encoding, self.ranks, self.backend)
+            self._channels[user] = Channel(encoding, self.readers, self.backend)
         return ExpertFeed(wrapper, encoding, self._channels[user])
 
     @property

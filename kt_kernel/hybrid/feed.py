@@ -17,6 +17,7 @@ beside the one that serves. All ranks must ask for the same experts in the same 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -66,7 +67,7 @@ class Channel:
             rank=ranks.rank,
             memory=self._memory.data_ptr(),
             counters=counters,
-            pids=ranks.process_ids(),
+            pids=ranks.gather(os.getpid()),
         )
         self._copies = backend.copies(BUFFERS)
         self._on_device: list[torch.Tensor] = []
@@ -161,7 +162,7 @@ class Channel:
 
 
 class ExpertFeed:
-    """The experts of one layer. `wrapper` has them on rank 0 and is None elsewhere."""
+    """The experts of one layer. `wrapper` has them on rank 0 of the channel's and is None elsewhere."""
 
     def __init__(self, wrapper: KTMoEWrapper | None, encoding: ExpertEncoding, channel: Channel) -> None:
         if encoding != channel.encoding:

@@ -187,7 +187,7 @@ class MissFetcher:
 
     def _find_speeds(self, layer: PlacedExperts, target: DeviceExperts) -> ExpertSpeeds:
         """Rank 0's, from the cache or measured by all ranks together."""
-        key = None if layer.wrapper is None else _key(layer)
+        key = _key(layer) if self._context.ranks.rank == 0 and layer.wrapper is not None else None
         speeds = self._context.ranks.broadcast(None if key is None else read_speeds(key))
         if speeds is None:
             measured = _Measurement(layer, target).run()
@@ -280,7 +280,7 @@ def _key(layer: PlacedExperts) -> Key:
         "ranks": layer.context.ranks.size,
         "method": wrapper.method,
         "hidden": wrapper.hidden_size,
-        "intermediate": wrapper.moe_intermediate_size,
+        "intermediate": wrapper.share.size,
         "experts_per_token": wrapper.num_experts_per_tok,
         "threads": wrapper.cpu_infer.threads,
         "pools": wrapper.cpu_infer.subpools,

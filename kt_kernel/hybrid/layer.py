@@ -5,8 +5,8 @@
     prefill    many tokens ─> device: all experts, copied there for this call (prefill.py)
     all CPU    no slots: the CPU's sum is the result
 
-Only rank 0 has CPU experts, in full width; the others compute their share of the device's experts, and the
-model's usual sum over the ranks then counts everything once.
+Each rank computes its share of the CPU's experts (ranks.py) and of the device's; the model's usual sum over
+the ranks then counts everything once.
 """
 
 from __future__ import annotations

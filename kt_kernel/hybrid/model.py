@@ -25,15 +25,19 @@ logger = logging.getLogger(__name__)
 
 
 class HybridModel:
-    """One per model and rank. `device` is where the model's tensors are.
+    """One per model and rank. `device` is where the model's tensors are; `readers`: see HybridContext.
 
     All methods belong to the thread that serves.
     """
 
     def __init__(
-        self, options: HybridOptions, ranks: Ranks = ALONE, device: torch.device | str = "cpu"
+        self,
+        options: HybridOptions,
+        ranks: Ranks = ALONE,
+        device: torch.device | str = "cpu",
+        readers: Ranks | None = None,
     ) -> None:
-        self.context = context = HybridContext(options, ranks, device)
+        self.context = context = HybridContext(options, ranks, device, readers)
         self.layers: list[PlacedExperts] = []  # in the order in which they run
         self.updater = BackgroundUpdater(context, self.layers)
         self.prefill = LayerwisePrefill(

@@ -22,9 +22,9 @@ from kt_kernel.moe import KTMoEWrapper
 class PlacedExperts:
     """The routed experts of decoder layer `layer_idx`.
 
-    `wrapper`: all experts on the CPU, loaded, with no expert masked; None on other ranks than 0. `resident`:
-    the device's experts, whose slots `placement` describes; None if there are no slots. `new_experts(n)`
-    makes room for n experts of this layer's kind.
+    `wrapper`: this rank's share of all experts on the CPU, loaded, with no expert masked; None on ranks that
+    have none (ranks.py). `resident`: the device's experts, whose slots `placement` describes; None if there
+    are no slots. `new_experts(n)` makes room for n experts of this layer's kind.
     """
 
     position: int  # among the model's MoE layers
@@ -86,11 +86,11 @@ class PlacedExperts:
 
     @property
     def encoding(self) -> ExpertEncoding:
-        """How rank 0 writes this layer's experts for one rank; the first use is collective."""
+        """How this layer's experts are written for one rank; the first use is collective."""
         if self._encoding is None:
-            ranks = self.context.ranks
-            mine = None if self.wrapper is None else self.wrapper.encoding(ranks.size)
-            self._encoding = ranks.broadcast(mine)
+            readers = self.context.readers
+            mine = None if self.wrapper is None else self.wrapper.encoding(readers.size)
+            self._encoding = readers.broadcast(mine)
         return self._encoding
 
     @property

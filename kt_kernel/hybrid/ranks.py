@@ -1,7 +1,8 @@
 """The processes that share one model (tensor parallelism), as the engine sees them.
 
-Rank 0 alone has the experts in CPU memory. The others need to agree with it on when to switch and when to
-give up, and a place where it leaves their shards.
+Either each rank has its share of every expert in CPU memory, or rank 0 alone has the experts, and leaves the
+others the shards of their devices in memory that all see. The ranks agree on when to switch and when to give
+up; who computes what is kt_kernel/hybrid/shares.py.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Ranks(Protocol):
         """uint8 [size], all zero, the same memory in all ranks; it lives as long as the tensor."""
         ...
 
-    def process_ids(self) -> list[int]:
-        """Of all ranks, in their order."""
+    def gather(self, value: int) -> list[int]:
+        """The `value` of each rank, in their order."""
         ...
 
 
@@ -59,15 +60,15 @@ class _Alone:
     def shared_memory(self, size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.uint8)
 
-    def process_ids(self) -> list[int]:
-        return [os.getpid()]
+    def gather(self, value: int) -> list[int]:
+        return [value]
 
 
 ALONE: Ranks = _Alone()
 
 
 class TorchRanks:
-    """The ranks of a torch.distributed process group on CPU (gloo), all on one machine."""
+    """The ranks of a torch.distributed process group on CPU (gloo); shared memory needs one machine."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
@@ -103,8 +104,8 @@ class TorchRanks:
             os.close(descriptor)
         return memory
 
-    def process_ids(self) -> list[int]:
-        ids = torch.zeros(self.size, dtype=torch.int64)
-        ids[self.rank] = os.getpid()
-        torch.distributed.all_reduce(ids, group=self._group)
-        return ids.tolist()
+    def gather(self, value: int) -> list[int]:
+        values = torch.zeros(self.size, dtype=torch.int64)
+        values[self.rank] = value
+        torch.distributed.all_reduce(values, group=self._group)
+        return values.tolist()

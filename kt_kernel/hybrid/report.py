@@ -50,6 +50,7 @@ def report(
         },
         "cpu": _cpu(layers),
         "memory": [asdict(row) for row in memory],
+        "cpu_share": _share(layers),
         "deferred": max((_deferred(layer) for layer in layers), default=0),
         "miss_policy": context.options.miss_policy,
     }
@@ -71,6 +72,12 @@ def _layer(layer: PlacedExperts) -> dict[str, Any]:
 
 def _deferred(layer: PlacedExperts) -> int:
     return 0 if layer.wrapper is None else layer.wrapper.max_deferred_experts_per_token
+
+
+def _share(layers: Sequence[PlacedExperts]) -> dict[str, int] | None:
+    """What this rank's CPU computes of every expert, in rows; None = nothing."""
+    share = next((layer.wrapper.share for layer in layers if layer.wrapper is not None), None)
+    return None if share is None else asdict(share)
 
 
 def _cpu(layers: Sequence[PlacedExperts]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from api_support import random_experts
 from format_support import decoded
 
 from kt_kernel import KTMoEWrapper
+from kt_kernel.cpu_share import CpuShare
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.model import HybridModel
@@ -178,8 +179,12 @@ class _Spy:
 
 
 @cache
-def wrappers(max_deferred: int, method: str = "BF16") -> dict[int, KTMoEWrapper]:
-    """The CPU's experts of each MoE layer; layers with another `max_deferred` are another model."""
+def wrappers(
+    max_deferred: int, method: str = "BF16", share: CpuShare | None = None
+) -> dict[int, KTMoEWrapper]:
+    """The CPU's experts of each MoE layer, or this share of them; layers with another `max_deferred` are
+    another model.
+    """
     made = {}
     for layer in MOE_LAYERS:
         made[layer] = KTMoEWrapper(
@@ -195,6 +200,7 @@ def wrappers(max_deferred: int, method: str = "BF16") -> dict[int, KTMoEWrapper]
             max_deferred_experts_per_token=max_deferred,
             method=method,
             activations="bf16",
+            share=share,
         )
         made[layer].load_weights_from_tensors(*expert_weights(layer))
     return made
@@ -203,6 +209,7 @@ def wrappers(max_deferred: int, method: str = "BF16") -> dict[int, KTMoEWrapper]
 class Engine:
     """The engine's layers over `wrappers(max_deferred)`, with device experts in plain torch on the CPU.
 
+    With `readers` of ALONE each rank has its device's share of the CPU's experts, else rank 0 all of them.
     `masks` bool [decoder layers, E]. `cpu_runs` grows by one entry for each task of the CPU.
     """
 
@@ -214,14 +221,20 @@ class Engine:
         method: str = "BF16",
         device_experts: type = TorchDeviceExperts,
         ranks: Ranks = ALONE,
+        readers: Ranks | None = None,
     ) -> None:
-        self.model = HybridModel(options, ranks)
+        self.model = HybridModel(options, ranks, readers=readers)
+        readers = self.model.context.readers
+        shares = ranks.size // readers.size
+        width = INTERMEDIATE // shares
+        first = width * ranks.rank if shares > 1 else 0
+        share = CpuShare(first, first + width, INTERMEDIATE)
         self.cpu_runs: list[CpuRun] = []
         self.layers: dict[int, HybridLayer] = {}
         self._natives = {}
-        loaded = wrappers(max_deferred, method) if ranks.rank == 0 else dict.fromkeys(MOE_LAYERS)
+        loaded = wrappers(max_deferred, method, share) if readers.rank == 0 else dict.fromkeys(MOE_LAYERS)
         for index, wrapper in loaded.items():
-            encoding = ranks.broadcast(None if wrapper is None else wrapper.encoding(ranks.size))
+            encoding = readers.broadcast(None if wrapper is None else wrapper.encoding(readers.size))
 
             def room(count: int, encoding=encoding) -> TorchDeviceExperts:
                 return device_experts(count, HIDDEN, encoding.share, torch.float32, "cpu", encoding)

@@ -153,9 +153,9 @@ CASES = [
 ]
 
 
-def _passes_of_every_kind(ranks: Ranks) -> None:
+def _passes_of_every_kind(ranks: Ranks, readers: Ranks | None = None) -> None:
     for options, max_deferred, method in CASES:
-        with Engine(_masks(), options, max_deferred, method, ranks=ranks) as engine:
+        with Engine(_masks(), options, max_deferred, method, ranks=ranks, readers=readers) as engine:
             reference = Reference(max_deferred, options.prefill_threshold, method)
             _check_passes(engine, ranks, reference, [PROMPT, 1, 1, PROMPT - 1, 1, PROMPT + 2, 1])
             assert engine.model.report()["prefill"]["fallbacks"] == 0
@@ -163,6 +163,14 @@ def _passes_of_every_kind(ranks: Ranks) -> None:
 
 def test_two_ranks_give_the_sums_of_one(tmp_path):
     _run_in_two_processes(_passes_of_every_kind, tmp_path)
+
+
+def _passes_with_shares(ranks: Ranks) -> None:
+    _passes_of_every_kind(ranks, ALONE)
+
+
+def test_two_ranks_with_half_of_each_cpu_expert_give_the_sums_of_one(tmp_path):
+    _run_in_two_processes(_passes_with_shares, tmp_path)
 
 
 class _ShortOnOneRank(TorchDeviceExperts):
@@ -212,10 +220,10 @@ def test_memory_that_is_short_on_one_rank_is_short_on_all(tmp_path):
     _run_in_two_processes(_one_rank_is_short, tmp_path)
 
 
-def _experts_are_fetched(ranks: Ranks) -> None:
+def _experts_are_fetched(ranks: Ranks, readers: Ranks | None = None) -> None:
     """Whatever the speeds of this machine say, two of a call's cold experts are fetched."""
     fetch.split_misses = lambda tokens_of, *_: tuple(sorted(tokens_of)[:2])
-    with Engine(_masks(), HybridOptions(miss_policy="auto"), ranks=ranks) as engine:
+    with Engine(_masks(), HybridOptions(miss_policy="auto"), ranks=ranks, readers=readers) as engine:
         engine.model.begin_step()
         engine.cpu_runs.clear()  # those of the measurement
         reference = Reference()
@@ -232,6 +240,15 @@ def _experts_are_fetched(ranks: Ranks) -> None:
 def test_fetched_experts_are_shared_out_over_the_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _run_in_two_processes(_experts_are_fetched, tmp_path)
+
+
+def _own_experts_are_fetched(ranks: Ranks) -> None:
+    _experts_are_fetched(ranks, ALONE)
+
+
+def test_each_rank_fetches_from_its_own_half(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _run_in_two_processes(_own_experts_are_fetched, tmp_path)
 
 
 def _calls_fail_on_one_rank(ranks: Ranks) -> None:
@@ -319,8 +336,8 @@ def test_a_call_that_fails_on_one_rank_leaves_the_ranks_in_step(tmp_path, monkey
     _run_in_two_processes(_calls_fail_on_one_rank, tmp_path)
 
 
-def _an_update_runs(ranks: Ranks) -> None:
-    with Engine(_masks(), HybridOptions(update_interval=1), ranks=ranks) as engine:
+def _an_update_runs(ranks: Ranks, readers: Ranks | None = None) -> None:
+    with Engine(_masks(), HybridOptions(update_interval=1), ranks=ranks, readers=readers) as engine:
         reference = Reference()
         for _ in range(30):
             engine.cpu_runs.clear()
