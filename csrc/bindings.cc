@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/allowed_cpus.h"
 #include "core/cpu_features.h"
 #include "core/device_calls.h"
 #include "core/device_signals.h"
@@ -453,6 +454,7 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.def("cpu_features", &features);
   m.def("dispatch_table", &dispatch);
   m.def("topology", &topology);
+  m.def("allow_only_cpus", &kt::allow_only_cpus, py::arg("cpus"));
   m.def("measure_limits", &limits, py::arg("engine"), py::arg("bytes") = size_t{1} << 30, py::arg("repeats") = 5);
   m.def("device_signals", &device_signals);
   m.def("device_runtime_present", &kt::device_runtime_present);

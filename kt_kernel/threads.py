@@ -88,6 +88,15 @@ def usable_cores(topology: Mapping[str, Any]) -> int:
     return cores if quota is None else min(cores, max(1, int(quota)))
 
 
+def cores_of_processes(topology: Mapping[str, Any], processes: int) -> list[list[int]]:
+    """The first hardware thread of each core, node by node, in as many equal parts; the cores that are left
+    over are nobody's. All cores for all where there are fewer than processes.
+    """
+    cores = [core for node in topology["numa_nodes"] for core in node["cores"]]
+    share = len(cores) // processes
+    return [cores[part * share : (part + 1) * share] or cores for part in range(processes)]
+
+
 def usable_nodes(topology: Mapping[str, Any]) -> tuple[int, ...]:
     """The NUMA nodes that have cores for this process."""
     return tuple(node["node"] for node in topology["numa_nodes"] if node["cores"])

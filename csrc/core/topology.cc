@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <fstream>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+
+#include "core/allowed_cpus.h"
 
 namespace kt {
 namespace {
@@ -16,12 +19,28 @@ struct TopologyDeleter {
 };
 using TopologyHandle = std::unique_ptr<std::remove_pointer_t<hwloc_topology_t>, TopologyDeleter>;
 
+std::mutex allowed_mutex;
+std::vector<int> allowed_cpus;  // empty = all that the system allows
+
+// False where none of them is in `topology`, which stays as it is.
+bool restrict_to(hwloc_topology_t topology, const std::vector<int>& cpus) {
+  hwloc_bitmap_t set = hwloc_bitmap_alloc();
+  for (const int cpu : cpus) hwloc_bitmap_set(set, static_cast<unsigned>(cpu));
+  const bool done = hwloc_topology_restrict(topology, set, 0) == 0;
+  hwloc_bitmap_free(set);
+  return done;
+}
+
 TopologyHandle load() {
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) throw std::runtime_error("hwloc_topology_init failed");
   TopologyHandle handle(raw);
   // By default hwloc drops what the cpuset of this process excludes: that is what we want to see.
   if (hwloc_topology_load(raw) != 0) throw std::runtime_error("hwloc could not read this machine's topology");
+  const std::lock_guard<std::mutex> lock(allowed_mutex);
+  if (!allowed_cpus.empty() && !restrict_to(raw, allowed_cpus)) {
+    throw std::runtime_error("none of the CPUs that this process was given is there any more");
+  }
   return handle;
 }
 
@@ -51,6 +70,16 @@ const NumaNode* Topology::find(int os_index) const {
     if (node.os_index == os_index) return &node;
   }
   return nullptr;
+}
+
+void allow_only_cpus(const std::vector<int>& cpus) {
+  const TopologyHandle handle = load();
+  if (cpus.empty() || *std::min_element(cpus.begin(), cpus.end()) < 0 || !restrict_to(handle.get(), cpus)) {
+    throw std::invalid_argument("this process was given " + std::to_string(cpus.size()) +
+                                " CPUs, expected at least one that is there for it");
+  }
+  const std::lock_guard<std::mutex> lock(allowed_mutex);
+  allowed_cpus = cpus;
 }
 
 Topology read_topology() {

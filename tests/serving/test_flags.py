@@ -17,13 +17,14 @@ from kt_kernel.integrations.sglang.settings import make_settings
 
 LAYOUT = ExpertLayout(num_layers=4, num_experts=16, moe_layers=(1, 2, 3))
 
-# The flags of the interface, and four of our own: each must parse.
+# The flags of the interface, and five of our own: each must parse.
 INTERFACE = {
     "--kt-weight-path",
     "--kt-method",
     "--kt-activations",
     "--kt-gguf-mmap",
     "--kt-cpu-operators",
+    "--kt-cpu-ranks",
     "--kt-cpuinfer",
     "--kt-threadpool-count",
     "--kt-numa-nodes",

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from kt_kernel import kt_kernel_ext
+from kt_kernel.integrations.sglang.rank_cores import CORES_OF_RANKS, ranks_of_a_host
 from kt_kernel.kv_budget import cached_values, most_cached_tokens
+from kt_kernel.threads import cores_of_processes
 from kt_kernel.usable_memory import usable_memory
 
 logger = logging.getLogger(__name__)
 
-_CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"
 _THREADS_OF_TORCH = "OMP_NUM_THREADS"
 
 
@@ -53,18 +55,16 @@ def choose_environment(options: Any) -> None:
 
     if not envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.is_set():
         envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.set(False)
-    ranks = options.dp_size * options.tp_size * options.pp_size
+    ranks = ranks_of_a_host(options)
     if ranks > 1:
-        cores = sorted(os.sched_getaffinity(0))
-        os.environ.setdefault(_CORES_OF_RANKS, cores_of_ranks(cores, ranks))
+        parts = cores_of_processes(kt_kernel_ext.topology(), ranks)
+        os.environ.setdefault(CORES_OF_RANKS, as_sglang_reads(parts))
         # Otherwise each rank's torch has a thread for every core, and they spin against each other.
-        os.environ.setdefault(_THREADS_OF_TORCH, str(max(1, len(cores) // ranks)))
+        os.environ.setdefault(_THREADS_OF_TORCH, str(max(1, len(set().union(*parts)) // ranks)))
 
 
-def cores_of_ranks(cores: Sequence[int], ranks: int) -> str:
-    """The cores in as many equal parts, as SGLang reads them: `0,1|2,3`; all for all if there are too few."""
-    share = len(cores) // ranks
-    parts = [cores[rank * share : (rank + 1) * share] or cores for rank in range(ranks)]
+def as_sglang_reads(parts: Sequence[Sequence[int]]) -> str:
+    """The cores of each rank: `0,1|2,3`."""
     return "|".join(",".join(map(str, part)) for part in parts)
 
 

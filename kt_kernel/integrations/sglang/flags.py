@@ -18,6 +18,8 @@ from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUna
 from kt_kernel.formats.methods import AUTO
 from kt_kernel.hybrid.options import MISS_POLICIES, ON_CPU
 from kt_kernel.hybrid.placement import STRATEGIES
+from kt_kernel.hybrid.shares import AUTO as AUTO_RANKS
+from kt_kernel.hybrid.shares import CPU_RANKS
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.layer_config import ACTIVATIONS
 
@@ -124,6 +126,16 @@ FLAGS = (
         },
     ),
     Flag(
+        "cpu_ranks",
+        "--kt-cpu-ranks",
+        {
+            "choices": CPU_RANKS,
+            "default": AUTO_RANKS,
+            "help": "With several ranks: auto, each computes its share of the experts on the CPU, on cores "
+            "of its own; first, rank 0 computes all of them.",
+        },
+    ),
+    Flag(
         "record_gpu_expert_distribution",
         "--record-kt-gpu-expert-distribution",
         {
@@ -179,6 +191,7 @@ class KTFlags:
     enable_dynamic_expert_update: bool = False
     expert_update_interval: int | None = None
     miss_policy: str = ON_CPU
+    cpu_ranks: str = AUTO_RANKS
     record_gpu_expert_distribution: bool = False
     cpu_operators: str = "on"
     lora_path: str | None = None

@@ -1,8 +1,8 @@
 """One MoE layer of a served model: the experts of SGLang's own method, and the hybrid engine around them.
 
 SGLang makes the layer, loads the device's experts and asks for the output; everything in between is
-kt_kernel/hybrid's. Only rank 0 of a tensor-parallel group owns CPU experts, and computes them in full
-width: the model's usual all-reduce then counts them once.
+kt_kernel/hybrid's. Each rank of a tensor-parallel group has its share of the CPU's experts (cpu_shares.py):
+the model's usual all-reduce adds them up.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sglang.srt.layers.moe.fused_moe_triton import layer as fused_moe
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.topk import TopKOutputChecker
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
-from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import is_cuda
 
+from kt_kernel.cpu_share import CpuShare
 from kt_kernel.errors import (
     CallOrderError,
     CheckpointError,
@@ -27,12 +27,15 @@ from kt_kernel.errors import (
 from kt_kernel.hybrid.layer import HybridLayer
 from kt_kernel.hybrid.slots import EMPTY, LayerPlacement, Placement
 from kt_kernel.integrations.sglang import cpu_operators, device_backends
+from kt_kernel.integrations.sglang.cpu_shares import share_of_rank
 from kt_kernel.integrations.sglang.device_experts import (
     SglangExperts,
     device_of,
     resident_format,
     spare_experts,
 )
+from kt_kernel.integrations.sglang.pipeline import last_layer_here
+from kt_kernel.integrations.sglang.rank_cores import options_of_rank
 from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
@@ -40,7 +43,7 @@ from kt_kernel.moe import KTMoEWrapper
 from kt_kernel.operators.recorded_step import refuse as refuse_recording
 
 # Attributes of this class itself; all others are the wrapped method's.
-_OWN_ATTRIBUTES = ("gpu_method", "wrapper", "placement", "served", "hybrid", "_operator_handle")
+_OWN_ATTRIBUTES = ("gpu_method", "wrapper", "share", "placement", "served", "hybrid", "_operator_handle")
 
 
 class HybridMoEMethod(FusedMoEMethodBase):
@@ -54,6 +57,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self.gpu_method = gpu_method
         self.settings = settings
         self.layer_idx = layer_idx
+        self.share: CpuShare | None = None
         self.wrapper: KTMoEWrapper | None = None
         self.placement: LayerPlacement | None = None
         self.served: ServedModel | None = None
@@ -73,12 +77,15 @@ class HybridMoEMethod(FusedMoEMethodBase):
         params_dtype: torch.dtype,
         **attributes: Any,
     ) -> None:
-        """Device weights with one slot per device expert, and on rank 0 the CPU layer."""
+        """Device weights with one slot per device expert, and the CPU layer where this rank has a share."""
         with reported():
             self._check_layer(layer, attributes)
             mask = self.settings.device_mask(self.layer_idx, num_experts)
             self.placement = LayerPlacement(Placement.initial(mask))
-            if get_parallel().tp_rank == 0:
+            self.share = share_of_rank(
+                self.settings, layer.intermediate_size_per_partition * layer.moe_tp_size
+            )
+            if self.share.size:
                 self.wrapper = self._make_wrapper(layer, num_experts, hidden_size)
         # The loaders of `layer` follow the layout of the method that really holds weights.
         layer.weight_load_method = self.gpu_method
@@ -113,12 +120,13 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 parameter.kt_has_all_experts = True
 
     def _make_wrapper(self, layer: torch.nn.Module, num_experts: int, hidden_size: int) -> KTMoEWrapper:
-        return self.settings.options.wrapper(
+        return options_of_rank(self.settings).wrapper(
             layer_idx=self.layer_idx,
             num_experts=num_experts,
             num_experts_per_tok=layer.top_k,
             hidden_size=hidden_size,
-            moe_intermediate_size=layer.intermediate_size_per_partition * layer.moe_tp_size,
+            moe_intermediate_size=self.share.whole,
+            share=self.share,
             chunked_prefill_size=self.settings.max_tokens,
             swiglu_limit=_swiglu_limit(layer.moe_runner_config),
             swiglu_alpha=layer.moe_runner_config.gemm1_alpha or 0.0,
@@ -162,9 +170,9 @@ class HybridMoEMethod(FusedMoEMethodBase):
         with reported():
             if self.wrapper is not None:
                 self.wrapper.load_weights(None)
-            self.served = serve(self.settings, device_of(layer))
+            self.served = serve(self.settings, device_of(layer), self.share)
             self.hybrid = self._hybrid_layer(layer)
-            if self.layer_idx == self.settings.layout.moe_layers[-1]:
+            if self.layer_idx == last_layer_here(self.settings):
                 # SGLang gives what memory is left now to the KV cache.
                 self.served.hybrid.prepare()
             self._operator_handle = self._handle_for_operator(layer)

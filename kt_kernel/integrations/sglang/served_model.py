@@ -9,10 +9,12 @@ import logging
 import torch
 from sglang.srt.runtime_context import get_parallel
 
+from kt_kernel.cpu_share import CpuShare
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid.model import HybridModel
-from kt_kernel.hybrid.ranks import ALONE, TorchRanks
+from kt_kernel.hybrid.ranks import ALONE
 from kt_kernel.hybrid.recording import DistributionRecorder
+from kt_kernel.integrations.sglang.cpu_shares import served_ranks
 from kt_kernel.integrations.sglang.settings import KTSettings
 
 logger = logging.getLogger(__name__)
@@ -20,24 +22,28 @@ logger = logging.getLogger(__name__)
 # What a CPU task may end with while the engine stays usable. Anything else leaves an unknown state behind.
 FAILURES = (KTError, MemoryError)
 
-# What the ranks that have no CPU experts say of a failure; rank 0 sends the answers, so nobody reads it.
-_ELSEWHERE = "the CPU experts of rank 0 failed."
+# What the other ranks say of a failure; rank 0 sends the answers.
+_ELSEWHERE = "the CPU experts of another rank failed; the server's log says why."
 
 
 class ServedModel:
-    """One per server and rank. All methods belong to the thread that serves."""
+    """One per server and rank. All methods belong to the thread that serves.
 
-    def __init__(self, settings: KTSettings, device: torch.device) -> None:
+    `share`: what this rank computes of the CPU's experts.
+    """
+
+    def __init__(self, settings: KTSettings, device: torch.device, share: CpuShare) -> None:
         self.settings = settings
-        group = get_parallel().tp_group
-        self.ranks = ALONE if group.world_size == 1 else TorchRanks(group.cpu_group)
-        self.hybrid = HybridModel(settings.options.hybrid(), self.ranks, device)
+        self.ranks = served_ranks()
+        readers = self.ranks if share.is_whole or not share.size else ALONE
+        self.hybrid = HybridModel(settings.options.hybrid(), self.ranks, device, readers)
         self.recorder: DistributionRecorder | None = None
         if settings.records and self.ranks.rank == 0:
             self.recorder = DistributionRecorder(
                 self.hybrid.layers, self.hybrid.backend, settings.layout.num_layers
             )
             self.hybrid.recorder = self.recorder
+        self.is_a_stage: bool = get_parallel().pp_size > 1
         self._failure: str | None = None
         # Can a forward pass return before its CPU experts are done?
         self.is_asynchronous = device.type != "cpu"
@@ -84,10 +90,10 @@ class ServedModel:
 _served: dict[KTSettings, ServedModel] = {}
 
 
-def serve(settings: KTSettings, device: torch.device) -> ServedModel:
+def serve(settings: KTSettings, device: torch.device, share: CpuShare) -> ServedModel:
     """The model with these settings; made when its first layer asks."""
     if settings not in _served:
-        _served[settings] = ServedModel(settings, device)
+        _served[settings] = ServedModel(settings, device, share)
     return _served[settings]
 
 

@@ -157,6 +157,9 @@ def _started(scheduler: Any) -> list[Any]:
 
 def _end_if_failed(served: ServedModel, scheduler: Any, batches: list[Any]) -> None:
     failure = served.take_failure()
+    if failure is not None and served.is_a_stage:
+        # The other stages are on their way with this batch, and would wait for it for ever.
+        raise KTError(f"a stage of the pipeline cannot go on: {failure}")
     if failure is not None:
         for batch in batches:
             _end(scheduler, batch, failure)

@@ -10,6 +10,7 @@ import torch
 
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.layout import ExpertLayout
+from kt_kernel.hybrid.shares import AUTO as AUTO_RANKS
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.sglang.flags import KTFlags
 
@@ -23,15 +24,16 @@ class KTSettings:
     """What every layer of one server has in common.
 
     `options`: with the weights' method, threads and pools. `max_tokens`: the most of one call. `records`: can
-    be told to record where experts were. `draft`: the settings of the draft model, whose layers follow the
-    model's own; None = it has no experts, or they are all SGLang's. `for_draft_model`: these are such
-    settings.
+    be told to record where experts were. `shares_experts`: each rank computes its share of the CPU's experts,
+    else rank 0 all of them. `draft`: the settings of the draft model, whose layers follow the model's own;
+    None = it has no experts, or they are all SGLang's. `for_draft_model`: these are such settings.
     """
 
     options: ExpertOptions
     layout: ExpertLayout
     max_tokens: int
     records: bool = False
+    shares_experts: bool = False
     draft: KTSettings | None = None
     for_draft_model: bool = False
 
@@ -64,7 +66,13 @@ def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSe
     """Fill the defaults from the machine and the model; raises ConfigurationError where they do not fit."""
     options = flags.options().with_threads()
     options.log_placement()
-    settings = KTSettings(options, layout, max_tokens, records=flags.record_gpu_expert_distribution)
+    settings = KTSettings(
+        options,
+        layout,
+        max_tokens,
+        records=flags.record_gpu_expert_distribution,
+        shares_experts=flags.cpu_ranks == AUTO_RANKS,
+    )
     all_experts = layout.num_experts * len(layout.moe_layers)
     if options.enable_dynamic_expert_update and settings.device_experts in (0, all_experts):
         logger.warning(

@@ -72,7 +72,9 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
     declare_resolution(server_args, SOURCE, **chunk_size.choose(settings, options, model, left_open))
     _check_chunks(options, flags)
-    settings = replace(settings, max_tokens=_most_tokens_of_a_call(options))
+    # Replicas of a model (--dp-size) know nothing of each other's cores.
+    shares_experts = settings.shares_experts and options.dp_size == 1
+    settings = replace(settings, max_tokens=_most_tokens_of_a_call(options), shares_experts=shares_experts)
     settings = with_draft(settings, options, model)
     experts = settings.options
     if experts.enable_dynamic_expert_update:

@@ -1,0 +1,111 @@
+"""The cores of one rank: with several ranks on a host, each has its part of them, and its experts there.
+
+A rank that computes a share of the CPU's experts is bound to its cores, in node order, so that two ranks of a
+host with two NUMA nodes have one each: threads, and with them the memory of the weights, are on that node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kt_kernel import kt_kernel_ext
+from kt_kernel.integrations.options import ExpertOptions
+from kt_kernel.integrations.sglang.settings import KTSettings
+from kt_kernel.threads import cores_of_processes, usable_nodes
+
+logger = logging.getLogger(__name__)
+
+CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"  # SGLang's: "0-3|4-7"
+
+
+@dataclass(frozen=True)
+class RanksHere:
+    """Which of this host's ranks a process is: `index` of `count`; `hosts` of one tensor-parallel group."""
+
+    index: int
+    count: int
+    hosts: int
+
+    @classmethod
+    def of(cls, parallel: Any) -> RanksHere:
+        """`parallel`: SGLang's, or any object with its sizes, ranks and number of nodes."""
+        stages = max(parallel.pp_size // parallel.nnodes, 1)
+        hosts = max(parallel.nnodes // parallel.pp_size, 1)
+        ranks = parallel.tp_size // hosts
+        index = (parallel.pp_rank % stages) * ranks + parallel.tp_rank % ranks
+        return cls(index, stages * ranks, hosts)
+
+
+def ranks_of_a_host(options: Any) -> int:
+    """`options`: SGLang's."""
+    return max(1, options.dp_size * options.tp_size * options.pp_size // options.nnodes)
+
+
+@lru_cache
+def options_of_rank(settings: KTSettings) -> ExpertOptions:
+    """The settings' options with the threads of this process alone, which is bound to its cores at the first
+    call. The host's where it computes the experts of all ranks.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    here = RanksHere.of(get_parallel())
+    if here.count == 1 or not settings.shares_experts:
+        return settings.options
+    _bind_once(here)
+    return part_of_threads(settings.options, here.count, usable_nodes(kt_kernel_ext.topology()))
+
+
+@lru_cache
+def _bind_once(here: RanksHere) -> None:
+    bind(_cores_of(here))
+
+
+def _cores_of(here: RanksHere) -> list[int]:
+    said = os.environ.get(CORES_OF_RANKS)
+    if said:
+        return parsed_cores(said.split("|")[here.index])
+    return cores_of_processes(kt_kernel_ext.topology(), here.count)[here.index]
+
+
+def part_of_threads(options: ExpertOptions, ranks: int, nodes: Sequence[int]) -> ExpertOptions:
+    """One of `ranks` equal parts of the host's threads, in pools on those of its nodes that are `nodes`."""
+    threads = max(1, options.cpuinfer // ranks)
+    if options.numa_nodes is None:
+        return replace(options, cpuinfer=threads, threadpool_count=max(1, options.threadpool_count // ranks))
+    pools = tuple(node for node in options.numa_nodes if node in nodes)[:threads] or tuple(nodes[:1])
+    return replace(options, cpuinfer=threads, threadpool_count=len(pools), numa_nodes=pools)
+
+
+def bind(cores: Sequence[int]) -> None:
+    """This thread and all that it will start run on these cores, on any of their hardware threads."""
+    cpus = {cpu for core in cores for cpu in _siblings(core)} & os.sched_getaffinity(0)
+    if not cpus:
+        logger.warning("this rank's cores %s are not for this process: it is not bound to them", list(cores))
+        return
+    os.sched_setaffinity(0, cpus)
+    kt_kernel_ext.allow_only_cpus(sorted(cpus))
+    logger.info("kt-kernel: this rank computes on the CPUs %s", ",".join(map(str, sorted(cpus))))
+
+
+def _siblings(cpu: int) -> set[int]:
+    """The hardware threads of its core."""
+    try:
+        text = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return {cpu}
+    return set(parsed_cores(text))
+
+
+def parsed_cores(text: str) -> list[int]:
+    """The numbers of "0-2,5"."""
+    cores: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        cores.extend(range(int(first), int(last or first) + 1))
+    return cores
