@@ -9,10 +9,13 @@ also share one polling thread. Waking the scheduler every 10 s instead of every 
 from __future__ import annotations
 
 import functools
+import os
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed
+
+from kt_kernel.integrations.sglang.host_address import host_of, own_address
 
 # Not a name of this module: SGLang replaces the class under every name in every module.
 _REAL = {"class": torch.distributed.ProcessGroupGloo}
@@ -20,6 +23,17 @@ _REAL = {"class": torch.distributed.ProcessGroupGloo}
 
 @functools.cache
 def _shared_device() -> Any:
+    """On the network between the hosts, if there are several: by default gloo takes the address that the
+    host's own name stands for, often a loopback one.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    create = _REAL["class"].create_device
+    if interface := os.environ.get("GLOO_SOCKET_IFNAME"):
+        return create(interface=interface.split(",")[0])
+    parallel = get_parallel()
+    if parallel.nnodes > 1 and parallel.dist_init_addr:
+        return create(hostname=own_address(host_of(parallel.dist_init_addr)))
     return _REAL["class"].create_default_device()
 
 

@@ -12,6 +12,7 @@ from kt_kernel.integrations.sglang import (
     cpu_operators,
     cpu_speculation,
     dense_weights,
+    host_watch,
     layer_hooks,
     recorded_decode,
     request_checks,
@@ -43,6 +44,12 @@ EVERYWHERE = (
         HookType.REPLACE,
         layer_hooks.KTEPWrapperMethod,
         "the stock method needs CUDA, masks ids in place while the CPU reads them, and knows no masks",
+    ),
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
+        HookType.BEFORE,
+        host_watch.begin,
+        "a host that is gone leaves the others waiting without a limit of time",
     ),
     Hook(
         "sglang.srt.model_executor.model_runner.ModelRunner.forward",
