@@ -24,7 +24,8 @@ class LayerConfig:
     `moe_intermediate_size` is the full size, before any split over accelerators. `chunked_prefill_size` is
     the most tokens of one call. `max_deferred_experts_per_token`: see kt_kernel/calls/deferral.py. A
     `swiglu_limit` of 0 does not clamp, a `swiglu_alpha` of 0 is the usual SwiGLU. `activations`: one of
-    `ACTIVATIONS`, `weight_storage` of `WEIGHT_STORAGES`. `share`: what of the experts is here; None = all.
+    `ACTIVATIONS`, `weight_storage` of `WEIGHT_STORAGES`. `share`: what of the experts is here, None =
+    all; `part` says it in numbers.
     Raises ConfigurationError for values that cannot work.
     """
 
@@ -73,18 +74,22 @@ class LayerConfig:
 
         self._check_share()
 
+    @property
+    def part(self) -> CpuShare:
+        """What of the experts is here."""
+        return self.share or CpuShare.everything(self.moe_intermediate_size)
+
     def _check_share(self) -> None:
-        if self.share is None:
-            object.__setattr__(self, "share", CpuShare.everything(self.moe_intermediate_size))
-        if self.share.whole != self.moe_intermediate_size or not self.share.size:
+        part = self.part
+        if part.whole != self.moe_intermediate_size or not part.size:
             raise ConfigurationError(
-                f"the share is {self.share.begin} to {self.share.end} of {self.share.whole}, expected a part "
-                f"of moe_intermediate_size, {self.moe_intermediate_size}, that is not empty."
+                f"the share is {part.begin} to {part.end} of {part.whole}, expected a part of "
+                f"moe_intermediate_size, {self.moe_intermediate_size}, that is not empty."
             )
-        if self.weight_storage == MAPPED and not self.share.is_whole:
+        if self.weight_storage == MAPPED and not part.is_whole:
             raise ConfigurationError(
-                f"experts that are mapped from their file are computed whole, but the share is "
-                f"{self.share.size} of {self.share.whole}; pack them, or give one process all."
+                f"experts that are mapped from their file are computed whole, but the share is {part.size} "
+                f"of {part.whole}; pack them, or give one process all."
             )
 
     def _require_integers(self, least: int, *names: str) -> None:

@@ -192,7 +192,7 @@ class KTMoEWrapper:
     @property
     def share(self) -> CpuShare:
         """What of every expert is here."""
-        return self._config.share
+        return self._config.part
 
     @property
     def chunked_prefill_size(self) -> int:
@@ -279,14 +279,14 @@ class KTMoEWrapper:
 
     def _load(self, experts: LayerExperts, order: list[int], error_type: type[KTError]) -> None:
         config = self._config
-        experts = cut(experts, self.method, config.share)
+        experts = cut(experts, self.method, config.part)
         native = kt_kernel_ext.MoeLayer(
             self.cpu_infer,
             method=self.method,
             num_experts=config.num_experts,
             top_k=config.num_experts_per_tok,
             hidden=config.hidden_size,
-            intermediate=config.share.size,
+            intermediate=config.part.size,
             max_tokens=config.chunked_prefill_size,
             layer_idx=config.layer_idx,
             swiglu_limit=config.swiglu_limit,
@@ -466,7 +466,7 @@ class KTMoEWrapper:
             self.method,
             ranks,
             config.hidden_size,
-            config.share.size,
+            config.part.size,
             self._stored.group_size,
             self._stored.scale_dtype,
         )

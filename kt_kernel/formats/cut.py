@@ -28,14 +28,14 @@ def unit_of(method: str) -> int:
     """Good places to cut experts of this method: its multiples."""
     if RECORDS[method].computes_from_files:
         return _LARGEST_GGUF_BLOCK
-    return math.lcm(_PANEL, _block(RECORDS[method].encoding))
+    return math.lcm(_PANEL, _block(_encoding(method)))
 
 
 def cut(experts: LayerExperts, method: str, share: CpuShare) -> LayerExperts:
     """The experts' `share`; views where they can be. Raises ConfigurationError if a block would be cut."""
     if share.is_whole:
         return experts
-    encoding = RECORDS[method].encoding
+    encoding = _encoding(method)
     block = _block(encoding) if experts.formats is None else TYPES_BY_NAME[experts.formats[2]].columns
     if share.begin % block or (share.end % block and share.end != share.whole):
         raise ConfigurationError(
@@ -43,6 +43,12 @@ def cut(experts: LayerExperts, method: str, share: CpuShare) -> LayerExperts:
             "rows or columns; use multiples of that."
         )
     return _Cut(encoding, share, experts.group_size).layer(experts)
+
+
+def _encoding(method: str) -> Encoding:
+    encoding = RECORDS[method].encoding
+    assert encoding is not None, method
+    return encoding
 
 
 def _block(encoding: Encoding) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from kt_kernel import kt_kernel_ext, operators
 from kt_kernel.engine import get_engine
-from kt_kernel.integrations.sglang.rank_cores import options_of_rank
+from kt_kernel.integrations.sglang.rank_cores import options_of_rank, threads_of
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE
 from kt_kernel.threads import plan_threads
 
@@ -36,8 +36,8 @@ def start(runner: Any, *_: Any, **__: Any) -> None:
     parallel = get_parallel()
     rank, ranks = parallel.tp_rank, parallel.tp_size
     if settings is not None and (rank == 0 or settings.shares_experts):
-        options = options_of_rank(settings)
-        engine = get_engine(options.cpuinfer, options.threadpool_count, options.numa_nodes)
+        plan = threads_of(options_of_rank(settings))
+        engine = get_engine(plan.threads, plan.pools, plan.numa_nodes)
     else:
         plan = plan_threads(kt_kernel_ext.topology())
         engine = get_engine(max(1, plan.threads // ranks))

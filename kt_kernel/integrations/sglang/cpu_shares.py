@@ -10,7 +10,7 @@ from kt_kernel.errors import FeatureUnavailableError
 from kt_kernel.formats.cut import unit_of
 from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
 from kt_kernel.hybrid.shares import cpu_shares, first_alone
-from kt_kernel.integrations.sglang.rank_cores import RanksHere, options_of_rank
+from kt_kernel.integrations.sglang.rank_cores import RanksHere, options_of_rank, threads_of
 from kt_kernel.integrations.sglang.settings import KTSettings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def share_of_rank(settings: KTSettings, whole: int) -> CpuShare:
     shares = first_alone(whole, ranks.size)
     if settings.shares_experts and ranks.size > 1:
         unit = whole if options.gguf_mmap else unit_of(options.method)
-        shares = cpu_shares(whole, ranks.gather(options.cpuinfer), unit, for_devices=copies)
+        shares = cpu_shares(whole, ranks.gather(threads_of(options).threads), unit, for_devices=copies)
     if ranks.size > 1:
         _say(shares, whole)
         if copies and shares[0].is_whole:

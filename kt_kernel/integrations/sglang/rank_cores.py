@@ -17,7 +17,7 @@ from typing import Any
 from kt_kernel import kt_kernel_ext
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.sglang.settings import KTSettings
-from kt_kernel.threads import cores_of_processes, usable_nodes
+from kt_kernel.threads import ThreadPlan, cores_of_processes, usable_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,17 @@ def options_of_rank(settings: KTSettings) -> ExpertOptions:
     if here.count == 1 or not settings.shares_experts:
         return settings.options
     _bind_once(here)
-    return part_of_threads(settings.options, here.count, usable_nodes(kt_kernel_ext.topology()))
+    nodes = usable_nodes(kt_kernel_ext.topology())
+    part = part_of_threads(threads_of(settings.options), here.count, nodes)
+    return replace(
+        settings.options, cpuinfer=part.threads, threadpool_count=part.pools, numa_nodes=part.numa_nodes
+    )
+
+
+def threads_of(options: ExpertOptions) -> ThreadPlan:
+    """Of options with threads."""
+    assert options.cpuinfer is not None and options.threadpool_count is not None
+    return ThreadPlan(options.cpuinfer, options.threadpool_count, options.numa_nodes)
 
 
 @lru_cache
@@ -73,13 +83,13 @@ def _cores_of(here: RanksHere) -> list[int]:
     return cores_of_processes(kt_kernel_ext.topology(), here.count)[here.index]
 
 
-def part_of_threads(options: ExpertOptions, ranks: int, nodes: Sequence[int]) -> ExpertOptions:
+def part_of_threads(host: ThreadPlan, ranks: int, nodes: Sequence[int]) -> ThreadPlan:
     """One of `ranks` equal parts of the host's threads, in pools on those of its nodes that are `nodes`."""
-    threads = max(1, options.cpuinfer // ranks)
-    if options.numa_nodes is None:
-        return replace(options, cpuinfer=threads, threadpool_count=max(1, options.threadpool_count // ranks))
-    pools = tuple(node for node in options.numa_nodes if node in nodes)[:threads] or tuple(nodes[:1])
-    return replace(options, cpuinfer=threads, threadpool_count=len(pools), numa_nodes=pools)
+    threads = max(1, host.threads // ranks)
+    if host.numa_nodes is None:
+        return ThreadPlan(threads, max(1, host.pools // ranks), None)
+    pools = tuple(node for node in host.numa_nodes if node in nodes)[:threads] or tuple(nodes[:1])
+    return ThreadPlan(threads, len(pools), pools)
 
 
 def bind(cores: Sequence[int]) -> None:
