@@ -29,8 +29,8 @@ from served_model import served
 from kt_kernel import kt_kernel_ext
 from kt_kernel.cli.model import Model, find_model
 from kt_kernel.cli.planned import plan_for
+from kt_kernel.machine_limits import Limits
 from kt_kernel.planning.estimate import PROMPT
-from kt_kernel.planning.machine_facts import Limits
 from kt_kernel.planning.plan import Plan, Preferences, make_plan
 from kt_kernel.planning.this_machine import measure
 from kt_kernel.planning.user_options import UserOptions

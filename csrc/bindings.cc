@@ -6,6 +6,7 @@
 
 #include "core/allowed_cpus.h"
 #include "core/cpu_features.h"
+#include "core/cpu_variants.h"
 #include "core/device_calls.h"
 #include "core/device_signals.h"
 #include "core/device_stream.h"
@@ -238,6 +239,17 @@ py::dict features() {
   return result;
 }
 
+py::list variants() {
+  py::list result;
+  for (const kt::CpuVariant& variant : kt::cpu_variants()) {
+    py::dict row;
+    row["name"] = variant.name;
+    row["needs"] = variant.needs.names();
+    result.append(row);
+  }
+  return result;
+}
+
 std::string why_unavailable(kt::FeatureSet needs, const kt::CpuFeatures& f) {
   if (f.detected.includes(needs)) return "capped by KT_KERNEL_CPU_VARIANT=" + f.cap;
   if (needs.has(kt::Feature::kAmxTile) && !f.no_tiles.empty()) return f.no_tiles;
@@ -452,6 +464,7 @@ void bind_layer(py::module_& m) {
 PYBIND11_MODULE(kt_kernel_ext, m) {
   m.doc() = "MoE expert kernels of kt_kernel";
   m.def("cpu_features", &features);
+  m.def("cpu_variants", &variants);
   m.def("dispatch_table", &dispatch);
   m.def("topology", &topology);
   m.def("allow_only_cpus", &kt::allow_only_cpus, py::arg("cpus"));

@@ -1,5 +1,7 @@
 #include "core/cpu_features.h"
 
+#include "core/cpu_variants.h"
+
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -164,6 +166,12 @@ std::vector<std::string> FeatureSet::names() const {
 const CpuFeatures& cpu_features() {
   static const CpuFeatures features = read_features();
   return features;
+}
+
+std::vector<CpuVariant> cpu_variants() {
+  std::vector<CpuVariant> result;
+  for (const Variant& variant : kVariants) result.push_back({variant.name, variant.needs});
+  return result;
 }
 
 }  // namespace kt

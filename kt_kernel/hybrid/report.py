@@ -25,7 +25,8 @@ def report(
 ) -> dict[str, Any]:
     """Where the experts are, how often they were found there, and what was copied and computed.
 
-    Rates are None before there is anything to divide by; `cpu` is that of this process's engine.
+    Rates are None before there is anything to divide by; `cpu` is that of this process's engine. A layer's
+    `expert_uses` are those of each expert.
     """
     rows = [_layer(layer) for layer in layers]
     hits = sum(row.pop("hits") for row in rows)
@@ -67,6 +68,7 @@ def _layer(layer: PlacedExperts) -> dict[str, Any]:
         "hit_rate": _ratio(hits, uses),
         "hits": hits,
         "uses": uses,
+        "expert_uses": layer.statistics.totals().tolist(),
     }
 
 

@@ -9,7 +9,7 @@
     models_dir      where models are looked for
     machine_facts   what a plan must know of a machine; limits of known GPUs
     this_machine    the present one: cores allowed, control groups, nodes, nvidia-smi
-    limits_cache    how fast it reads and multiplies, measured by the first runs
+    kt_kernel.machine_limits  how fast it reads and multiplies, measured by the first runs
     user_options    what the command line already decides
 
     gpu_plan        what the GPUs hold

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from kt_kernel.machine_limits import Limits
+
 
 @dataclass(frozen=True)
 class Node:
@@ -74,18 +76,6 @@ GPU_SPEEDS: tuple[tuple[str, GpuSpeed], ...] = (
 )
 UNKNOWN_GPU = GpuSpeed(300e9, 25e12)
 """Low on purpose: a plan should promise little of a GPU that nobody has put into the table."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of all threads that would compute: bytes read per second, bf16 products summed in fp32 and int8
-    products per second. `assumed`: nothing was measured.
-    """
-
-    read: float
-    bf16: float
-    int8: float
-    assumed: bool = False
 
 
 @dataclass(frozen=True)

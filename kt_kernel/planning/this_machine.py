@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from kt_kernel.hybrid.speeds import cpu_name
-from kt_kernel.planning.limits_cache import MEASUREMENTS, best_of, keep_limits, known_limits
-from kt_kernel.planning.machine_facts import Gpu, Limits, MachineFacts, Node
+from kt_kernel.machine_limits import (
+    MEASUREMENTS,
+    Limits,
+    best_of,
+    keep_limits,
+    known_limits,
+    limits_key,
+)
+from kt_kernel.planning.machine_facts import Gpu, MachineFacts, Node
 from kt_kernel.threads import plan_threads
 from kt_kernel.usable_memory import usable_memory
 
@@ -65,7 +72,7 @@ def keep_machine(facts: MachineFacts, measurements: int) -> None:
 
 
 def _key(variant: str, threads: int, nodes: int) -> dict[str, str | int]:
-    return {"cpu": cpu_name(), "variant": variant, "threads": threads, "nodes": nodes}
+    return limits_key(cpu_name(), variant, threads, nodes)
 
 
 def _limits(native: Any, variant: str, threads: int, nodes: int) -> tuple[Limits, int]:

@@ -17,8 +17,8 @@ from kt_kernel.cli.errors import CommandError
 from kt_kernel.cli.machine import Machine, server_environment, this_machine
 from kt_kernel.cli.main import app
 from kt_kernel.cli.model import Model, local_model
+from kt_kernel.machine_limits import Limits
 from kt_kernel.planning import this_machine as this_machine_facts
-from kt_kernel.planning.machine_facts import Limits
 from kt_kernel.planning.user_options import last_value
 
 MODEL = Model(Path("/models/mixtral"), "mixtral", dtype=None)

@@ -25,7 +25,7 @@ def test_types_are_right():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("script", ["support_matrix.py", "extension_stub.py"])
+@pytest.mark.parametrize("script", ["support_matrix.py", "extension_stub.py", "option_tables.py"])
 def test_what_is_written_by_a_script_is_current(script):
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True
@@ -43,13 +43,3 @@ def test_links_lead_to_files(page):
 def test_serving_page_describes_exactly_the_flags_that_exist():
     described = set(re.findall(r"^\| `(--[a-z-]*kt-[a-z-]+)`", (ROOT / "doc/serving.md").read_text(), re.M))
     assert described == {flag.option for flag in FLAGS}
-
-
-def test_kernels_page_names_exactly_the_variants_that_exist():
-    source = (ROOT / "csrc/core/cpu_features.cc").read_text()
-    table = source[source.index("kVariants = {{") : source.index("}};", source.index("kVariants = {{"))]
-    variants = re.findall(r'\{"(\w+)"', table)
-    page = (ROOT / "doc/kernels.md").read_text()
-    (described,) = re.findall(r"`KT_KERNEL_CPU_VARIANT` \(([^)]*)\)", page)
-    assert re.findall(r"`(\w+)`", described) == variants
-    assert len(variants) > 5

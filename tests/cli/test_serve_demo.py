@@ -13,6 +13,7 @@ from served_clients import *  # noqa: F403
 from served_commands import *  # noqa: F403
 from served_demo import Demo, wait_until_gone
 from served_hostile import *  # noqa: F403
+from served_status import *  # noqa: F403
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 

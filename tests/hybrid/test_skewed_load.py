@@ -72,3 +72,19 @@ def test_frequency_placement_from_a_recorded_file_is_as_good_as_the_best(tmp_pat
     assert report["device_experts"] == SLOTS
     assert unaware < 0.8 * report["hit_rate"], "the load is skewed, and `uniform` knows nothing of it"
     assert report["bytes_copied"] == 0
+
+
+def test_the_report_says_where_each_expert_is_and_how_often_it_was_used():
+    generator = torch.Generator().manual_seed(5)
+    with Engine(masks("random"), HybridOptions()) as engine:
+        ids = {index: torch.randint(EXPERTS, (7, TOP_K), generator=generator) for index in engine.layers}
+        for index, layer in engine.layers.items():
+            layer.forward(torch.randn(7, HIDDEN, generator=generator), ids[index], torch.rand(7, TOP_K))
+        rows = engine.model.report()["layers"]
+    assert [row["layer"] for row in rows] == list(MOE_LAYERS)
+    for row in rows:
+        chosen = ids[row["layer"]].flatten()
+        on_device = masks("random")[row["layer"]]
+        assert row["expert_uses"] == chosen.bincount(minlength=EXPERTS).tolist()
+        assert row["device_experts"] == on_device.nonzero().flatten().tolist()
+        assert row["hit_rate"] == on_device[chosen].float().mean()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kt_kernel.planning.machine_facts import Gpu, Limits, MachineFacts, Node
+from kt_kernel.machine_limits import Limits
+from kt_kernel.planning.machine_facts import Gpu, MachineFacts, Node
 
 GB = 10**9
 

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from kt_kernel.cli.main import app
+from kt_kernel.machine_limits import Limits
 from kt_kernel.planning import checkpoint_facts, this_machine
 from kt_kernel.planning.checkpoint_facts import keep_facts, read_facts
 from kt_kernel.planning.config_facts import sizes_of_config
-from kt_kernel.planning.machine_facts import Limits
 from kt_kernel.planning.model_facts import GQA, LINEAR, MLA
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))

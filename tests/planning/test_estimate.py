@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from machines import DESKTOP, EPYC, NO_GPU, XEON
 
+from kt_kernel.machine_limits import Limits
 from kt_kernel.planning.config_facts import sizes_of_config
-from kt_kernel.planning.machine_facts import Limits, MachineFacts, Node
+from kt_kernel.planning.machine_facts import MachineFacts, Node
 from kt_kernel.planning.model_facts import GGUF, SAFETENSORS, ModelFacts
 from kt_kernel.planning.plan import Preferences, make_plan
 from kt_kernel.planning.registry import Registry, shipped_entries

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kt_kernel import kt_kernel_ext, usable_memory
+from kt_kernel.machine_limits import MEASUREMENTS, Limits, best_of, keep_limits, known_limits, limits_file
 from kt_kernel.planning import this_machine
-from kt_kernel.planning.limits_cache import MEASUREMENTS, best_of, keep_limits, known_limits, limits_file
-from kt_kernel.planning.machine_facts import Gpu, Limits
+from kt_kernel.planning.machine_facts import Gpu
 
 KEY = {"cpu": "a CPU", "variant": "avx2", "threads": 4, "nodes": 1}
 ANSWER = (

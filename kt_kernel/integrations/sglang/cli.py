@@ -29,7 +29,7 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("kt-kernel")
     for flag in FLAGS:
         if flag.own is not None and flag.option not in known:
-            group.add_argument(flag.option, dest=flag.destination, **flag.own)
+            group.add_argument(flag.option, dest=flag.destination, help=flag.help, **flag.own)
     # So that "not given" can be told from SGLang's defaults: one pool per NUMA node and the checkpoint's own
     # format are then the better choices.
     parser.set_defaults(kt_threadpool_count=None, kt_method=None)

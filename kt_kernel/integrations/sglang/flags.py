@@ -10,6 +10,7 @@ combination in which a flag could have no effect.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -29,12 +30,14 @@ NO_STATISTICS = "trivial"
 
 @dataclass(frozen=True)
 class Flag:
-    """One row: the attribute of KTFlags, the option, and how argparse is to read it (None: SGLang declares
-    it).
+    """One row: the attribute of KTFlags, the option, what doc/serving.md says it means and is by default, and
+    how argparse is to read it (None: SGLang declares it).
     """
 
     field: str
     option: str
+    meaning: str
+    default: str
     own: Mapping[str, Any] | None = None
 
     @property
@@ -44,86 +47,114 @@ class Flag:
         """
         return self.option.removeprefix("--").replace("-", "_")
 
+    @property
+    def help(self) -> str:
+        """`meaning` without Markdown, for a terminal; argparse takes % for its own."""
+        text = re.sub(r"\s*\(\[[^]]*\]\([^)]*\)\)|`", "", self.meaning).replace("%", "%%")
+        return f"{text[0].upper()}{text[1:]} (default: {self.default.replace('`', '')})."
 
+
+# In the order of doc/serving.md, whose table scripts/option_tables.py writes from this one.
 FLAGS = (
-    Flag("weight_path", "--kt-weight-path"),
-    Flag("method", "--kt-method"),
+    Flag(
+        "weight_path",
+        "--kt-weight-path",
+        "directory with the expert weights, or their GGUF file; turns CPU experts on",
+        "off (`kt run`: the model)",
+    ),
+    Flag(
+        "method",
+        "--kt-method",
+        "format of these weights; another one in the directory is an error",
+        "`AUTO`: what the directory holds",
+    ),
     Flag(
         "activations",
         "--kt-activations",
-        {
-            "choices": ACTIVATIONS,
-            "default": "auto",
-            "help": "What the CPU rounds the experts' inputs to; auto: the faster one.",
-        },
+        "what the CPU rounds the experts' inputs to: `bf16`, `int8`, or `auto` for the faster one",
+        "`auto`",
+        {"choices": ACTIVATIONS, "default": "auto"},
     ),
     Flag(
         "gguf_mmap",
         "--kt-gguf-mmap",
-        {
-            "action": "store_true",
-            "help": "Compute from the mapped GGUF file: no memory for the experts, slower.",
-        },
+        "compute from the mapped GGUF file, without memory for the experts "
+        "([formats](formats.md#gguf)); slower",
+        "off",
+        {"action": "store_true"},
     ),
-    Flag("cpuinfer", "--kt-cpuinfer"),
-    Flag("threadpool_count", "--kt-threadpool-count"),
-    Flag("num_gpu_experts", "--kt-num-gpu-experts"),
-    Flag("max_deferred_experts_per_token", "--kt-max-deferred-experts-per-token"),
+    Flag(
+        "cpuinfer",
+        "--kt-cpuinfer",
+        "CPU threads in total",
+        "physical cores, or what the control group grants of them",
+    ),
+    Flag(
+        "threadpool_count",
+        "--kt-threadpool-count",
+        "thread pools the threads are shared out over",
+        "NUMA nodes",
+    ),
     Flag(
         "numa_nodes",
         "--kt-numa-nodes",
-        {"type": int, "nargs": "+", "help": "NUMA node of each thread pool (default: the nodes 0, 1, ...)."},
+        "NUMA node of each thread pool",
+        "those with cores for us, in order",
+        {"type": int, "nargs": "+"},
+    ),
+    Flag(
+        "num_gpu_experts",
+        "--kt-num-gpu-experts",
+        "experts of each layer that live on SGLang's device",
+        "0",
     ),
     Flag(
         "gpu_experts_ratio",
         "--kt-gpu-experts-ratio",
-        {
-            "type": float,
-            "help": "Share of all experts that live on the device, 0 to 1; overrides --kt-num-gpu-experts.",
-        },
+        "share of all experts that live on the device, 0 to 1; overrides `--kt-num-gpu-experts`",
+        "not used",
+        {"type": float},
     ),
     Flag(
         "expert_placement_strategy",
         "--kt-expert-placement-strategy",
-        {
-            "choices": STRATEGIES,
-            "default": "uniform",
-            "help": "Which experts live on the device; frequency: by the counts of --init-expert-location.",
-        },
+        "which experts live on the device: `uniform`, `front-loading`, `random` or `frequency`",
+        "`uniform`",
+        {"choices": STRATEGIES, "default": "uniform"},
+    ),
+    Flag(
+        "max_deferred_experts_per_token",
+        "--kt-max-deferred-experts-per-token",
+        "experts of a token that may be added one layer later",
+        "0",
     ),
     Flag(
         "gpu_prefill_token_threshold",
         "--kt-gpu-prefill-token-threshold",
-        {
-            "type": int,
-            "help": "Chunks of at least this many tokens run wholly on the device (0: none).",
-        },
+        "calls of at least so many tokens run wholly on the device, layer after layer",
+        "0: none",
+        {"type": int},
     ),
     Flag(
         "enable_dynamic_expert_update",
         "--kt-enable-dynamic-expert-update",
-        {
-            "action": "store_true",
-            "help": "Move often used experts to the device after long prompts, or every so many steps.",
-        },
+        "experts move to the device while serving: after such chunks, or at intervals",
+        "off",
+        {"action": "store_true"},
     ),
     Flag(
         "expert_update_interval",
         "--kt-expert-update-interval",
-        {
-            "type": int,
-            "help": "Look every this many steps which experts to move (0: never).",
-        },
+        "look every so many steps which experts to move",
+        "0: after long prompts only",
+        {"type": int},
     ),
     Flag(
         "miss_policy",
         "--kt-miss-policy",
-        {
-            "choices": MISS_POLICIES,
-            "default": ON_CPU,
-            "help": "Experts that are not on the device: always computed on the CPU, or also fetched where "
-            "this machine is measured to be faster at that.",
-        },
+        "experts that are not on the device: `cpu` computes them, `auto` also fetches some",
+        "`cpu`",
+        {"choices": MISS_POLICIES, "default": ON_CPU},
     ),
     Flag(
         "cpu_ranks",
@@ -138,28 +169,41 @@ FLAGS = (
     Flag(
         "record_gpu_expert_distribution",
         "--record-kt-gpu-expert-distribution",
-        {
-            "action": "store_true",
-            "help": "Let /start_, /stop_ and /dump_expert_distribution_record record which experts were used "
-            "and which were on the device.",
-        },
+        "lets the server record which experts were used, and where they were",
+        "off",
+        {"action": "store_true"},
     ),
     Flag(
         "cpu_operators",
         "--kt-cpu-operators",
-        {
-            "choices": ("on", "off"),
-            "default": "on",
-            "help": "Without a GPU: on, kt-kernel's operators compute the layers around the experts; "
-            "off, torch does.",
-        },
+        "without a GPU: `on`, our operators compute the layers around the experts "
+        "([operators](operators.md)); `off`, torch does",
+        "`on`",
+        {"choices": ("on", "off"), "default": "on"},
     ),
-    Flag("lora_path", "--kt-lora-path", {"help": "Deprecated name of --kt-expert-lora-path."}),
-    Flag("expert_lora_path", "--kt-expert-lora-path", {"help": "Adapter (LoRA) for the experts on the CPU."}),
+    Flag(
+        "lora_path",
+        "--kt-lora-path",
+        "not available yet",
+        "none",
+        {},
+    ),
+    Flag(
+        "expert_lora_path",
+        "--kt-expert-lora-path",
+        "not available yet",
+        "none",
+        {},
+    ),
 )
 
-# SGLang's own, with a meaning of its own where there are no CPU experts: not part of the table.
-STATISTICS = Flag("init_expert_location", "--init-expert-location")
+# SGLang's own, with a meaning of its own where there are no CPU experts: not among FLAGS.
+STATISTICS = Flag(
+    "init_expert_location",
+    "--init-expert-location",
+    "SGLang's flag; with `frequency`, the file with the counts (`.pt`, `.json`, `.npy`)",
+    "none",
+)
 
 _OPTIONS = {flag.field: flag.option for flag in (*FLAGS, STATISTICS)}
 

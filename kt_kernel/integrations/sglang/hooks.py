@@ -19,6 +19,7 @@ from kt_kernel.integrations.sglang import (
     serving_hooks,
 )
 from kt_kernel.integrations.sglang.hooking import Hook
+from kt_kernel.integrations.sglang.status import routes, tokens
 
 EVERYWHERE = (
     Hook(
@@ -129,6 +130,13 @@ EVERYWHERE = (
         "/server_info reports where the experts are",
     ),
     Hook(
+        "sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter"
+        ".report_decode_stats",
+        HookType.BEFORE,
+        tokens.count_decode,
+        "/kt shows tokens per second, which SGLang knows at intervals only",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler.Scheduler.expert_distribution_handle",
         HookType.AROUND,
         serving_hooks.record_distribution,
@@ -139,6 +147,28 @@ EVERYWHERE = (
         HookType.AROUND,
         dense_weights.weights,
         "dense layers of GGUF files, and all quantised ones on a CPU, are decoded on their way",
+    ),
+)
+
+# In the process that talks HTTP.
+HTTP = (
+    Hook(
+        "sglang.srt.entrypoints.http_server.set_global_state",
+        HookType.AFTER,
+        routes.add_routes,
+        "/kt shows the server to people",
+    ),
+    Hook(
+        "sglang.srt.utils.auth.decide_request_auth",
+        HookType.AROUND,
+        routes.open_page,
+        "a browser shows no page that asks for the server's key unless it comes without",
+    ),
+    Hook(
+        "sglang.srt.utils.common.add_prometheus_middleware",
+        HookType.AFTER,
+        routes.read_before_metrics,
+        "the figures of experts are gathered when /metrics is read",
     ),
 )
 

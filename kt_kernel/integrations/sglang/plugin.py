@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def _register() -> None:
     )
 
     hooking.register(hooks.EVERYWHERE)
+    if multiprocessing.parent_process() is None:
+        hooking.register(hooks.HTTP)  # whose modules the processes that SGLang starts do without
     if is_cpu():
         hooking.register(hooks.CPU_ONLY)
         if cpu_operators.is_open():

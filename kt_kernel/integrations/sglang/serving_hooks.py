@@ -14,6 +14,8 @@ from kt_kernel.hybrid.recording import DistributionRecorder
 from kt_kernel.integrations.sglang.served_model import ServedModel, served_models
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.startup_failure import reported
+from kt_kernel.integrations.sglang.status import served as status
+from kt_kernel.integrations.sglang.status.tokens import COUNTS
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ def process_batch_result(scheduler: Any, batch: Any, result: Any) -> None:
 
     The next one may have been started by then, and the failure may be its: both end.
     """
+    COUNTS.count_prefill(batch)
     for served in served_models():
         if served.is_asynchronous:
             if getattr(result, "copy_done", None) is not None:
@@ -96,8 +99,13 @@ def add_report(result: Any, controller: Any, request: Any) -> None:
     the draft model as `kt_draft`.
     """
     for served in served_models():
-        key = DRAFT_REPORT_KEY if served.settings.for_draft_model else REPORT_KEY
-        result.internal_state[key] = served.hybrid.report() | {"dense": _dense_layers(served)}
+        report = served.hybrid.report() | {"dense": _dense_layers(served)}
+        if served.settings.for_draft_model:
+            result.internal_state[DRAFT_REPORT_KEY] = report
+            continue
+        report |= status.figures(served, controller.scheduler)
+        status.publish(report)
+        result.internal_state[REPORT_KEY] = report
 
 
 def _dense_layers(served: ServedModel) -> dict[str, Any]:

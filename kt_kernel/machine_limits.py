@@ -11,15 +11,33 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kt_kernel.planning.machine_facts import Limits
 from kt_kernel.user_cache import cache_root
 
 logger = logging.getLogger(__name__)
 
 MEASUREMENTS = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of all threads that would compute: bytes read per second, bf16 products summed in fp32 and int8
+    products per second. `assumed`: nothing was measured.
+    """
+
+    read: float
+    bf16: float
+    int8: float
+    assumed: bool = False
+
+
+def limits_key(cpu: str, variant: str, threads: int, nodes: int) -> dict[str, str | int]:
+    """What limits are kept for: the CPU's name, the kernels' variant, all threads that would compute, and
+    NUMA nodes.
+    """
+    return {"cpu": cpu, "variant": variant, "threads": threads, "nodes": nodes}
 
 
 def known_limits(key: dict[str, str | int]) -> tuple[Limits | None, int]:

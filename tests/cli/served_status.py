@@ -1,0 +1,73 @@
+"""What the demo's server shows of itself; test_serve_demo.py imports these tests."""
+
+from __future__ import annotations
+
+import time
+
+import requests
+
+TOKENS = 6
+
+
+def status_of(demo) -> dict:
+    answer = requests.get(f"{demo.url}/kt/status", timeout=60)
+    assert answer.ok, answer.text
+    return answer.json()["kt"]
+
+
+def later_status(demo, output: int) -> dict:
+    """The first one with so many tokens written; answers are kept for a second."""
+    deadline = time.monotonic() + 30
+    while (report := status_of(demo))["tokens"]["output"] < output:
+        assert time.monotonic() < deadline, report["tokens"]
+        time.sleep(0.2)
+    return report
+
+
+def asked(demo, before: dict) -> tuple[dict, dict]:
+    """What a request was said to cost, and the status after it."""
+    answer = demo.client.completions.create(
+        model="demo",
+        prompt="Seventeen grey herons stood in the shallow water, and none of them moved.",
+        max_tokens=TOKENS,
+        temperature=0,
+        extra_body={"ignore_eos": True},
+    )
+    return answer.usage, later_status(demo, before["tokens"]["output"] + TOKENS)
+
+
+def grown(before: dict, after: dict) -> dict:
+    return {name: after["tokens"][name] - before["tokens"][name] for name in before["tokens"]}
+
+
+def test_the_status_counts_tokens_hits_and_uses(demo):
+    time.sleep(1.1)  # what tests before this one have asked for is in the next answer
+    before = status_of(demo)
+    usage, after = asked(demo, before)
+    first = grown(before, after)
+    assert first["output"] == TOKENS
+    assert first["prompt"] + first["cached"] == usage.prompt_tokens
+    usage, last = asked(demo, after)
+    assert grown(after, last)["cached"] >= usage.prompt_tokens - 1 > 0
+    assert len(after["layers"]) == 30
+    for layer in after["layers"]:
+        assert sum(layer["expert_uses"]) == layer["uses"] and layer["device_experts"] == []
+
+
+def test_the_status_knows_the_machine(demo):
+    machine = status_of(demo)["machine"]
+    assert machine["read_limit"] > 1e9  # kt run has measured it
+    assert machine["memory"]["total"] > machine["memory"]["available"] > 0
+    assert machine["memory"]["scheduler"] > 100_000_000 and machine["gpus"] == []
+
+
+def test_prometheus_and_the_page_show_the_same(demo):
+    text = requests.get(f"{demo.url}/metrics", timeout=60).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("kt_"))
+    report = status_of(demo)
+    assert float(values["kt_output_tokens_total"]) == report["tokens"]["output"]
+    assert float(values["kt_cpu_read_bytes_total"]) == report["cpu"]["bytes"]
+    assert float(values["kt_experts"]) == 240
+    page = requests.get(f"{demo.url}/kt", timeout=60)
+    assert page.ok and page.headers["Content-Type"].startswith("text/html")
+    assert "<script>" in page.text
