@@ -432,6 +432,7 @@ void bind_layer(py::module_& m) {
                              [](const std::shared_ptr<MoeLayer>& layer) { return kt::Handles<MoeLayer>::of(layer); })
       .def_property_readonly("loaded", &MoeLayer::loaded)
       .def_property_readonly("weight_bytes", &MoeLayer::weight_bytes)
+      .def_property_readonly("expert_uses", &MoeLayer::expert_uses)
       .def_property_readonly("kernels",
                              [](MoeLayer& layer) {
                                py::dict d;

@@ -107,6 +107,8 @@ class MoeLayer:
         formats: Sequence[str],
         biases: Sequence[Sequence[int]] = [],
     ) -> None: ...
+    @property
+    def expert_uses(self) -> list[int]: ...
     def forward(
         self,
         tokens: int,

@@ -54,7 +54,10 @@ void fill_with_nothing(const ForwardArgs& args, int hidden) {
 }  // namespace
 
 MoeLayer::MoeLayer(std::shared_ptr<Engine> engine, const LayerConfig& config)
-    : engine_(std::move(engine)), config_(config), formats_(formats_of_method(config.method)) {
+    : engine_(std::move(engine)),
+      config_(config),
+      formats_(formats_of_method(config.method)),
+      uses_(std::max(config.shape.num_experts, 0)) {
   if (formats_.size() == 1) served(Operation::kForward, *formats_[0], config.activations);
   require_positive(config.shape.num_experts, "num_experts");
   require_positive(config.shape.hidden, "hidden");
@@ -178,12 +181,21 @@ void MoeLayer::forward(const ForwardArgs& args) {
     fill_with_nothing(args, config_.shape.hidden);
     return;
   }
+  for (const ActiveExpert& active : routing_.experts()) {
+    uses_[active.expert].fetch_add(active.pairs, std::memory_order_relaxed);
+  }
   const auto weights = require_weights();
   const auto begin = std::chrono::steady_clock::now();
   ForwardPass(*engine_, engine_->pass_buffers(), config_, *weights, weights->kernel_sets(), routing_, args, nullptr)
       .run();
   engine_->count_call(std::chrono::steady_clock::now() - begin,
                       routing_.experts().size() * weights->bytes_per_expert());
+}
+
+std::vector<uint64_t> MoeLayer::expert_uses() const {
+  std::vector<uint64_t> uses;
+  for (const auto& of_expert : uses_) uses.push_back(of_expert.load(std::memory_order_relaxed));
+  return uses;
 }
 
 void MoeLayer::forward_reference(const ForwardArgs& args) {

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/dispatch.h"
 #include "moe/engine.h"
@@ -67,6 +68,9 @@ class MoeLayer {
   std::shared_ptr<const ExpertWeights> require_weights() const;
   Engine& engine() { return *engine_; }
 
+  // Of each expert: the tokens that calls of this layer gave it since it was made; also while one computes.
+  std::vector<uint64_t> expert_uses() const;
+
   // uint8[num_experts], non-zero = the expert lives on the device; read anew by every forward; null = none does.
   void set_device_mask(const uint8_t* mask) { device_mask_ = mask; }
   const uint8_t* device_mask() const { return device_mask_; }
@@ -93,6 +97,7 @@ class MoeLayer {
   std::shared_ptr<const ExpertWeights> weights_;  // replaced as a whole, also while another thread checks a call
   const uint8_t* device_mask_ = nullptr;
   Routing routing_;
+  std::vector<std::atomic<uint64_t>> uses_;  // of each expert
 };
 
 }  // namespace kt

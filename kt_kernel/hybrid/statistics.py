@@ -4,6 +4,7 @@
     settle(tables)   before every change of the placement: books the uses since the last one as hits or not
     advance()        when a decision is due: brings the decayed counts up to date
     totals(), hits() when a report is due
+    count_from(f)    calls that go to the CPU's experts past `count` are counted there
 
 All belong to the thread that serves. Reading waits for the device, counting and settling do not.
 """
@@ -11,7 +12,7 @@ All belong to the thread that serves. Reading waits for the device, counting and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -39,6 +40,8 @@ class LayerStatistics:
             self._counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=device)
             self._settled = torch.zeros_like(self._counts)
             self._hits = torch.zeros_like(self._counts)
+        self._cpu_uses: Callable[[], Sequence[int]] = list
+        self._cpu_uses_forgotten: Sequence[int] = []
         self._uses_per_token = 1
         self._half_life_tokens = half_life_tokens
         self._advanced_to = torch.zeros(num_experts, dtype=torch.int64)
@@ -55,12 +58,23 @@ class LayerStatistics:
 
     def totals(self) -> torch.Tensor:
         """Uses of each expert since the start: int64 [E] on the CPU."""
-        return self._counts[1:].to("cpu", copy=True)
+        return self._counts[1:].to("cpu", copy=True) + self._counted_by_cpu()
+
+    def count_from(self, cpu_uses: Callable[[], Sequence[int]]) -> None:
+        """`cpu_uses()`: uses of each expert since its start, by calls that `count` does not see."""
+        self._cpu_uses = cpu_uses
+
+    def _counted_by_cpu(self) -> torch.Tensor:
+        """int64 [E]; all zero unless `count_from` was called."""
+        none = [0] * (self._counts.numel() - 1)
+        now, forgotten = (torch.tensor(uses or none) for uses in (self._cpu_uses(), self._cpu_uses_forgotten))
+        return now - forgotten
 
     def forget(self) -> None:
         """Begin anew, in the order of the current stream; the tensors stay those that graphs write to."""
         for counts in (self._counts, self._settled, self._hits):
             counts.zero_()
+        self._cpu_uses_forgotten = self._cpu_uses()
         self._advanced_to = torch.zeros_like(self._advanced_to)
         self._decayed = torch.zeros_like(self._decayed)
 
@@ -81,7 +95,8 @@ class LayerStatistics:
         ones.
         """
         self.settle(tables)
-        return int(self._hits.sum()), int(self._settled[1:].sum())
+        uses = int(self._settled[1:].sum()) + int(self._counted_by_cpu().sum())
+        return int(self._hits.sum()), uses
 
     # ---- decayed counts ------------------------------------------------------------------------
 

@@ -50,8 +50,11 @@ def test_the_status_counts_tokens_hits_and_uses(demo):
     usage, last = asked(demo, after)
     assert grown(after, last)["cached"] >= usage.prompt_tokens - 1 > 0
     assert len(after["layers"]) == 30
-    for layer in after["layers"]:
-        assert sum(layer["expert_uses"]) == layer["uses"] and layer["device_experts"] == []
+    # Every token of the demo uses all eight experts of a layer.
+    for old, new in zip(before["layers"], after["layers"], strict=True):
+        (uses,) = {b - a for a, b in zip(old["expert_uses"], new["expert_uses"], strict=True)}
+        assert uses == first["prompt"] + TOKENS - 1
+        assert sum(new["expert_uses"]) == new["uses"] and new["device_experts"] == []
 
 
 def test_the_status_knows_the_machine(demo):

@@ -176,6 +176,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 # SGLang gives what memory is left now to the KV cache.
                 self.served.hybrid.prepare()
             self._operator_handle = self._handle_for_operator(layer)
+            if self._operator_handle is not None:
+                self.hybrid.statistics.count_from(lambda: self.wrapper.moe.expert_uses)
 
     def _handle_for_operator(self, layer: torch.nn.Module) -> int | None:
         """The CPU layer's, where it computes every call alone: then one operator does."""
