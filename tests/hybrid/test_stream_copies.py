@@ -92,6 +92,9 @@ def through_the_devices_memory(library: str) -> None:
     staging = torch.zeros(scene.buffers, scene.size, dtype=torch.uint8)
     run = scene.pipeline.start(*scene.source, scene.experts, staging.data_ptr(), scene.copies)
     for number, place in enumerate(scene.arrived):
+        # A stream that is held in front of what earlier experts need would hold up this one, for ever: the
+        # pipeline writes into a host buffer only when that was copied.
+        scene.user.wait()
         held = (scene.bus, scene.user)[number % 2]
         held.hold()
         buffer = run.next()
