@@ -10,6 +10,7 @@
 #include "core/device_calls.h"
 #include "core/device_signals.h"
 #include "core/device_stream.h"
+#include "core/mapped_reads.h"
 #include "core/release_later.h"
 #include "core/topology.h"
 #include "formats_bindings.h"
@@ -22,6 +23,7 @@
 #include "pipeline_bindings.h"
 #include "quantise_bindings.h"
 #include "training_bindings.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -103,7 +105,7 @@ template <class... Ints>
 void forward(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   const kt::ForwardArgs args = forward_args(ints...);
   layer->engine().require_own_process();
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   layer->engine().queue().wait(0);  // first in, first out with queued tasks
   layer->forward(args);
 }
@@ -112,7 +114,7 @@ template <class... Ints>
 void forward_reference(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   const kt::ForwardArgs args = forward_args(ints...);
   layer->engine().require_own_process();
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   layer->engine().queue().wait(0);
   layer->forward_reference(args);
 }
@@ -122,7 +124,7 @@ void submit(const std::shared_ptr<MoeLayer>& layer, Ints... ints) {
   const kt::ForwardArgs args = forward_args(ints...);
   layer->engine().require_own_process();
   layer->check(args);
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   layer->engine().queue().submit([layer, args] { layer->forward(args); });
 }
 
@@ -166,7 +168,7 @@ void submit_on_stream(const std::shared_ptr<MoeLayer>& layer, kt::StreamHandle s
   std::vector<kt::TaskQueue::Task> tasks;
   for (const kt::ForwardArgs& args : calls) tasks.push_back([layer, args, held] { layer->forward(args); });
   held.reset();
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   kt::submit_on_stream(layer->engine().queue(), stream, std::move(tasks));
 }
 
@@ -188,7 +190,7 @@ void load(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<So
   const kt::FormatOptions options = {group_size, checked_enum<kt::DType>(scale_dtype, 3, "scale dtype")};
   layer.engine().require_own_process();
   kt::release_now();  // weights of layers that only a destroyed graph held, before there are new ones
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   layer.engine().queue().wait(0);
   layer.load(sources(gate, up, down, biases), expert_formats(layer, formats), options);
 }
@@ -198,7 +200,7 @@ void borrow(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<
             const std::vector<Source>& down, const std::vector<std::string>& formats, const Biases& biases) {
   layer.engine().require_own_process();
   kt::release_now();
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   layer.engine().queue().wait(0);
   layer.borrow(sources(gate, up, down, biases), expert_formats(layer, formats));
 }
@@ -217,14 +219,14 @@ kt::RankTargets rank_targets(MoeLayer& layer, int expert, int ranks, const Addre
 void write_expert(const std::shared_ptr<MoeLayer>& layer, int expert, int ranks, const Addresses& w13_weights,
                   const Addresses& w13_scales, const Addresses& w2_weights, const Addresses& w2_scales) {
   const auto written = rank_targets(*layer, expert, ranks, w13_weights, w13_scales, w2_weights, w2_scales);
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   layer->write(expert, written);
 }
 
 void submit_write_expert(const std::shared_ptr<MoeLayer>& layer, int slot, int ranks, const Addresses& w13_weights,
                          const Addresses& w13_scales, const Addresses& w2_weights, const Addresses& w2_scales) {
   const auto written = rank_targets(*layer, slot, ranks, w13_weights, w13_scales, w2_weights, w2_scales);
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   layer->engine().queue().submit([layer, slot, written] { layer->write(slot, written); });
 }
 
@@ -326,7 +328,7 @@ py::dict limits(Engine& engine, size_t bytes, int repeats) {
   engine.require_own_process();
   kt::Limits measured;
   {
-    py::gil_scoped_release release;
+    kt::Unlocked release;
     const auto lock = engine.exclusive();
     measured = kt::measure_limits(engine.pools(), bytes, repeats);
   }
@@ -348,7 +350,7 @@ py::dict limits(Engine& engine, size_t bytes, int repeats) {
 py::dict device_signals() {
   const kt::DeviceSignals* signals = nullptr;
   {
-    py::gil_scoped_release release;  // trying them may take seconds
+    kt::Unlocked release;  // trying them may take seconds
     signals = &kt::device_signals();
   }
   py::dict result;
@@ -389,7 +391,7 @@ void bind_engine(py::module_& m) {
             e.require_own_process();
             e.queue().sync(allowed);
           },
-          py::arg("allowed_pending") = 0, py::call_guard<py::gil_scoped_release>())
+          py::arg("allowed_pending") = 0, py::call_guard<kt::Unlocked>())
       .def("raise_pending_error", [](Engine& e) { e.queue().raise_pending_error(); })
       .def(
           "sync_on_stream",
@@ -398,7 +400,7 @@ void bind_engine(py::module_& m) {
             if (allowed < 0) throw std::invalid_argument("allowed_pending is negative; expected 0 or more");
             kt::sync_on_stream(e->queue(), stream, allowed, e);
           },
-          py::arg("stream"), py::arg("allowed_pending") = 0, py::call_guard<py::gil_scoped_release>());
+          py::arg("stream"), py::arg("allowed_pending") = 0, py::call_guard<kt::Unlocked>());
 }
 
 void bind_layer(py::module_& m) {
@@ -476,8 +478,12 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.def("exchange_capture_mode", &kt::exchange_capture_mode, py::arg("mode"));
   m.def(
       "page_lock", [](uintptr_t memory, size_t bytes) { return kt::page_lock(reinterpret_cast<void*>(memory), bytes); },
-      py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
+      py::arg("address"), py::arg("bytes"), py::call_guard<kt::Unlocked>());
   m.def("release_finished", &kt::release_now);
+  py::class_<kt::MappedReads>(m, "MappedReads")
+      .def(py::init<uintptr_t, size_t>(), py::arg("address"), py::arg("bytes"))
+      .def_property_readonly("cut_off", &kt::MappedReads::cut_off);
+  kt::bind_end();
   m.attr("METHODS") = methods();
   bind_formats(m);
   bind_engine(m);

@@ -5,6 +5,7 @@
 #include "formats/codes/code_kind.h"
 #include "formats/numa_parts.h"
 #include "formats/numbers.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -68,7 +69,7 @@ void unpack_part(uintptr_t packed, int rows, int columns, uintptr_t out, size_t 
 
 void bind_unpack_part(py::module_& m, const char* name, void (*unpack)(uintptr_t, int, int, uintptr_t, size_t)) {
   m.def(name, unpack, py::arg("packed"), py::arg("rows"), py::arg("columns"), py::arg("out"), py::arg("row_bytes"),
-        py::call_guard<py::gil_scoped_release>(),
+        py::call_guard<kt::Unlocked>(),
         "One part of an original converter's matrix into rows (formats/numa_parts.h); sizes are the caller's.");
 }
 

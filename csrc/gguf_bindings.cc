@@ -7,6 +7,7 @@
 #include "core/cpu_features.h"
 #include "formats/gguf/gguf_types.h"
 #include "kernels/gguf_rows.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -52,7 +53,7 @@ void bind_gguf(py::module_& m) {
   m.attr("GGUF_TYPES") = py::tuple(rows);
   m.def(
       "gguf_decode", &gguf_decode, py::arg("type"), py::arg("source"), py::arg("rows"), py::arg("columns"),
-      py::arg("target"), py::arg("dtype"), py::call_guard<py::gil_scoped_release>(),
+      py::arg("target"), py::arg("dtype"), py::call_guard<kt::Unlocked>(),
       "Decode the blocks of contiguous rows [rows, columns] at an address to numbers at another, row-major, on the\n"
       "calling thread.\n\n"
       "`type`: ggml's number; `dtype`: F32, BF16 or F16 (rounded to nearest even). The sizes of both memories are the\n"

@@ -8,6 +8,7 @@
 #include "linear/linear.h"
 #include "operators/handles.h"
 #include "operators/registry.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -30,7 +31,7 @@ std::shared_ptr<Linear> make_linear(std::shared_ptr<Engine> engine, int k, const
                      {reinterpret_cast<const uint8_t*>(codes), reinterpret_cast<const uint8_t*>(scales), factor}});
   }
   engine->require_own_process();
-  py::gil_scoped_release release;
+  kt::Unlocked release;
   return std::make_shared<Linear>(std::move(engine), k, parts, kt::activations_named(activations));
 }
 
@@ -53,7 +54,7 @@ void bind_recording(py::module_& m) {
       .def_property_readonly("size", &Recording::size)
       .def(
           "replay", [](const Recording& r, size_t begin, size_t end) { r.replay(kt::operator_engine(), begin, end); },
-          py::arg("begin"), py::arg("end"), py::call_guard<py::gil_scoped_release>());
+          py::arg("begin"), py::arg("end"), py::call_guard<kt::Unlocked>());
 }
 
 }  // namespace

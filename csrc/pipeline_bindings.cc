@@ -4,6 +4,7 @@
 
 #include "core/device_copy.h"
 #include "moe/expert_pipeline.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -78,7 +79,7 @@ void run(ExpertPipeline& pipeline, std::shared_ptr<kt::MoeLayer> layer, uintptr_
          std::vector<int> experts, uintptr_t destinations, DeviceCopies& copies) {
   kt::PipelineJob job = job_of(std::move(layer), global_scales, std::move(experts));
   job.destinations = reinterpret_cast<const std::array<uintptr_t, kt::kImageParts>*>(destinations);
-  const py::gil_scoped_release release;
+  const kt::Unlocked release;
   pipeline.run(job, copies);
 }
 
@@ -108,9 +109,9 @@ void bind_pipeline(py::module_& m) {
       .def("use_streams", &kt::StreamCopies::use_streams, py::arg("bus"), py::arg("user"));
 
   py::class_<StagedRun, std::shared_ptr<StagedRun>>(m, "StagedRun")
-      .def("next", &StagedRun::next, py::call_guard<py::gil_scoped_release>())
-      .def("used", &StagedRun::used, py::call_guard<py::gil_scoped_release>())
-      .def("finish", &StagedRun::finish, py::call_guard<py::gil_scoped_release>());
+      .def("next", &StagedRun::next, py::call_guard<kt::Unlocked>())
+      .def("used", &StagedRun::used, py::call_guard<kt::Unlocked>())
+      .def("finish", &StagedRun::finish, py::call_guard<kt::Unlocked>());
 
   py::class_<ExpertPipeline, std::shared_ptr<ExpertPipeline>>(m, "ExpertPipeline")
       .def(py::init([](size_t image_bytes, const std::vector<std::pair<size_t, size_t>>& parts, int buffers, int rank,

@@ -10,6 +10,7 @@
 
 #include "core/cpu_features.h"
 #include "kernels/quantise.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -51,7 +52,7 @@ int64_t quantise_rows(const std::string& dtype, uintptr_t numbers, int64_t rows,
                       const std::optional<Blocks>& blocks, int bits, int64_t group, uintptr_t codes,
                       uintptr_t code_scales) {
   if (!kt::cpu_features().active.has(kt::Feature::kAvx2)) throw std::runtime_error("quantising needs AVX2");
-  const py::gil_scoped_release release;
+  const kt::Unlocked release;
   kt::QuantiseArgs args{};
   args.type = number_type(dtype);
   args.numbers = reinterpret_cast<const uint8_t*>(numbers);

@@ -85,7 +85,7 @@ void forward(const std::shared_ptr<MoeLayer>& layer, int tokens, int top_k, int 
                                 reinterpret_cast<void*>(output),
                                 type,
                                 kt::Store::kOverwrite};
-  const py::gil_scoped_release release;
+  const kt::Unlocked release;
   prepare(*layer);
   kt::training_forward(*layer, args, pointer(lora), saved);
 }
@@ -108,7 +108,7 @@ void backward(const std::shared_ptr<MoeLayer>& layer, int tokens, int top_k, int
   args.weight_gradient = reinterpret_cast<float*>(weight_gradient);
   args.lora = pointer(lora);
   args.lora_gradients = gradients ? &*gradients : nullptr;
-  const py::gil_scoped_release release;
+  const kt::Unlocked release;
   prepare(*layer);
   kt::training_backward(*layer, args);
 }

@@ -82,6 +82,11 @@ class Linear:
 
 METHODS: tuple[str, ...]
 
+class MappedReads:
+    def __init__(self, address: int, bytes: int) -> None: ...
+    @property
+    def cut_off(self) -> bool: ...
+
 class MoeLayer:
     def __init__(
         self,

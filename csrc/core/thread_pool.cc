@@ -2,6 +2,7 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -98,6 +99,15 @@ int64_t cpu_time(clockid_t clock) {
 
 std::string text(int value) { return std::to_string(value); }
 
+// A thread needs address space for its stack; the system's error is the same as for one thread too many.
+std::string what_is_short() {
+  constexpr size_t kStack = size_t{8} << 20;
+  void* const stack = mmap(nullptr, kStack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (stack == MAP_FAILED) return "no address space is left for its stack: raise the limit (ulimit -v)";
+  munmap(stack, kStack);
+  return "allow more threads (ulimit -u, pids.max of the control group)";
+}
+
 void validate(const PoolConfig& config, const Topology& topology) {
   if (config.threads < 1) {
     throw std::invalid_argument("the number of CPU threads is " + text(config.threads) + "; it must be at least 1");
@@ -170,9 +180,10 @@ ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology)
       placement_.add(i, threads_.back().native_handle());
     }
   } catch (const std::system_error& error) {
+    const std::string short_of = what_is_short();  // before the stacks of the others are free again
     stop();
     throw std::runtime_error("cannot start CPU thread " + text(static_cast<int>(threads_.size()) + 1) + " of " +
-                             text(threads()) + " (" + error.what() + "); allow more threads or use fewer");
+                             text(threads()) + " (" + error.what() + "); " + short_of + ", or use fewer threads");
   }
 }
 

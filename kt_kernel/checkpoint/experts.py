@@ -39,11 +39,8 @@ def layer_experts(
     """
     found = require_format(checkpoint, layer_idx, method)
     names = _tensor_names(checkpoint, found)
-    checkpoint.will_need(names)
-    try:
+    with checkpoint.reading(names):
         yield _reader_of(found)(checkpoint, found, num_experts, hidden, intermediate)
-    finally:
-        checkpoint.drop_pages(names)
 
 
 def _reader_of(found: Found) -> Callable[..., LayerExperts]:

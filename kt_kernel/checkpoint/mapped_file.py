@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 
 from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
 
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 _POINTER = b"version "  # how the text begins that git-lfs leaves in place of a file
 
 
@@ -41,7 +49,8 @@ class MappedFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_open_without_waiting) as file:
+                _require_plain_file(path, file.fileno())
                 self.size = os.fstat(file.fileno()).st_size
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
         except FileNotFoundError:
@@ -83,6 +92,14 @@ class MappedFile:
         """Give back the memory of these tensors' pages; a later access reads them from the file again."""
         self._advise(names, mmap.MADV_DONTNEED)
 
+    def watch(self) -> Any:
+        """Lets reads behind a new end of the file give zeros instead of ending the process, while the result
+        lives, whose `cut_off` tells; None for an empty file.
+        """
+        from kt_kernel import kt_kernel_ext
+
+        return kt_kernel_ext.MappedReads(self.bytes.data_ptr(), self.size) if self.size else None
+
     def _advise(self, names: Iterable[str], advice: int) -> None:
         for begin, end in _page_ranges((self.extent(name) for name in names), self.size):
             self.map.madvise(advice, begin, end - begin)
@@ -105,11 +122,45 @@ class MappedFiles(ABC):
         for file, in_file in self._by_file(names):
             file.drop_pages(in_file)
 
+    @contextmanager
+    def reading(self, names: Sequence[str]) -> Iterator[None]:
+        """While all of these tensors are read once: asked for before, their pages given back behind.
+
+        Raises CheckpointError if a file became shorter meanwhile: what was read of it is not the weights.
+        """
+        files = [file for file, _ in self._by_file(names)]
+        watches = [file.watch() for file in files]
+        self.will_need(names)
+        try:
+            yield
+        finally:
+            self.drop_pages(names)
+        for file, watch in zip(files, watches, strict=True):
+            if watch is not None and watch.cut_off:
+                raise CheckpointError(
+                    f"file '{file.path}' was cut off while it was read: it has "
+                    f"{os.stat(file.path).st_size} bytes, and had {file.size}; download it again."
+                )
+
     def _by_file(self, names: Iterable[str]) -> list[tuple[MappedFile, list[str]]]:
         by_file = defaultdict(list)
         for name in names:
             by_file[self.file_of(name)].append(name)
         return list(by_file.items())
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe would otherwise wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _require_plain_file(path: str, descriptor: int) -> None:
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(
+            f"'{path}' is no plain file but {_KINDS.get(stat.S_IFMT(mode), 'something else')}; give a file "
+            "of weights."
+        )
 
 
 def _page_ranges(extents: Iterable[Extent], file_size: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import torch
 
 from kt_kernel.checkpoint.mapped_file import MappedFiles
 from kt_kernel.checkpoint.opened import OpenReaders
-from kt_kernel.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
+from kt_kernel.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, without_repetition
 from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
 
 _INDEX_SUFFIX = ".safetensors.index.json"
@@ -153,13 +153,18 @@ def _read_index(index_path: str) -> dict[str, str]:
     directory = os.path.dirname(index_path)
     try:
         with open(index_path, encoding="utf-8") as file:
-            weight_map = json.load(file)["weight_map"]
+            weight_map = json.load(file, object_pairs_hook=without_repetition)["weight_map"]
         home_of = {name: os.path.join(directory, file_name) for name, file_name in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(
             f"index file '{index_path}' is damaged (no readable 'weight_map': {error}); download it again."
         ) from error
     for path in sorted(set(home_of.values())):
+        if not os.path.normpath(path).startswith(os.path.normpath(directory) + os.sep):
+            raise CheckpointError(
+                f"index file '{index_path}' names '{path}', which is not in its directory; expected names "
+                "of files beside it."
+            )
         if not os.path.exists(path):
             raise CheckpointPathError(
                 f"index file '{index_path}' names '{os.path.basename(path)}', which is not there; download "

@@ -9,11 +9,13 @@ any weight is read, not by a crash in the middle.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -95,7 +97,7 @@ def _read_header(path: str, file: mmap.mmap | bytes, size: int) -> dict[str, Ten
             "download it again."
         )
     try:
-        entries = json.loads(file[_LENGTH_BYTES:data_begin])
+        entries = json.loads(file[_LENGTH_BYTES:data_begin], object_pairs_hook=without_repetition)
         entries.pop("__metadata__", None)
         tensors = {name: _parse_entry(entry, data_begin) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -104,13 +106,34 @@ def _read_header(path: str, file: mmap.mmap | bytes, size: int) -> dict[str, Ten
         ) from error
     for name, info in tensors.items():
         _check_extent(path, name, info, data_begin, size)
+    _check_disjoint(path, tensors)
     return tensors
+
+
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a ValueError if a name is in it twice, of which Python would keep the last."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"'{name}' is in it twice")
+        found[name] = value
+    return found
 
 
 def _parse_entry(entry: dict, data_begin: int) -> TensorInfo:
     begin, end = entry["data_offsets"]
     shape = tuple(int(extent) for extent in entry["shape"])
     return TensorInfo(str(entry["dtype"]), shape, data_begin + int(begin), data_begin + int(end))
+
+
+def _check_disjoint(path: str, tensors: dict[str, TensorInfo]) -> None:
+    in_order = sorted(tensors.items(), key=lambda entry: (entry[1].begin, entry[1].end))
+    for (name, info), (next_name, following) in itertools.pairwise(in_order):
+        if following.begin < info.end:
+            raise CheckpointError(
+                f"file '{path}' has a damaged header: tensor '{next_name}' begins at byte {following.begin}, "
+                f"inside tensor '{name}', which ends at {info.end}; download it again."
+            )
 
 
 def _check_extent(path: str, name: str, info: TensorInfo, data_begin: int, size: int) -> None:

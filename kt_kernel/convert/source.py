@@ -70,11 +70,8 @@ class SourceLayer:
             with coded_experts(self.checkpoint, self.kind, self.location.base, self.shape) as expert:
                 yield expert
             return
-        self.checkpoint.will_need(self.tensors())
-        try:
+        with self.checkpoint.reading(self.tensors()):
             yield self._expert
-        finally:
-            self.checkpoint.drop_pages(self.tensors())
 
     def check(self) -> None:
         """Raise CheckpointError for what headers show to be wrong, before hours are spent on other layers.

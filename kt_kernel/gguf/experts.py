@@ -77,13 +77,10 @@ class GgufExperts:
         self, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
     ) -> Iterator[LayerExperts]:
         names = self._names.get(layer_idx, [])
-        self._model.will_need(names)
-        try:
+        with self._model.reading(names):
             yield self.views(
                 layer_idx, method, num_experts=num_experts, hidden=hidden, intermediate=intermediate
             )
-        finally:
-            self._model.drop_pages(names)
 
     def views(
         self, layer_idx: int, method: str, *, num_experts: int, hidden: int, intermediate: int
