@@ -10,6 +10,7 @@ Shapes: [layers, experts], or [steps, layers, experts], which are summed.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ def _read_npy(path: Path) -> Any:
 
 
 def _read_pt(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch explains how to run the code that is in the file
+        raise ValueError(
+            "it holds other things than tensors and numbers, and no code of a file is run"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {".pt": _read_pt, ".json": _read_json, ".npy": _read_npy}
