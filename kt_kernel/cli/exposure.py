@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 
 
-def exposure_warning(host: str | None, api_key: str | None) -> str | None:
+def exposure_warning(host: str | None, has_key: bool) -> str | None:
     """A sentence if a server at `host` answers other machines without a key, else None."""
-    if api_key or host in (None, "localhost"):
+    if has_key or host in (None, "localhost"):
         return None
     try:
         if ipaddress.ip_address(host).is_loopback:
@@ -15,6 +15,6 @@ def exposure_warning(host: str | None, api_key: str | None) -> str | None:
     except ValueError:
         pass  # a name: it may lead anywhere
     return (
-        f"--host {host} without --api-key: whoever reaches this machine can use the server, and change it; "
-        "give a key, or keep to 127.0.0.1 and a tunnel (doc/clients.md)"
+        f"--host {host} without --api-key-file: whoever reaches this machine can use the server, and change "
+        "it; give a key, or keep to 127.0.0.1 and a tunnel (doc/clients.md)"
     )

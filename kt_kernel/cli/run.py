@@ -18,6 +18,7 @@ import typer
 from kt_kernel.cli import planned, settings
 from kt_kernel.cli.machine import Machine, this_machine
 from kt_kernel.cli.model import Found, Model, find_model, planned_model
+from kt_kernel.cli.server_key import without_key
 from kt_kernel.cli.start import run_with_banner
 from kt_kernel.planning.errors import DoesNotFitError
 from kt_kernel.planning.plan import Fit
@@ -43,7 +44,8 @@ def dry_run(name: str, options: list[str], fit: Fit = Fit.REFUSE) -> DryRun:
     Raises:
         KTError: there is no such model, or it does not fit.
     """
-    found, options = planned_model(name), _with_settings(options)
+    found = planned_model(name)
+    options, key = without_key(_with_settings(options))
     made = _planned(found, options, fit)
     command = server_command(found.model, this_machine(), options, _flags(made))
     if made.plan is None:
@@ -53,6 +55,8 @@ def dry_run(name: str, options: list[str], fit: Fit = Fit.REFUSE) -> DryRun:
     if cache_root().is_dir():
         planned.keep(found.model, options, made)
     notice = f"kt: not here yet: kt model download {found.missing}" if found.missing else ""
+    if key:
+        notice = "\n".join(filter(None, [notice, "kt: the key is not in the command: give it in KT_API_KEY"]))
     text = "\n".join(filter(None, [_text(made), notice]))
     return DryRun(text, shlex.join(command), json.dumps(content, indent=1))
 
@@ -63,12 +67,13 @@ def serve(name: str, options: list[str], fit: Fit = Fit.REFUSE) -> int:
     Raises:
         KTError: the model or its weights cannot be used, or it does not fit.
     """
-    found, options = find_model(name), _with_settings(options)
+    found = find_model(name)
+    options, key = without_key(_with_settings(options))
     made = _planned(found, options, fit)
     command = server_command(found.model, this_machine(), options, _flags(made))
     typer.echo(_text(made), err=True)
     planned.keep(found.model, options, made)
-    return run_with_banner(found.model.served_name, command)
+    return run_with_banner(found.model.served_name, command, key)
 
 
 def _with_settings(options: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ _LOADING = "Load weight begin"
 # Answers to clients, and modules of SGLang for models that need packages which a CPU has no use for.
 _USUAL = re.compile(r'"(GET|POST|HEAD|PUT|DELETE) \S+ HTTP/|\[http_server\] Error:|Ignore import error')
 _TROUBLE = re.compile(
-    r"\b(error|critical|traceback|exception|killed|out of memory)\b|\w+Error\b", re.IGNORECASE
+    r"\b(error|critical|crashed|traceback|exception|killed|out of memory)\b|\w+Error\b", re.IGNORECASE
 )
 
 
@@ -48,8 +48,8 @@ def wants_file() -> bool:
 def new_log(port: str) -> tuple[Path, TextIO]:
     """An empty log for a server at `port`; what the last one there wrote is kept beside it as .1.
 
-    Only its owner may read it: SGLang writes its arguments, --api-key among them. A log is locked while a
-    process of its server lives, so a server that is started at a taken port gets a log with a number.
+    Only its owner may read it: requests may be in it. A log is locked while a process of its server lives, so
+    a server that is started at a taken port gets a log with a number.
 
     Raises:
         OSError: it cannot be made.

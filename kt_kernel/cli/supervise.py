@@ -16,6 +16,8 @@ import subprocess
 from types import FrameType
 from typing import TextIO
 
+from kt_kernel import server_files
+
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 15  # SGLang first finishes the running requests; an idle server ends in 2 to 5 s
@@ -63,6 +65,7 @@ def run_until_stopped(command: list[str], environment: dict[str, str], output: T
     status = server.wait()
     signal.alarm(0)
     _kill_session(server.pid)  # children that outlived the main process
+    server_files.sweep()
     if stop_requested:
         return 0
     return status if status >= 0 else 128 - status

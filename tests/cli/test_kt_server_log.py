@@ -39,7 +39,9 @@ def quiet_signals(monkeypatch):
 
 def run(ending: str, caplog: pytest.LogCaptureFixture, host: str = "127.0.0.1") -> tuple[int, list[str]]:
     caplog.set_level(logging.INFO, logger="kt_kernel")
-    status = start.run_with_banner("demo", [sys.executable, "-c", STAND_IN, ending, "--host", host, *OPTIONS])
+    status = start.run_with_banner(
+        "demo", [sys.executable, "-c", STAND_IN, ending, "--host", host, *OPTIONS], {}
+    )
     return status, caplog.messages
 
 
@@ -124,7 +126,6 @@ def test_a_second_server_at_a_port_leaves_the_log_of_the_running_one(
 
 
 def test_the_log_is_its_owners_alone(empty_cache):
-    """SGLang writes --api-key into it."""
     folder = empty_cache / "logs"
     folder.mkdir(parents=True)
     old = folder / "server-31000.log"

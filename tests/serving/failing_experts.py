@@ -1,4 +1,5 @@
-"""A plug-in for a test's server: when a file appears, CPU experts are asked once for one that there is not.
+"""A plug-in for a test's server: when a file appears, CPU experts are asked once for one that there is not,
+or SGLang's own code raises.
 
 `install` writes what makes SGLang find it beside ours; only servers with `environment` have it. The errors
 are the extension's own: of a task on its threads, or of the copy of an expert to the device.
@@ -10,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-COMPUTING, WRITING = "computing", "writing"
+COMPUTING, WRITING, MODEL, SAMPLER = "computing", "writing", "model", "sampler"
 
 _FOLDER = "TEST_FAILING_EXPERTS"
 
@@ -28,6 +29,11 @@ def switch(folder: Path, what: str = COMPUTING) -> Path:
 
 
 def register() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    runner = "sglang.srt.model_executor.model_runner.ModelRunner"
+    for name, what in (("forward", MODEL), ("sample", SAMPLER)):
+        HookRegistry.register(f"{runner}.{name}", _raising(what), HookType.BEFORE)
     from kt_kernel.calls.cpu_path import CpuPath
     from kt_kernel.hybrid.feed import Channel
 
@@ -43,6 +49,14 @@ def _told_to(what: str) -> bool:
         return False
     file.unlink()
     return True
+
+
+def _raising(what: str) -> Callable:
+    def raise_when_told_to(*_: object, **__: object) -> None:
+        if _told_to(what):
+            raise IndexError(f"{what} made to fail")
+
+    return raise_when_told_to
 
 
 def _computing(original: Callable) -> Callable:

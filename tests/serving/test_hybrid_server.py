@@ -16,6 +16,7 @@ import requests
 import torch
 from agreement import DECIDED_LOGIT_GAP, compare, served_continuation, served_prompt
 from answers import Answer, events, greedy, streamed
+from endings import kill_and_check, process_named
 from server import Server, kt_options, serving
 from texts import ENGLISH
 from transformers import AutoTokenizer
@@ -224,6 +225,35 @@ def test_requests_beside_a_failing_one_are_answered_or_told(server, alone, fail_
     assert alone[5].differs_from(greedy(server, PROMPTS[5], TOKENS), DECIDED_LOGIT_GAP) is None
 
 
+@pytest.mark.parametrize("what", [failing_experts.MODEL, failing_experts.SAMPLER])
+@pytest.mark.parametrize(
+    "wants", [{}, {"return_logprob": True, "top_logprobs_num": 2, "logprob_start_len": 0}]
+)
+def test_an_exception_of_sglangs_own_code_ends_its_batch_and_nothing_else(server, alone, folder, what, wants):
+    """In the middle of an answer, and in the middle of a prompt of several chunks."""
+    for prompt in (PROMPTS[4], ENGLISH[: 3 * CHUNK]):
+        forget(server)
+        failing_experts.switch(folder / "plugin", what).touch()
+        body = {"text": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": TOKENS}, **wants}
+        reply = requests.post(f"{server.url}/generate", json=body, timeout=60)
+        assert reply.status_code == 500 and f"IndexError: {what} made to fail" in reply.text, reply.text
+    after = greedy(server, PROMPTS[4], TOKENS)
+    assert after.cached == 0
+    assert alone[4].differs_from(after, DECIDED_LOGIT_GAP) is None
+
+
+@pytest.mark.parametrize("what", [failing_experts.MODEL, failing_experts.SAMPLER])
+def test_an_exception_between_two_tokens_ends_the_stream(server, alone, folder, what):
+    stream = events(server, PROMPTS[3], 400)
+    begun = list(itertools.islice(stream, 5))
+    failing_experts.switch(folder / "plugin", what).touch()
+    *_, last = stream
+    reason = last["meta_info"]["finish_reason"] if "meta_info" in last else last["error"]
+    assert "made to fail" in reason["message"]
+    assert len(begun[-1]["output_ids"]) < 400
+    assert alone[3].differs_from(greedy(server, PROMPTS[3], TOKENS), DECIDED_LOGIT_GAP) is None
+
+
 # ---- two ranks --------------------------------------------------------------------------------
 
 
@@ -242,9 +272,17 @@ def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_refe
         assert SENTENCE in refused(ranks, PROMPTS[6])
         answers.append(greedy(ranks, PROMPTS[6], TOKENS))
         report = ranks.report()
+        kill_and_check(
+            ranks, process_named(ranks, "scheduler_TP1"), "the process scheduler_1 of this server ended"
+        )
     wrong = [
         mine.differs_from(other, DECIDED_LOGIT_GAP) for mine, other in zip(alone[:7], answers, strict=True)
     ]
     assert wrong == [None] * 7
     assert agreement.holds(), str(agreement)
     assert report["experts_moved"] > 0 and report["prefill"]["chunks"] > 0
+
+
+def test_zz_a_detokenizer_that_dies_ends_the_server(server):
+    process = process_named(server, "detokenizer")
+    kill_and_check(server, process, "the process detokenizer of this server ended (exit code -9, SIGKILL")

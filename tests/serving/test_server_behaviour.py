@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from endings import addresses_listened_on, left_of, server_name
 from server import Server, kt_options, serving
 from texts import ENGLISH
 
@@ -95,10 +97,27 @@ def test_an_idle_server_leaves_the_cpu_alone(server):
     assert used / IDLE_SECONDS < 0.01, f"{used / IDLE_SECONDS:.2%} of a core"
 
 
+def test_it_listens_on_the_loopback_interface_alone(server):
+    """Stock SGLang's torch store on all interfaces lets anybody in the network replace its keys."""
+    addresses = addresses_listened_on(server)
+    assert len(addresses) >= 1
+    assert all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
+
+
+def test_a_web_page_may_not_ask(server):
+    """The browser asks the server first, and wants to be told that the page may."""
+    asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    answer = requests.options(f"{server.url}/generate", headers=asked, timeout=60)
+    assert "access-control-allow-origin" not in answer.headers
+
+
 def test_ctrl_c_leaves_no_process_no_port_and_no_stack_trace(server):
+    name = server_name(server)
+    assert left_of(name)
     server.interrupt()
     server.wait_until_gone(30)
     assert not server.is_listening()
+    assert not left_of(name)
     assert "Traceback" not in server.log_text()
 
 

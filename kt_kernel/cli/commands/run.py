@@ -40,6 +40,10 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Start also what does not fit, by the plan.")
     ] = False,
+    api_key_file: Annotated[
+        str,
+        typer.Option("--api-key-file", metavar="FILE", help="The key that clients must give; or KT_API_KEY."),
+    ] = "",
 ) -> None:
     """Start an OpenAI-compatible server: kt run demo --port 31000.
 
@@ -53,6 +57,8 @@ def run(
         raise typer.BadParameter(f"the model comes first: kt run demo {model} ...", param_hint="MODEL")
     if json and not dry_run:
         raise typer.BadParameter("it goes with --dry-run", param_hint="--json")
+    if api_key_file:
+        server_options += ["--api-key-file", api_key_file]
     fit = Fit.PLAN_ALL_THE_SAME if force else Fit.REFUSE
     if not dry_run:
         raise typer.Exit(running.serve(model, server_options, fit))

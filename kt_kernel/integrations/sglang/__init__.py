@@ -18,10 +18,15 @@ passes through these files in this order:
     device_backends.py   which of SGLang's GPU code computes some of the experts, and what is refused
     device_experts.py    SGLang's expert weights as slots that the hybrid engine can fill
     served_model.py      what the layers share: the hybrid model, and what becomes of its failures
+    batch_failures.py    an exception ends the requests of its batch
     serving_hooks.py     between the scheduler's steps: experts move, failed requests end, figures are told
     dense_weights.py     quantised checkpoints without a GPU: dense layers are decoded while they are loaded
     startup_failure.py   one sentence instead of a stack trace when a layer cannot be loaded
     interrupt.py         Ctrl-C without stack traces
+    one_host.py          the processes of a server on one host listen on its loopback interface
+    temporary_files.py   a server's files have its name; a child that dies ends it at once
+    deaths.py            what the end of a process means
+    access.py            the key of the server; which web pages may ask it
     cpu_fixes.py         repairs of SGLang's CPU path, hooked only on machines without a GPU
     cpu_speculation.py   the same for speculative decoding
     cpu_idle.py          an idle server on a CPU leaves the CPU alone

@@ -12,6 +12,7 @@ from typing import Any
 
 from kt_kernel.errors import CheckpointPathError, ConfigurationError, KTError
 from kt_kernel.formats.methods import AUTO, require_method
+from kt_kernel.integrations.sglang import access
 from kt_kernel.integrations.sglang.flags import FLAGS, NO_STATISTICS, STATISTICS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.model_file import serve_description
 
@@ -46,6 +47,7 @@ def read_flags(original: Callable, cls: type, arguments: argparse.Namespace) -> 
                 require_method(flags.method)
             _check_model_path(arguments.model_path)
             _check_port(arguments.host, arguments.port)
+            arguments.api_key = arguments.api_key or access.key_of_environment()
     except KTError as error:
         raise SystemExit(f"error: {error}") from None
     if arguments.kt_threadpool_count is None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from sglang.srt.plugins.hook_registry import HookType
 
 from kt_kernel.integrations.sglang import (
+    access,
+    batch_failures,
     cli,
     client_apis,
     cpu_fixes,
     cpu_idle,
     cpu_operators,
     cpu_speculation,
+    deaths,
     dense_weights,
     host_watch,
     layer_hooks,
+    one_host,
     recorded_decode,
     request_checks,
     serving_hooks,
+    temporary_files,
 )
 from kt_kernel.integrations.sglang.hooking import Hook
 from kt_kernel.integrations.sglang.status import routes, tokens
@@ -117,6 +122,12 @@ EVERYWHERE = (
         "an error of the CPU experts ends the requests of its batch, not the server",
     ),
     Hook(
+        "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation",
+        HookType.AROUND,
+        batch_failures.compute,
+        "an exception in one batch ends the server",
+    ),
+    Hook(
         "sglang.srt.managers.scheduler.Scheduler.process_batch_result",
         HookType.BEFORE,
         serving_hooks.process_batch_result,
@@ -141,6 +152,48 @@ EVERYWHERE = (
         HookType.AROUND,
         serving_hooks.record_distribution,
         "SGLang's recorder does not know where experts are, and ends the server if it is not turned on",
+    ),
+    Hook(
+        "torch.distributed.rendezvous._create_c10d_store",
+        HookType.AROUND,
+        one_host.store,
+        "the store of ranks on one host listens on all interfaces, to whoever asks",
+    ),
+    Hook(
+        "sglang.srt.managers.load_snapshot.shm_path_for",
+        HookType.AFTER,
+        temporary_files.own_name,
+        "what a killed server leaves in shared memory says nowhere whose it was",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.engine._scheduler_died_error",
+        HookType.AFTER,
+        deaths.tell_at_start,
+        "whatever the exit code, the out-of-memory killer is named",
+    ),
+    Hook(
+        "sglang.srt.utils.watchdog.SubprocessWatchdog._check_processes",
+        HookType.BEFORE,
+        deaths.tell,
+        "an exit code is no reason",
+    ),
+    Hook(
+        "sglang.srt.sampling.watermarking.core.redact_watermark_secrets",
+        HookType.AFTER,
+        access.hide,
+        "the key of the server is in its log, and /server_info tells it",
+    ),
+    Hook(
+        "sglang.srt.sampling.watermarking.core.redact_watermark_command_line",
+        HookType.AFTER,
+        access.hide_on_command_line,
+        "/server_info shows the command line, with the key",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        HookType.BEFORE,
+        access.close_to_web_pages,
+        "every web page that somebody visits on this machine may ask the server",
     ),
     Hook(
         "sglang.srt.model_loader.loader.DefaultModelLoader._get_weights_iterator",

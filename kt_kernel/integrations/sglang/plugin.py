@@ -38,6 +38,7 @@ def _register() -> None:
         hooks,
         interrupt,
         startup,
+        temporary_files,
     )
 
     hooking.register(hooks.EVERYWHERE)
@@ -49,5 +50,6 @@ def _register() -> None:
             hooking.register(hooks.CPU_OPERATORS)
     register_resolution_hook(startup.PIPELINE_STEP)(startup.configure)
     engine_arguments.install()
+    temporary_files.use_names()
     if _kt_is_asked_for():
         interrupt.stop_quietly()

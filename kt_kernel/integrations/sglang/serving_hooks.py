@@ -11,6 +11,7 @@ from typing import Any
 
 from kt_kernel.errors import FeatureUnavailableError, KTError
 from kt_kernel.hybrid.recording import DistributionRecorder
+from kt_kernel.integrations.sglang import batch_failures
 from kt_kernel.integrations.sglang.served_model import ServedModel, served_models
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.startup_failure import reported
@@ -71,6 +72,8 @@ def run_batch(original: Callable, scheduler: Any, batch: Any, *arguments: Any, *
     scheduler puts its keys and values into the prefix cache, where other requests would find them.
     """
     result = original(scheduler, batch, *arguments, **options)
+    if (failure := batch_failures.take()) is not None:
+        _end(scheduler, batch, failure)
     for served in served_models():
         if not served.is_asynchronous:
             _end_if_failed(served, scheduler, [batch])

@@ -18,7 +18,9 @@ from kt_kernel.integrations.sglang import (
     device_backends,
     hooking,
     numa_binding,
+    one_host,
     recurrent_states,
+    temporary_files,
 )
 from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTRIBUTE
 from kt_kernel.integrations.sglang.draft import with_draft
@@ -91,6 +93,8 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     )
     _leave_prefill_uncaptured(server_args, options)
     numa_binding.leave_to_engine(options)
+    one_host.choose_environment(options)
+    temporary_files.choose_environment(server_args)
     if options.device == "cpu":
         declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
         cpu_defaults.choose_environment(options)
