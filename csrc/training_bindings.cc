@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "training/backward_pass.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
