@@ -41,6 +41,18 @@ def test_a_use_is_a_hit_under_the_placement_of_its_time():
     assert statistics.hits(layer.tables(CPU)) == (4, 7), "asking counts nothing"
 
 
+def test_uses_that_the_cpu_counted_are_uses_and_no_hits_and_forgotten_ones_are_none():
+    layer = LayerPlacement(Placement.initial(torch.tensor([True, False, False])))
+    statistics = LayerStatistics(3)
+    uses = [5, 0, 7]
+    statistics.count_from(lambda: uses)
+    statistics.forget()
+    uses = [6, 2, 7]
+    statistics.count(torch.tensor([[0, 1]]))
+    assert statistics.totals().tolist() == [2, 3, 0]
+    assert statistics.hits(layer.tables(CPU)) == (1, 5)
+
+
 def test_hits_with_nothing_on_the_device():
     layer = LayerPlacement(Placement(0, (EMPTY,), num_experts=3))
     statistics = LayerStatistics(3)

@@ -71,3 +71,16 @@ def test_engines_count_for_themselves():
     run(*layer_and_call(engine))
     assert engine.stats()["calls"] == 1
     assert other.stats()["calls"] == 0
+
+
+def test_a_layer_counts_the_uses_that_the_cpu_computed_and_no_others():
+    layer, call = layer_and_call(ext.Engine(2))
+    call.ids[0], call.ids[1, 0] = [-1, 2], -1
+    mask = np.array([0, 1, 0, 0], np.uint8)  # expert 1 is on the device
+    for _ in range(2):
+        run(layer, call)
+    counted = np.bincount(call.ids[call.ids >= 0], minlength=4)
+    assert layer.expert_uses == (2 * counted).tolist()
+    layer.set_expert_mask(mask.ctypes.data)
+    run(layer, call)
+    assert layer.expert_uses == (3 * counted - mask * counted).tolist()
