@@ -31,6 +31,7 @@ def run_with_banner(name: str, command: list[str], key: Mapping[str, str]) -> in
     )
     url = base_url(host or "127.0.0.1", port or "unknown")
     log.info("%s/v1 answers when it is ready; Ctrl-C stops it", url)
+    log.info("%s/kt shows it in a browser", url)
     warning = exposure_warning(host, has_key(environment))
     if warning is not None:
         log.warning("warning: %s", warning)

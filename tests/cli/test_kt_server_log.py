@@ -50,12 +50,13 @@ def test_a_start_is_a_few_lines_and_the_rest_is_in_the_file(monkeypatch, caplog,
     status, lines = run("serve", caplog)
     log = empty_cache / "logs" / "server-31000.log"
     assert status == 0
-    assert lines[:3] == [
+    assert lines[:4] == [
         "starting demo: method BF16, 2 threads",
         "http://127.0.0.1:31000/v1 answers when it is ready; Ctrl-C stops it",
+        "http://127.0.0.1:31000/kt shows it in a browser",
         f"log: {log}",
     ]
-    assert lines[3] == "loading the weights" and lines[4].startswith("ready after ") and len(lines) == 5
+    assert lines[4] == "loading the weights" and lines[5].startswith("ready after ") and len(lines) == 6
     assert len(log.read_text().splitlines()) == 253
 
 
@@ -75,7 +76,7 @@ def test_where_nobody_watches_the_log_goes_where_it_went(
 ):
     monkeypatch.delenv(server_log.SWITCH, raising=False)
     status, lines = run("serve", caplog)
-    assert status == 0 and len(lines) == 2 and not empty_cache.exists()
+    assert status == 0 and len(lines) == 3 and not empty_cache.exists()
     assert len(capfd.readouterr().out.splitlines()) == 253
 
 
@@ -88,7 +89,7 @@ def test_a_log_that_cannot_be_made_does_not_keep_the_server_from_starting(
     status, lines = run("serve", caplog)
     assert status == 0
     assert (
-        lines[2].startswith("warning: no log file, so the log comes here: ") and str(empty_cache) in lines[2]
+        lines[3].startswith("warning: no log file, so the log comes here: ") and str(empty_cache) in lines[3]
     )
     assert len(capfd.readouterr().out.splitlines()) == 253
 
