@@ -159,12 +159,10 @@ FLAGS = (
     Flag(
         "cpu_ranks",
         "--kt-cpu-ranks",
-        {
-            "choices": CPU_RANKS,
-            "default": AUTO_RANKS,
-            "help": "With several ranks: auto, each computes its share of the experts on the CPU, on cores "
-            "of its own; first, rank 0 computes all of them.",
-        },
+        "with several ranks: `auto`, each computes its share of the experts on the CPU; `first`, rank 0 all "
+        "of them",
+        "`auto`",
+        {"choices": CPU_RANKS, "default": AUTO_RANKS},
     ),
     Flag(
         "record_gpu_expert_distribution",
