@@ -65,11 +65,13 @@ def _figures(before: Reading, now: Reading) -> list[tuple[str, str]]:
     seconds = now.time - before.time
     experts = ("experts", _experts(report))
     cpu = ("CPU", _cpu(earlier["cpu"], report["cpu"], seconds))
+    tokens = [("tokens", _tokens(earlier, report, seconds))] if "tokens" in report else []
     if not has_slots(report):
-        return [experts, ("prefill", _prefill(report["prefill"])), cpu]
+        return [experts, *tokens, ("prefill", _prefill(report["prefill"])), cpu]
     hits = f"{percent(recent_hit_rate([earlier], [report]))} now, {percent(report['hit_rate'])} in all"
     return [
         experts,
+        *tokens,
         ("hit rate", hits),
         ("moved", f"{report['experts_moved']} experts in {report['updates']} updates"),
         ("copied", _copied(earlier, report, seconds)),
@@ -110,6 +112,18 @@ def _cpu(earlier: dict[str, Any], cpu: dict[str, Any], seconds: float) -> str:
     speed = f"{cpu['gb_per_s']:.1f} GB/s" if cpu["gb_per_s"] is not None else "nothing"
     recent = f"{read / busy / 1e9:.1f} GB/s" if busy > 0 else "idle"
     return f"{recent} in {calls} calls, busy {percent(share)}; {speed} in all of {cpu['calls']} calls"
+
+
+def _tokens(earlier: Report, report: Report, seconds: float) -> str:
+    """Of a server; a model of transformers has no such counters."""
+    now, before = report["tokens"], earlier["tokens"]
+    rates = [
+        "-" if seconds <= 0 else f"{(now[kind] - before[kind]) / seconds:.1f}"
+        for kind in ("output", "prompt")
+    ]
+    prompts = now["prompt"] + now["cached"]
+    found = percent(now["cached"] / prompts if prompts else None)
+    return f"{rates[0]}/s written, {rates[1]}/s of prompts; {found} of prompts in the prefix cache"
 
 
 def _misses(report: Report) -> str:

@@ -50,6 +50,16 @@ REPORT = {
 }
 
 
+TOKENS = {"prompt": 3000, "cached": 1000, "output": 500}
+
+
+def test_tokens_of_a_server_are_rates_and_the_share_that_the_prefix_cache_had():
+    now = later() | {"tokens": TOKENS | {"output": 560, "prompt": 3100}}
+    shown = text_of(REPORT | {"tokens": TOKENS}, now)
+    assert "30.0/s written, 50.0/s of prompts; 24.4 % of prompts in the prefix cache" in shown
+    assert "written" not in text_of(REPORT, later())
+
+
 def later() -> dict:
     """Two seconds after REPORT: 200 experts used, 150 of them on the device."""
     report = copy.deepcopy(REPORT)
