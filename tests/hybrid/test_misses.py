@@ -49,3 +49,13 @@ def test_the_experts_that_cost_the_cpu_most_are_fetched():
 
 def test_without_cold_experts_nothing_is_fetched():
     assert split_misses({}, lambda tokens: 1.0, fetch_seconds=1.0, most=8) == ()
+
+
+def test_what_is_as_soon_done_without_fetching_is_not_fetched():
+    assert split_misses({1: 1}, lambda tokens: 1.0, fetch_seconds=1.0, most=8) == ()
+    assert split_misses({1: 5, 2: 1, 3: 1}, lambda tokens: tokens, fetch_seconds=1.0, most=8) == (1,)
+
+
+def test_of_experts_that_cost_the_same_the_first_are_fetched():
+    """All ranks must choose the same ones, whatever order they count in."""
+    assert split_misses({3: 4, 1: 4, 2: 4}, lambda tokens: tokens, fetch_seconds=1.0, most=1) == (1,)

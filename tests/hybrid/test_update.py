@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -207,6 +207,50 @@ def test_no_pass_reads_a_slot_that_is_being_written():
     updater.begin_step()
     layer.forward(torch.arange(EXPERTS).view(-1, TOP_K))
     assert {20, 21, 22, 23} <= set(layer.placement.current.experts)
+
+
+class _NotThereYet:
+    """The event behind copies that the device has still to do; notes what was current when it was waited
+    for.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self.seen: list[frozenset[int]] = []
+
+    def wait(self) -> None:
+        self.seen.append(frozenset(self._layer.placement.current.experts))
+
+
+def test_a_pass_waits_for_the_copies_before_it_uses_their_slots():
+    layer = Layer()
+    layer.forward(FAVOURITES)
+    updater = updater_of(layer)
+    event = _NotThereYet(layer)
+    updater._context.copies = SimpleNamespace(start=lambda job: _done((job(), event)))
+    updater.begin_step()
+    assert event.seen == []
+    updater.begin_step()
+    (before,) = event.seen
+    assert not before & {20, 21, 22, 23} and {20, 21, 22, 23} <= set(layer.placement.current.experts)
+
+
+def _done(result: object) -> Future:
+    future: Future = Future()
+    future.set_result(result)
+    return future
+
+
+def test_uses_are_hits_of_the_placement_under_which_they_were_computed():
+    layer = Layer()
+    layer.forward(torch.arange(CAPACITY).view(-1, TOP_K))  # all on the device
+    layer.forward(FAVOURITES)  # none
+    updater = updater_of(layer)
+    for _ in range(2):
+        updater.begin_step()
+        wait_for_copy(updater)
+    assert set(layer.placement.current.experts) != set(range(CAPACITY)), "nothing moved"
+    assert layer.statistics.hits(layer.placement.tables(CPU)) == (CAPACITY, CAPACITY + FAVOURITES.numel())
 
 
 def test_passes_and_copies_run_side_by_side_without_a_wrong_read():

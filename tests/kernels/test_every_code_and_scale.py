@@ -209,11 +209,9 @@ def test_extreme_scales_of_either_sign(format, part):
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("format", CODED, ids=str)
+@pytest.mark.parametrize("format", [format for format in CODED if format.scale_kind != "ue8m0"], ids=str)
 def test_scales_of_zero_make_zeros(format, part):
     """Where the format has a zero: ue8m0 does not."""
-    if format.scale_kind == "ue8m0":
-        return
     size = format.fit(SIZE)
     scales = np.zeros((1, *format.scales_shape(size, size)), format.stored_scales(np.ones(1)).dtype)
     matrix = format.matrix(all_codes(format, size), scales)

@@ -168,3 +168,17 @@ def test_loading_again_replaces_the_weights(format):
     assert_equal(run(layer, call), reference(first, call).astype(np.float32))
     load(layer, second)
     assert_equal(run(layer, call), reference(second, call).astype(np.float32))
+
+
+@pytest.mark.parametrize("format", ONE_PER_PATH, ids=str)
+def test_few_tokens_left_over_from_a_crowd_are_exact(format):
+    """One expert's tokens are computed in blocks, and what is left over as few tokens are, whose columns are
+    added to in several calls where there are many.
+    """
+    hidden, intermediate = format.fit(576), format.fit(64)
+    experts = integer_experts(3, 1, hidden, intermediate, format)
+    call = integer_call(2, experts, 516, top_k=1)
+    expected = reference(experts, call)
+    layer = build_layer(ENGINE, experts, max_tokens=516)
+    for tokens in range(513, 517):
+        assert_equal(run(layer, call.rows(slice(tokens))), expected[:tokens].astype(np.float32))

@@ -26,6 +26,7 @@ from kt_kernel.errors import (
     KTError,
 )
 from kt_kernel.integrations.transformers import ExpertOptions, loading
+from kt_kernel.integrations.transformers.experts import HybridExperts
 
 _SMALL = {
     "vocab_size": 64,
@@ -189,7 +190,7 @@ def test_layer_that_cannot_be_decoded_is_named(tiny_checkpoint, tmp_path):
 
 
 def test_experts_of_another_model_are_refused(tiny_checkpoint):
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="from the same model"):
         load(tiny_checkpoint("qwen3_moe"), weight_path=tiny_checkpoint("mixtral"))
 
 
@@ -198,6 +199,15 @@ def test_gradients_are_refused_instead_of_being_wrong(tiny_checkpoint):
     embeddings = model.get_input_embeddings()(torch.arange(5)[None]).requires_grad_()
     with pytest.raises(InputError, match="gradients were asked for"):
         model(inputs_embeds=embeddings)
+
+
+def test_gradients_of_router_weights_alone_are_refused_too(tiny_checkpoint):
+    model = load(tiny_checkpoint("qwen3_moe"))
+    experts = next(module for module in model.modules() if isinstance(module, HybridExperts))
+    hidden = torch.zeros(2, model.config.hidden_size)
+    ids = torch.zeros(2, model.config.num_experts_per_tok, dtype=torch.int64)
+    with pytest.raises(InputError, match="gradients were asked for"):
+        experts(hidden, ids, torch.ones(ids.shape).requires_grad_())
 
 
 def test_loading_an_unloaded_placeholder_is_impossible_to_miss(tiny_checkpoint):
