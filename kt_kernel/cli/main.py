@@ -11,11 +11,23 @@ from typing import Annotated
 
 import typer
 
-from kt_kernel.cli.commands import bench, chat, completion, config, doctor, model, quant, run, top, version
+from kt_kernel.cli.commands import (
+    bench,
+    chat,
+    completion,
+    config,
+    doctor,
+    model,
+    quant,
+    run,
+    sft,
+    top,
+    version,
+)
 from kt_kernel.cli.commands.base import group
 from kt_kernel.cli.settings import command_defaults, config_file
 
-COMMANDS = (run, model, chat, top, doctor, bench, quant, config, completion, version)
+COMMANDS = (run, model, chat, top, doctor, bench, quant, sft, config, completion, version)
 """In the order of `kt --help`."""
 
 # Their options have defaults in the user's file; the others work whatever state it is in.
