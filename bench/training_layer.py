@@ -1,11 +1,11 @@
-"""Milliseconds of training one MoE layer: forward, forward + backward with a LoRA on every expert, their ratio.
+"""Milliseconds of training one MoE layer: forward, and forward + backward with a LoRA on every expert.
 
 `serving` is the layer's forward as inference runs it (the fastest activations), `forward` that of training
-with the LoRA and nothing saved, `both` a forward that saves and the backward pass with gradients of hidden
-states, routing weights and the LoRA. The three alternate; figures are medians of the rounds, or with --best
-the fastest, for a machine that is not quiet. `lower` is `both` without a LoRA, hidden states and routing alone.
+with the LoRA and nothing saved, `both` a forward that saves and a backward with the gradients of hidden
+states, routing weights and the LoRA; the ratio is both / forward. `without LoRA`: the same two without any.
+Calls alternate; figures are medians of the rounds, or with --best the fastest, for a machine that is busy.
 
-    python bench/training_layer.py                       # BF16, AMXINT8, AMXINT4, 1024 tokens, shape S, rank 8
+    python bench/training_layer.py                  # BF16, AMXINT8, AMXINT4, 1024 tokens, shape S, rank 8
     python bench/training_layer.py --method FP8 --rank 64 --tokens 64,1024 --threads 1
 """
 

@@ -39,7 +39,7 @@ if [ "$sanitizers" = thread ]; then
 else
   tests=(test_exact_on_integers.py test_every_code_and_scale.py test_error_is_small.py test_integer_sums.py
     test_special_values.py test_swiglu.py test_gguf_panels.py test_gguf_blocks.py test_write_expert.py
-    test_bad_arguments.py test_bad_weights.py test_queue.py test_device_stream.py)
+    test_bad_arguments.py test_bad_weights.py test_training.py test_queue.py test_device_stream.py)
 fi
 extension=$(echo "$build"/kt_kernel_ext.*.so)
 export KT_TEST_EXTENSION="$extension" KT_TEST_SWEEP=small

@@ -42,7 +42,7 @@ BackwardPass::BackwardPass(Engine& engine, const LayerConfig& config, const Expe
   if (args.lora != nullptr) lora_.emplace(*args.lora, config.shape, routing.experts(), engine.pools(), buffers.lora);
   const int threads = engine.pools().threads();
   const int panels = config.shape.hidden_panels();
-  hidden_strip_panels_ = std::clamp(panels / (kStripsPerThread * threads), 1, gate_.strip_panels());
+  hidden_strip_panels_ = std::clamp(panels / (kStripsPerThread * threads), 1, TransposedGemm::kMostStripPanels);
 
   const RowFormat format(down_.kernels().activation, weights.layout(Projection::kDown));
   const size_t output_stride = format.stride(config.shape.hidden_padded());
@@ -94,7 +94,7 @@ BackwardPass::Strip BackwardPass::strip_of(const TransposedGemm& gemm, int index
 void BackwardPass::run() {
   const int experts = static_cast<int>(routing_.experts().size());
   const int tokens = args_.routing.tokens;
-  const int inner_strips = ceil_div(down_.column_panels(), down_.strip_panels());
+  const int inner_strips = ceil_div(down_.column_panels(), TransposedGemm::kMostStripPanels);
   const bool gradients = args_.lora_gradients != nullptr;
   const bool gate_up_rows_needed = lora_ && (gradients || args_.hidden_gradient != nullptr);
   std::optional<LoraGradientPieces> lora_gradients;
@@ -166,10 +166,10 @@ void BackwardPass::add_thin(Projection which, const ActiveExpert& expert, const 
 
 // dh of an expert's rows and a strip of intermediate columns, and what it becomes there.
 void BackwardPass::inner(const Worker& worker, int piece) {
-  const int strips = ceil_div(down_.column_panels(), down_.strip_panels());
+  const int strips = ceil_div(down_.column_panels(), TransposedGemm::kMostStripPanels);
   const size_t index = piece / strips;
   const ActiveExpert& expert = routing_.experts()[index];
-  const Strip strip = strip_of(down_, piece % strips, down_.strip_panels());
+  const Strip strip = strip_of(down_, piece % strips, TransposedGemm::kMostStripPanels);
   WorkerScratch& scratch = engine_.scratch(worker.index);
   float* const sums = scratch.gate.as<float>();
   down_.multiply(scratch, expert.expert, strip,
