@@ -24,9 +24,11 @@ from kt_kernel.planning.measured_shares import (
     GPU_READ,
     LAYER_SECONDS,
     STEP_SECONDS,
+    SUM_SECONDS,
     shares_of,
 )
 from kt_kernel.planning.model_facts import ModelFacts
+from kt_kernel.planning.spread import Spread
 from kt_kernel.planning.user_options import UserOptions
 
 PROMPT = 1024
@@ -65,7 +67,9 @@ def expected_speeds(
     limits = _with_threads(machine, options)
     if gpu is None:
         dense = dense_storage.on_cpu(facts, options, dtype)
-        return _cpu_prefill(facts, machine, dense, limits), _cpu_decode(facts, machine, dense, limits)
+        spread = Spread.of(options)
+        decode = _cpu_decode(facts, machine, dense, limits, spread)
+        return _cpu_prefill(facts, machine, dense, limits, spread), decode
     return _gpu_prefill(facts, machine, gpu, limits), _gpu_decode(facts, machine, gpu, limits)
 
 
@@ -86,9 +90,16 @@ def _with_threads(machine: MachineFacts, options: UserOptions) -> _CpuLimits:
 
 
 def _cpu_decode(
-    facts: ModelFacts, machine: MachineFacts, dense: dense_storage.DenseStorage, limits: _CpuLimits
+    facts: ModelFacts,
+    machine: MachineFacts,
+    dense: dense_storage.DenseStorage,
+    limits: _CpuLimits,
+    spread: Spread,
 ) -> Speed:
-    experts = facts.expert_bytes * facts.sizes.top_k / facts.sizes.experts
+    """Hosts that share a layer are taken to be as fast as this one."""
+    read_at_once = spread.hosts_of_a_layer
+    experts = facts.expert_bytes * facts.sizes.top_k / facts.sizes.experts / read_at_once
+    others = dense.read / read_at_once
     expert_rate = limits.read * shares_of(facts.method, machine.variant).read
     dense_rate = limits.read * _dense_read(dense.format, machine.variant)
     return _speed(
@@ -99,24 +110,37 @@ def _cpu_decode(
                 f"reading {_size(experts)} of experts for each token at {_rate(expert_rate)}",
             ),
             _Part(
-                dense.read / dense_rate,
-                f"reading {_size(dense.read)} of other weights for each token at {_rate(dense_rate)}",
+                others / dense_rate,
+                f"reading {_size(others)} of other weights for each token at {_rate(dense_rate)}",
             ),
             _Part(STEP_SECONDS + facts.sizes.layers * LAYER_SECONDS, "small operators and the scheduler"),
+            _Part(_exchange_seconds(facts, spread), "sums over the ranks"),
         ],
     )
 
 
+def _exchange_seconds(facts: ModelFacts, spread: Spread) -> float:
+    """Of a step: two sums over the ranks in each layer, and a hidden state from stage to stage and back."""
+    sums = 2 * facts.sizes.layers if spread.ranks > 1 else 0
+    return (sums + (spread.stages if spread.stages > 1 else 0)) * SUM_SECONDS
+
+
 def _cpu_prefill(
-    facts: ModelFacts, machine: MachineFacts, dense: dense_storage.DenseStorage, limits: _CpuLimits
+    facts: ModelFacts,
+    machine: MachineFacts,
+    dense: dense_storage.DenseStorage,
+    limits: _CpuLimits,
+    spread: Spread,
 ) -> Speed:
-    experts = _cpu_experts(facts, machine, limits, PROMPT)
+    at_once = spread.hosts_of_a_layer
+    whole = _cpu_experts(facts, machine, limits, PROMPT)
+    experts = _Part(whole.seconds / at_once, whole.bound)
     share = (
         _FLOAT32_MULTIPLY if dense.format == "float32" else shares_of(dense.format, machine.variant).multiply
     )
     operations = 2 * PROMPT * facts.read_dense_parameters
     other = _Part(
-        operations / (limits.multiply * share),
+        operations / at_once / (limits.multiply * share),
         f"multiplying other weights at {_operations(limits.multiply * share)}",
     )
     return _speed(PROMPT, [experts, other, _Part(STEP_SECONDS, "the scheduler")])

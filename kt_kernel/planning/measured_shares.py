@@ -56,6 +56,12 @@ STEP_SECONDS = 1.3e-3
 LAYER_SECONDS = 60e-6
 """Of a layer's small operators and barriers on a CPU (doc/operators.md: attention, norms, router)."""
 
+SUM_SECONDS = 0.2e-3
+"""Of a sum of one token's hidden state over two ranks, by gloo through loopback: the least of 1000 on a busy
+machine, for 7168 and 2048 numbers alike; the middle was 0.4 (bench/rank_sums.py, two cores of a Zen 4,
+2026-11-30).
+"""
+
 # Beside a GPU. None of these has been measured by us: the machines that we have hold none.
 GPU_READ = 0.70
 GPU_MULTIPLY = 0.50

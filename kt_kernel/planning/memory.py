@@ -13,6 +13,7 @@ from kt_kernel.planning.gpu_plan import GpuPlan
 from kt_kernel.planning.machine_facts import MachineFacts, Node
 from kt_kernel.planning.model_facts import GGUF, ModelFacts
 from kt_kernel.planning.requests import kept_states, kv_bytes
+from kt_kernel.planning.spread import Spread
 from kt_kernel.planning.user_options import UserOptions
 
 RAM, DISK = "RAM", "disk"
@@ -80,6 +81,7 @@ def memory_rows(
     gpu: GpuPlan | None,
 ) -> Memory:
     """What takes memory where; `check_memory` says whether there is as much."""
+    spread = Spread.of(options)
     rows = list(_expert_rows(facts, machine, options))
     if not options.has("--kt-gguf-mmap"):
         rows.append(Row("while loading: a layer", RAM, facts.bytes_per_layer))
@@ -89,13 +91,14 @@ def memory_rows(
         rows += _gpu_rows(machine, gpu)
         return Memory(tuple(row for row in rows if row.bytes), gpu.kv_tokens)
     dense = dense_storage.on_cpu(facts, options, dtype)
-    rows.append(Row(f"other weights ({dense.format})", RAM, dense.total))
-    ranks, width = options.integer("--tp-size") or 1, _width(options, dtype)
-    rows.append(Row("processes", RAM, PROCESS_BYTES * ranks))
+    rows.append(Row(f"other weights ({dense.format})", RAM, dense.total / spread.hosts))
+    width = _width(options, dtype)
+    rows.append(Row("processes", RAM, PROCESS_BYTES * spread.processes))
+    ranks = spread.ranks
     states = kept_states(facts, options, ranks, width, machine.available_bytes)
-    rows.append(Row(f"states of requests, {states.number}", RAM, ranks * states.bytes))
+    rows.append(Row(f"states of requests, {states.number}", RAM, ranks * states.bytes / spread.hosts))
     of_a_rank = kv_bytes(facts.sizes, ranks, width)
-    per_token = ranks * of_a_rank
+    per_token = ranks * of_a_rank / spread.hosts
     wanted = tokens = _kv_tokens(facts, machine, options, of_a_rank)
     if not options.has("--max-total-tokens"):
         left = usable(machine) - main_memory(rows)
@@ -122,7 +125,8 @@ def _expert_rows(facts: ModelFacts, machine: MachineFacts, options: UserOptions)
     nodes = used_nodes(machine, options)
     for node in nodes:
         place = RAM if len(machine.nodes) == 1 else node_place(node)
-        yield Row(f"experts ({facts.method})", place, facts.expert_bytes / len(nodes))
+        here = facts.expert_bytes / Spread.of(options).hosts
+        yield Row(f"experts ({facts.method})", place, here / len(nodes))
 
 
 def _gpu_rows(machine: MachineFacts, gpu: GpuPlan) -> Iterable[Row]:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import requests
@@ -44,10 +44,18 @@ def kt_options(weights: Path, device_experts: int = 0) -> list[str]:
 
 
 class Server:
-    """One server process in a process group of its own, as a shell would start it."""
+    """One server process in a process group of its own, as a shell would start it.
+
+    `inside`: what the command line begins with, such as to run on another host.
+    """
 
     def __init__(
-        self, model: Path, log: Path, options: list[str], environment: Mapping[str, str] | None = None
+        self,
+        model: Path,
+        log: Path,
+        options: list[str],
+        environment: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -55,7 +63,7 @@ class Server:
         command = ["-m", "sglang.launch_server", "--model", str(model), "--port", str(self.port), *options]
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *command],
+                [*inside, sys.executable, *command],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -144,10 +152,14 @@ def _describe(process: int) -> str:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, log: Path, *options: str, environment: Mapping[str, str] | None = None
+    model: Path,
+    log: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    inside: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A healthy server for the duration of the block."""
-    server = Server(model, log, list(options), environment)
+    server = Server(model, log, list(options), environment, inside)
     try:
         server.wait_until_healthy()
         yield server

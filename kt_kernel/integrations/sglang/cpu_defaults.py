@@ -56,7 +56,7 @@ def choose_environment(options: Any) -> None:
     if not envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.is_set():
         envs.SGLANG_OPT_USE_BF16_ROUTER_GEMM.set(False)
     ranks = ranks_of_a_host(options)
-    if ranks > 1:
+    if ranks * options.nnodes > 1:
         parts = cores_of_processes(kt_kernel_ext.topology(), ranks)
         os.environ.setdefault(CORES_OF_RANKS, as_sglang_reads(parts))
         # Otherwise each rank's torch has a thread for every core, and they spin against each other.

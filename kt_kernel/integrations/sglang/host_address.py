@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import socket
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_SAID = ("SGLANG_HOST_IP", "HOST_IP")  # what SGLang takes instead of the address of the first network
+
+
+def choose(options: Any) -> None:
+    """For this process and its children: SGLang's ranks meet on the network of --dist-init-addr. `options`:
+    SGLang's.
+    """
+    if options.nnodes == 1 or not options.dist_init_addr or any(map(os.environ.get, _SAID)):
+        return
+    with contextlib.suppress(OSError):  # SGLang says what is wrong with such a name
+        os.environ[_SAID[0]] = own_address(host_of(options.dist_init_addr))
+        logger.info("the hosts know this one as %s; set %s to change that", os.environ[_SAID[0]], _SAID[0])
 
 
 def own_address(peer: str) -> str:

@@ -17,6 +17,7 @@ from kt_kernel.integrations.sglang import (
     dense_weights,
     device_backends,
     hooking,
+    host_address,
     numa_binding,
     one_host,
     recurrent_states,
@@ -95,6 +96,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     numa_binding.leave_to_engine(options)
     one_host.choose_environment(options)
     temporary_files.choose_environment(server_args)
+    host_address.choose(options)
     if options.device == "cpu":
         declare_resolution(server_args, SOURCE, **cpu_defaults.choose(options, model))
         cpu_defaults.choose_environment(options)

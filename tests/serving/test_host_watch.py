@@ -1,0 +1,78 @@
+"""A host that is gone ends the others with a sentence; one that is only slow does not; strangers stay out."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from kt_kernel.integrations.sglang import host_watch
+from kt_kernel.integrations.sglang.host_address import own_address
+from kt_kernel.integrations.sglang.host_watch import HostWatch
+
+_LONG = 60  # far more than anything here takes on a busy machine
+TOKEN = b"0123456789abcdef"
+
+
+@pytest.fixture
+def ends():
+    """The watched end of a connection, the other host's, and what is set when the server would end."""
+    mine, other = socket.socketpair()
+    ended = threading.Event()
+    yield mine, other, ended
+    mine.close()
+    other.close()
+
+
+def test_a_connection_that_closes_ends_the_server_with_a_sentence(ends, caplog):
+    mine, other, ended = ends
+    HostWatch(mine, "host 1 (10.0.0.2)", ended.set, to_end=0)
+    other.close()
+    assert ended.wait(_LONG)
+    assert "host 1 (10.0.0.2) has ended, so this server ends, too" in caplog.text
+
+
+def test_silence_ends_the_server_though_nothing_is_closed(ends, caplog):
+    mine, other, ended = ends
+    other.sendall(b".")
+    HostWatch(mine, "host 1 (10.0.0.2)", ended.set, silence=2)
+    assert ended.wait(_LONG)
+    assert "host 1 (10.0.0.2) has not been heard for 2 s, so this server ends" in caplog.text
+
+
+def test_two_ends_that_hear_each_other_go_on(ends, caplog):
+    mine, other, ended = ends
+    HostWatch(mine, "host 1", ended.set, silence=4)
+    HostWatch(other, "host 0", ended.set, silence=4)
+    time.sleep(6)  # longer than either would wait for the other
+    assert not ended.is_set()
+    assert not caplog.records
+
+
+def _met(introductions: list[bytes], monkeypatch) -> list[str]:
+    """The names of the hosts that are watched after these said who they are."""
+    watched: list[str] = []
+    monkeypatch.setattr(host_watch, "HostWatch", lambda _connection, name, _end: watched.append(name))
+    listener = host_watch._listen("127.0.0.1")
+    connections = []
+    for said in introductions:
+        connection = socket.create_connection(listener.getsockname())
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        connections.append(connection)
+    host_watch._accept(listener, TOKEN, 2, lambda: None)
+    for connection in connections:
+        connection.close()
+    return watched
+
+
+def test_who_does_not_know_the_token_or_was_there_before_is_turned_away(monkeypatch):
+    wrong = b"x" * len(TOKEN)
+    said = [wrong + b"\0\1", TOKEN + b"\0\1", TOKEN + b"\0\1", TOKEN[:5], TOKEN + b"\0\2"]
+    assert _met(said, monkeypatch) == ["host 1 (127.0.0.1)", "host 2 (127.0.0.1)"]
+
+
+def test_the_own_address_is_the_one_on_the_way_to_the_other():
+    assert own_address("127.0.0.1") == "127.0.0.1"

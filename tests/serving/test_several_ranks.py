@@ -1,0 +1,115 @@
+"""One model on several ranks, stages and hosts: what the server says is what the model says, each process has
+its part of the experts alone, and a host that is gone does not leave the other waiting.
+
+test_hybrid_server.py serves on two ranks what moves its experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import tiny_quantised
+import torch
+from agreement import compare, served_continuation, served_prompt
+from server import START_SECONDS, Server, free_port, kt_options, serving
+from texts import ENGLISH
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from two_hosts import FIRST, TwoHosts, two_hosts
+
+OPTIONS = ("--dtype", "float32", "--max-total-tokens", "4096", "--kt-activations", "bf16")
+TOKENS = 24
+# The watch waits for 15 s of silence; SGLang's processes then take some seconds to end.
+SECONDS_TO_NOTICE = 30
+
+_MEMORY = re.compile(r"CPU experts, packed +host +([\d.]+) MB")
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory):
+    """A layout's checkpoints: the one that is served, and the same decoded."""
+    root = tmp_path_factory.mktemp("several-ranks")
+    made: dict[str, Path] = {}
+
+    def build(layout: str) -> Path:
+        if layout not in made:
+            made[layout] = tiny_quantised.build(layout, root / layout)
+        return made[layout]
+
+    return build
+
+
+def _assert_says_what_the_model_says(server: Server, model: Path, decoded: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(decoded, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(model)(ENGLISH).input_ids
+    agreement = compare(reference, served_prompt(server, ids), served_continuation(server, ids[:20], TOKENS))
+    assert agreement.holds(), str(agreement)
+
+
+def _expert_bytes(log: str) -> list[float]:
+    """MB of each process that has CPU experts."""
+    return [float(found) for found in _MEMORY.findall(log)]
+
+
+# ---- stages -----------------------------------------------------------------------------------
+
+
+def test_each_stage_of_a_pipeline_serves_its_own_layers(tiny_checkpoint, tmp_path):
+    model = tiny_checkpoint("qwen3_moe")
+    with serving(model, tmp_path / "log", *kt_options(model, 3), *OPTIONS, "--pp-size", "2") as server:
+        _assert_says_what_the_model_says(server, model, model)
+        layers = [layer["layer"] for layer in server.report()["layers"]]
+        sizes = _expert_bytes(server.log_text())
+    assert layers == [0, 1]
+    assert len(sizes) == 2 and sizes[0] == sizes[1] > 0
+
+
+# ---- hosts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory) -> Iterator[TwoHosts]:
+    try:
+        with two_hosts(tmp_path_factory.mktemp("hosts")) as made:
+            yield made
+    except OSError as error:
+        pytest.skip(f"NOT RUN: no second network namespace can be made here ({error})")
+
+
+@contextlib.contextmanager
+def _on_two_hosts(
+    model: Path, folder: Path, hosts: TwoHosts, *options: str
+) -> Iterator[tuple[Server, Server]]:
+    """The first answers requests."""
+    together = [*options, "--nnodes", "2", "--dist-init-addr", f"{FIRST}:{free_port()}"]
+    second = Server(model, folder / "second.log", [*together, "--node-rank", "1"], inside=hosts.second)
+    try:
+        together += ["--node-rank", "0"]
+        with serving(model, folder / "first.log", *together, inside=hosts.first) as first:
+            yield first, second
+    finally:
+        second.stop()
+
+
+def test_two_hosts_say_what_one_says_and_notice_when_the_other_is_gone(quantised, hosts, tmp_path):
+    folder = quantised("deepseek-v3")
+    model = folder / "served"
+    options = (*kt_options(model), *OPTIONS, "--tp-size", "2")
+    with _on_two_hosts(model, tmp_path, hosts, *options) as (first, second):
+        _assert_says_what_the_model_says(first, model, folder / "decoded")
+        sizes = [_expert_bytes(server.log_text()) for server in (first, second)]
+        assert sizes[0] == sizes[1] and len(sizes[0]) == 1  # MB with one decimal
+        hosts.cut()
+        begin = time.monotonic()
+        with contextlib.suppress(requests.RequestException):
+            requests.get(f"{first.url}/health_generate", timeout=SECONDS_TO_NOTICE)
+        assert first.wait_until_gone(SECONDS_TO_NOTICE) != 0
+        second.wait_until_gone(SECONDS_TO_NOTICE)
+        assert time.monotonic() - begin < SECONDS_TO_NOTICE + START_SECONDS / 10
+        assert "host 1 (198.51.100.2) has not been heard for 15 s, so this server ends" in first.log_text()
+        assert "host 0 (198.51.100.1) has not been heard for 15 s, so this server ends" in second.log_text()
