@@ -21,8 +21,8 @@ using kt::MoeLayer;
 // Addresses of gate_a, gate_b, up_a, up_b, down_a, down_b.
 using SixAddresses = std::vector<uintptr_t>;
 
-// (addresses, rank, scale)
-using LoraTuple = std::tuple<SixAddresses, int, float>;
+// (addresses, rank, scale, addresses of what is kept of gate's, up's and down's inputs, or none)
+using LoraTuple = std::tuple<SixAddresses, int, float, std::vector<uintptr_t>>;
 
 template <class Float>
 kt::LoraTensors<Float> lora_tensors(const SixAddresses& addresses) {
@@ -38,9 +38,17 @@ kt::LoraTensors<Float> lora_tensors(const SixAddresses& addresses) {
 
 std::optional<kt::Lora> lora_of(const std::optional<LoraTuple>& tuple) {
   if (!tuple) return std::nullopt;
-  const auto& [addresses, rank, scale] = *tuple;
+  const auto& [addresses, rank, scale, kept] = *tuple;
   if (rank < 1) throw std::invalid_argument("the LoRA's rank is " + std::to_string(rank) + "; expected at least 1");
-  return kt::Lora{lora_tensors<const float>(addresses), rank, scale};
+  kt::Lora lora{lora_tensors<const float>(addresses), rank, scale};
+  if (kept.empty()) return lora;
+  if (kept.size() != kt::kProjections.size()) {
+    throw std::invalid_argument("got " + std::to_string(kept.size()) + " addresses of kept inputs; expected 3 or none");
+  }
+  for (const kt::Projection p : kt::kProjections) {
+    lora.kept[p] = reinterpret_cast<const uint8_t*>(kept[static_cast<size_t>(p)]);
+  }
+  return lora;
 }
 
 const kt::Lora* pointer(const std::optional<kt::Lora>& lora) { return lora ? &*lora : nullptr; }
@@ -122,8 +130,10 @@ void bind_training(py::module_& m) {
         py::arg("lora") = py::none(),
         "The output of a layer with bf16 activations and a LoRA; addresses of contiguous tensors.\n\n"
         "`hidden`, `output` [tokens, hidden] of `dtype` (0 bfloat16, 2 float32), `ids` int64 and `weights` float32\n"
-        "[tokens, top_k]; `lora`: ((gate_a, gate_b, up_a, up_b, down_a, down_b), rank, scale), float32. `saved` for\n"
-        "backward: (gate, up, their dtype, projected), gate and up [pairs, intermediate rounded up to 32] (0: not\n"
+        "[tokens, top_k]; `lora`: ((gate_a, gate_b, up_a, up_b, down_a, down_b), rank, scale, kept), float32; kept:\n"
+        "[] or bool tensors [tokens * top_k, columns], dropout of the inputs of gate_a, up_a and down_a, whose\n"
+        "1 / (1 - p) the scale has. `saved` for backward: (gate, up, their dtype, projected), gate and up [pairs, "
+        "intermediate rounded up to 32] (0: not\n"
         "saved), and with a LoRA, always, projected float32 [3, pairs, rank]. Pairs are the ids that are not -1.\n"
         "Raises ValueError.");
   m.def("training_backward", &backward, py::arg("layer"), py::kw_only(), py::arg("tokens"), py::arg("top_k"),

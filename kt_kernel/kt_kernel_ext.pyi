@@ -266,7 +266,7 @@ def training_backward(
     weights: int,
     saved: tuple[int, int, int, int],
     output_gradient: int,
-    lora: tuple[Sequence[int], int, float] | None = None,
+    lora: tuple[Sequence[int], int, float, Sequence[int]] | None = None,
     hidden_gradient: int = 0,
     weight_gradient: int = 0,
     lora_gradients: Sequence[int] | None = None,
@@ -282,7 +282,7 @@ def training_forward(
     weights: int,
     output: int,
     saved: tuple[int, int, int, int],
-    lora: tuple[Sequence[int], int, float] | None = None,
+    lora: tuple[Sequence[int], int, float, Sequence[int]] | None = None,
 ) -> None: ...
 def unpack_numa_part_int4(packed: int, rows: int, columns: int, out: int, row_bytes: int) -> None: ...
 def unpack_numa_part_int8(packed: int, rows: int, columns: int, out: int, row_bytes: int) -> None: ...

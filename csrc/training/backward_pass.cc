@@ -70,7 +70,7 @@ void BackwardPass::reserve() {
   int most = 0;
   for (const ActiveExpert& expert : routing_.experts()) most = std::max(most, expert.pairs);
   ones_.assign(most, 1.0f);
-  const int columns = std::max(config_.shape.hidden_padded(), config_.shape.intermediate_padded());
+  const int columns = std::max({config_.shape.hidden_padded(), config_.shape.intermediate_padded(), kMostColumns});
   for (int worker = 0; worker < pools.threads(); ++worker) {
     WorkerScratch& scratch = engine_.scratch(worker);
     const int node = pools.node_of(pools.subpool_of(worker));
@@ -100,7 +100,7 @@ void BackwardPass::run() {
   std::optional<LoraGradientPieces> lora_gradients;
   LoraGradientInputs inputs{hidden_, output_gradient_, dgate_, dup_, h_, {}, {}};
   if (gradients) {
-    lora_gradients.emplace(engine_, config_.shape, routing_, lora_->rank(), *args_.lora_gradients);
+    lora_gradients.emplace(engine_, config_.shape, routing_, *lora_, *args_.lora_gradients);
     for (const Projection p : kProjections) {
       inputs.q[p] = thin(p);
       inputs.projected[p] = args_.saved.projected + size_t{1} * static_cast<int>(p) * routing_.pairs() * lora_->rank();
@@ -156,12 +156,46 @@ void BackwardPass::output_rows(const Worker& worker, int piece) {
 }
 
 // sums += the LoRA's part of a product with `which`, columns of the strip.
-void BackwardPass::add_thin(Projection which, const ActiveExpert& expert, const float* a, size_t a_stride,
-                            const Strip& strip, float* sums) const {
+void BackwardPass::add_thin(WorkerScratch& scratch, Projection which, const ActiveExpert& expert, const float* a,
+                            size_t a_stride, const Strip& strip, float* sums) const {
   const size_t rank = lora_->rank();
   const size_t columns = strip.columns();
-  kernels_.add_outer({thin(which) + expert.first_pair * rank, rank, 1, expert.pairs, lora_->rank(),
-                      a + strip.first * kPanelRows, a_stride, strip.columns(), sums, columns});
+  const AddOuterArgs product = {thin(which) + expert.first_pair * rank,
+                                rank,
+                                1,
+                                expert.pairs,
+                                lora_->rank(),
+                                a + strip.first * kPanelRows,
+                                a_stride,
+                                strip.columns(),
+                                sums,
+                                columns};
+  if (lora_->drops()) {
+    add_thin_kept(scratch, product, which, expert.first_pair, strip);
+  } else {
+    kernels_.add_outer(product);
+  }
+}
+
+// The same of the inputs that dropout has kept.
+void BackwardPass::add_thin_kept(WorkerScratch& scratch, const AddOuterArgs& product, Projection which, int first_pair,
+                                 const Strip& strip) const {
+  const int columns = strip.columns();
+  float* const room = scratch.row.as<float>();
+  for (int row = 0; row < product.rows; row += kRowsPerBlock) {
+    AddOuterArgs block = product;
+    block.left += row * product.left_row;
+    block.rows = std::min(kRowsPerBlock, product.rows - row);
+    block.out = room;
+    std::fill_n(room, block.rows * columns, 0.0f);
+    kernels_.add_outer(block);
+    for (int i = 0; i < block.rows; ++i) {
+      float* const from = room + i * columns;
+      lora_->drop(which, routing_.entry_of_pair()[first_pair + row + i], strip.first * kPanelRows, columns, from);
+      float* const to = product.out + (row + i) * product.out_stride;
+      for (int c = 0; c < columns; ++c) to[c] += from[c];
+    }
+  }
 }
 
 // dh of an expert's rows and a strip of intermediate columns, and what it becomes there.
@@ -176,7 +210,8 @@ void BackwardPass::inner(const Worker& worker, int piece) {
                  {output_rows_, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs},
                  Store::kOverwrite, sums);
   if (lora_) {
-    add_thin(Projection::kDown, expert, lora_->of(index).down_a, config_.shape.intermediate_padded(), strip, sums);
+    add_thin(scratch, Projection::kDown, expert, lora_->of(index).down_a, config_.shape.intermediate_padded(), strip,
+             sums);
   }
   for (int i = 0; i < expert.pairs; ++i) inner_row(expert.first_pair + i, strip, sums + i * strip.columns());
 }
@@ -226,8 +261,8 @@ void BackwardPass::hidden_strip(const Worker& worker, int piece) {
     up_.multiply(scratch, expert.expert, strip, {dup, nullptr, first, expert.pairs}, Store::kAccumulate, sums);
     if (lora_) {
       const PackedLora::Expert lora = lora_->of(index);
-      add_thin(Projection::kGate, expert, lora.gate_a, a_stride, strip, sums);
-      add_thin(Projection::kUp, expert, lora.up_a, a_stride, strip, sums);
+      add_thin(scratch, Projection::kGate, expert, lora.gate_a, a_stride, strip, sums);
+      add_thin(scratch, Projection::kUp, expert, lora.up_a, a_stride, strip, sums);
     }
     rows_.weighted_sum({sums, columns, expert.pairs, strip.columns(), routing_.token_of_pair().data() + first,
                         ones_.data(), totals, columns});

@@ -63,8 +63,10 @@ class BackwardPass {
   void hidden_strip(const Worker& worker, int piece);
   void store_hidden(const float* sums, const Strip& strip) const;
   void weight_gradients() const;
-  void add_thin(Projection which, const ActiveExpert& expert, const float* a, size_t a_stride, const Strip& strip,
-                float* sums) const;
+  void add_thin(WorkerScratch& scratch, Projection which, const ActiveExpert& expert, const float* a, size_t a_stride,
+                const Strip& strip, float* sums) const;
+  void add_thin_kept(WorkerScratch& scratch, const AddOuterArgs& product, Projection which, int first_pair,
+                     const Strip& strip) const;
   // Of gate, up or down: [pairs, rank].
   float* thin(Projection which) const;
   float* sums_of_row(int pair) const { return sums_ + size_t{1} * pair * config_.shape.intermediate_panels(); }

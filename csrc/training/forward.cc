@@ -40,11 +40,16 @@ class Additions : public PassAdditions {
     const RowBlock block(routing_, blocks_.at(piece));
     const int columns = shape_.hidden_padded();
     float* const rows = engine_.scratch(worker.index).row.as<float>();
-    for (int i = 0; i < block.count; ++i) {
-      hidden_.load(token_of_pair_[block.first + i], {0, columns, shape_.hidden}, rows + i * columns);
-    }
+    const auto load = [&](Projection which) {
+      for (int i = 0; i < block.count; ++i) {
+        hidden_.load(token_of_pair_[block.first + i], {0, columns, shape_.hidden}, rows + i * columns);
+        drop(which, block.first + i, columns, rows + i * columns);
+      }
+    };
     const PackedLora::Expert lora = lora_->of(block.index);
+    load(Projection::kGate);
     project(rows, columns, lora.gate_a, block, Projection::kGate);
+    if (lora_->drops()) load(Projection::kUp);
     project(rows, columns, lora.up_a, block, Projection::kUp);
   }
 
@@ -53,7 +58,10 @@ class Additions : public PassAdditions {
     const int columns = shape_.intermediate_padded();
     float* const rows = engine_.scratch(worker.index).row.as<float>();
     const ElementRows elements = {const_cast<uint8_t*>(intermediate.data), intermediate.stride, &intermediate.kernels};
-    for (int i = 0; i < block.count; ++i) elements.load(block.first + i, 0, columns, rows + i * columns);
+    for (int i = 0; i < block.count; ++i) {
+      elements.load(block.first + i, 0, columns, rows + i * columns);
+      drop(Projection::kDown, block.first + i, columns, rows + i * columns);
+    }
     project(rows, columns, lora_->of(block.index).down_a, block, Projection::kDown);
   }
 
@@ -78,6 +86,9 @@ class Additions : public PassAdditions {
     return saved_.projected + (size_t{1} * static_cast<int>(which) * routing_.pairs() + pair) * lora_->rank();
   }
 
+  void drop(Projection which, int pair, int columns, float* row) const {
+    lora_->drop(which, routing_.entry_of_pair()[pair], 0, columns, row);
+  }
   void project(const float* rows, size_t columns, const float* a, const RowBlock& block, Projection which) const {
     kernels_.dot_rows({rows, columns, block.count, a, columns, lora_->rank(), static_cast<int>(columns), lora_->scale(),
                        projected(which, block.first), static_cast<size_t>(lora_->rank())});

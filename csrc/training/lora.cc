@@ -24,7 +24,7 @@ void transpose(const float* from, int rank, int columns, int padded, float* to) 
 
 PackedLora::PackedLora(const Lora& lora, const LayerShape& shape, const std::vector<ActiveExpert>& experts,
                        ThreadPools& pools, Buffer& memory)
-    : shape_(shape), rank_(lora.rank), scale_(lora.scale) {
+    : shape_(shape), rank_(lora.rank), scale_(lora.scale), kept_(lora.kept) {
   memory.reserve(experts.size() * floats_per_expert() * sizeof(float));
   first_ = memory.as<float>();
   pools.for_each(static_cast<int>(experts.size()), [&](const Worker&, int index) {
@@ -41,6 +41,14 @@ PackedLora::Expert PackedLora::of(size_t index) const {
           intermediate,
           intermediate + intermediate_floats(),
           intermediate + 2 * intermediate_floats()};
+}
+
+void PackedLora::drop(Projection which, int64_t entry, int first, int columns, float* row) const {
+  if (!drops()) return;
+  const int live = which == Projection::kDown ? shape_.intermediate : shape_.hidden;
+  const uint8_t* const kept = kept_[which] + entry * live + first;
+  const int end = std::min(columns, live - first);
+  for (int c = 0; c < end; ++c) row[c] = kept[c] != 0 ? row[c] : 0.0f;
 }
 
 void PackedLora::pack(const LoraTensors<const float>& tensors, int expert, float* to) const {

@@ -22,10 +22,15 @@ struct LoraTensors {
   Float* down_b;
 };
 
+// Dropout: which inputs of gate's, up's and down's A are kept, a byte each, [tokens * top_k, columns of A] in the order
+// of the caller's ids. Null: all of them.
+using KeptInputs = PerProjection<const uint8_t*>;
+
 struct Lora {
   LoraTensors<const float> tensors;
   int rank;
-  float scale;
+  float scale;  // times 1 / (1 - p), where inputs are dropped
+  KeptInputs kept{};
 };
 
 // The active experts' matrices as [rank][columns], columns padded to whole panels by zeros: A as it is, B transposed.
@@ -46,6 +51,9 @@ class PackedLora {
 
   int rank() const { return rank_; }
   float scale() const { return scale_; }
+  bool drops() const { return kept_[Projection::kGate] != nullptr; }
+  // Zeros among `columns` of a row of the input of A, or of its gradient, of the pair at `entry` of the caller's ids.
+  void drop(Projection which, int64_t entry, int first, int columns, float* row) const;
   // By place among the active experts.
   Expert of(size_t index) const;
 
@@ -58,6 +66,7 @@ class PackedLora {
   LayerShape shape_;
   int rank_;
   float scale_;
+  KeptInputs kept_;
   const float* first_;
 };
 

@@ -10,12 +10,13 @@ int strips(int columns) { return (columns + kStripColumns - 1) / kStripColumns; 
 
 }  // namespace
 
-LoraGradientPieces::LoraGradientPieces(Engine& engine, const LayerShape& shape, const Routing& routing, int rank,
-                                       const LoraTensors<float>& gradients)
+LoraGradientPieces::LoraGradientPieces(Engine& engine, const LayerShape& shape, const Routing& routing,
+                                       const PackedLora& lora, const LoraTensors<float>& gradients)
     : engine_(engine),
       shape_(shape),
       routing_(routing),
-      rank_(rank),
+      lora_(lora),
+      rank_(lora.rank()),
       gradients_(gradients),
       kernels_(training_row_kernels()),
       hidden_strips_(strips(shape.hidden_padded())),
@@ -63,7 +64,10 @@ void LoraGradientPieces::hidden_strip(const LoraGradientInputs& inputs, WorkerSc
       for (int i = 0; i < rows; ++i) tensor.load(tokens[pair + i], columns, wide + i * columns.count);
     };
     load(inputs.hidden);
+    drop(Projection::kGate, pair, rows, columns, wide);
     add(inputs.q[Projection::kGate] + pair * rank_, rows, wide, columns, gate_a);
+    if (lora_.drops()) load(inputs.hidden);
+    drop(Projection::kUp, pair, rows, columns, wide);
     add(inputs.q[Projection::kUp] + pair * rank_, rows, wide, columns, up_a);
     load(inputs.output_gradient);
     add(weighted(inputs.projected[Projection::kDown], pair, rows, room), rows, wide, columns, down_b);
@@ -91,11 +95,18 @@ void LoraGradientPieces::intermediate_strip(const LoraGradientInputs& inputs, Wo
     load(inputs.dup);
     add(inputs.projected[Projection::kUp] + pair * rank_, rows, wide, columns, up_b);
     load(inputs.h);
+    drop(Projection::kDown, pair, rows, columns, wide);
     add(weighted(inputs.q[Projection::kDown], pair, rows, room), rows, wide, columns, down_a);
   }
   store_b(gate_b, columns, gradients_.gate_b, expert.expert);
   store_b(up_b, columns, gradients_.up_b, expert.expert);
   store_a(down_a, columns, gradients_.down_a, expert.expert);
+}
+
+void LoraGradientPieces::drop(Projection which, int pair, int rows, const Columns& columns, float* wide) const {
+  for (int i = 0; i < rows; ++i) {
+    lora_.drop(which, routing_.entry_of_pair()[pair + i], columns.first, columns.count, wide + i * columns.count);
+  }
 }
 
 // sums[j, c] += sum over rows of thin[row, j] * wide[row, c]

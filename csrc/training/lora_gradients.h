@@ -22,7 +22,7 @@ struct LoraGradientInputs {
 
 class LoraGradientPieces {
  public:
-  LoraGradientPieces(Engine& engine, const LayerShape& shape, const Routing& routing, int rank,
+  LoraGradientPieces(Engine& engine, const LayerShape& shape, const Routing& routing, const PackedLora& lora,
                      const LoraTensors<float>& gradients);
 
   // An expert's strip of columns each.
@@ -40,6 +40,7 @@ class LoraGradientPieces {
   void intermediate_strip(const LoraGradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
                           const Columns& columns) const;
   void add(const float* thin, int rows, const float* wide, const Columns& columns, float* sums) const;
+  void drop(Projection which, int pair, int rows, const Columns& columns, float* wide) const;
   const float* weighted(const float* thin, int pair, int rows, float* room) const;
   void store_a(const float* sums, const Columns& columns, float* gradient, int expert) const;
   void store_b(const float* sums, const Columns& columns, float* gradient, int expert) const;
@@ -48,6 +49,7 @@ class LoraGradientPieces {
   Engine& engine_;
   const LayerShape& shape_;
   const Routing& routing_;
+  const PackedLora& lora_;
   size_t rank_;
   const LoraTensors<float>& gradients_;
   const TrainingKernels& kernels_;

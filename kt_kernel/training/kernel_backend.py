@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from kt_kernel import kt_kernel_ext
-from kt_kernel.errors import CallOrderError, FeatureUnavailableError, InputError
+from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.moe import KTMoEWrapper
-from kt_kernel.training.backend import Call, ExpertLora, Gradients, Needs, Saved
+from kt_kernel.training.backend import Call, Dropout, ExpertLora, Gradients, Needs, Saved
 
 _TYPES = {torch.bfloat16: 0, torch.float32: 2}
 _PANEL = 32  # what gate and up are saved with has whole panels of columns
@@ -26,7 +26,7 @@ class KernelBackend:
 
     Raises CallOrderError before the weights are loaded. `forward` and `backward` raise InputError for dtypes
     other than bfloat16 and float32 (LoRA and weights: float32), shapes that do not fit the layer, and more
-    tokens than its chunked_prefill_size, and FeatureUnavailableError for a dropout.
+    tokens than its chunked_prefill_size.
     """
 
     def __init__(self, layer: KTMoEWrapper) -> None:
@@ -83,14 +83,10 @@ class KernelBackend:
             raise InputError(f"layer {self._layer.layer_idx}: {error}") from None
 
     def _inputs(self, call: Call) -> _Inputs:
-        if call.dropout is not None:
-            raise FeatureUnavailableError(
-                f"layer {self._layer.layer_idx}: the kernels have no dropout; use ReferenceBackend for it."
-            )
         self._check(call)
         ids = call.ids.to(torch.int64)
         ids = ids.masked_fill((ids < 0) | (ids >= self.num_experts), -1).contiguous()
-        return _Inputs(_aligned(call.x), ids, call.weights.contiguous(), call.lora)
+        return _Inputs(_aligned(call.x), ids, call.weights.contiguous(), call.lora, call.dropout)
 
     def _check(self, call: Call) -> None:
         x, where = call.x, f"layer {self._layer.layer_idx}: "
@@ -107,6 +103,8 @@ class KernelBackend:
             raise InputError(f"{where}weights are {call.weights.dtype}, expected float32.")
         if call.lora is not None:
             self._check_lora(call.lora, where)
+        if call.dropout is not None:
+            self._check_dropout(call.dropout, call.ids.numel(), where)
 
     def _check_lora(self, lora: ExpertLora, where: str) -> None:
         e, r, h, i = self.num_experts, lora.rank, self.hidden_size, self.intermediate_size
@@ -117,6 +115,15 @@ class KernelBackend:
                 raise InputError(
                     f"{where}a LoRA tensor is {tensor.dtype} {list(tensor.shape)}, expected contiguous "
                     f"float32 {list(shape)}."
+                )
+
+    def _check_dropout(self, dropout: Dropout, pairs: int, where: str) -> None:
+        widths = (self.hidden_size, self.hidden_size, self.intermediate_size)
+        for mask, width in zip(dropout.tensors, widths, strict=True):
+            if mask.dtype is not torch.bool or mask.shape != (pairs, width) or not mask.is_contiguous():
+                raise InputError(
+                    f"{where}a mask of dropout is {mask.dtype} {list(mask.shape)}, expected contiguous bool "
+                    f"{[pairs, width]}."
                 )
 
     def _room(self, inputs: _Inputs, needs: Needs) -> Saved:
@@ -142,11 +149,11 @@ class _Inputs:
     ids: torch.Tensor
     weights: torch.Tensor
     lora: ExpertLora | None
+    dropout: Dropout | None
 
     @property
     def arguments(self) -> dict[str, object]:
         tokens, k = self.ids.shape
-        lora = self.lora
         return {
             "tokens": tokens,
             "top_k": k,
@@ -154,8 +161,16 @@ class _Inputs:
             "hidden": self.x.data_ptr(),
             "ids": self.ids.data_ptr(),
             "weights": self.weights.data_ptr(),
-            "lora": None if lora is None else ([t.data_ptr() for t in lora.tensors], lora.rank, lora.scale),
+            "lora": self._lora_arguments(),
         }
+
+    def _lora_arguments(self) -> tuple[list[int], int, float, list[int]] | None:
+        lora, dropout = self.lora, self.dropout
+        if lora is None:
+            return None
+        factor = 1.0 if dropout is None else dropout.factor
+        kept = [] if dropout is None else [mask.data_ptr() for mask in dropout.tensors]
+        return [t.data_ptr() for t in lora.tensors], lora.rank, lora.scale * factor, kept
 
 
 def _saved_arguments(saved: Saved) -> tuple[int, int, int, int]:

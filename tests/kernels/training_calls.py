@@ -83,7 +83,7 @@ def compute(
     gradients = {name: np.zeros_like(tensor) for name, tensor in (case.lora or {}).items()}
     lora = None
     if case.lora:
-        lora = ([case.lora[name].ctypes.data for name in LORA], case.rank, case.scale)
+        lora = ([case.lora[name].ctypes.data for name in LORA], case.rank, case.scale, [])
     shared = {
         "tokens": call.tokens,
         "top_k": call.top_k,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from layers import Layer, Sizes, random_layer
 
-from kt_kernel.errors import CallOrderError, FeatureUnavailableError, InputError
+from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.moe import KTMoEWrapper
 from kt_kernel.training.backend import Call, Dropout, ExpertLora, Needs
 from kt_kernel.training.function import run_experts
@@ -72,21 +72,34 @@ def inputs_of(layer: Layer) -> list[torch.Tensor]:
     return [t.clone().requires_grad_() for t in (layer.x, layer.routing, *layer.lora.tensors)]
 
 
-def gradients(backend, layer: Layer, inputs: list[torch.Tensor], dout: torch.Tensor) -> list[torch.Tensor]:
+def gradients(
+    backend, layer: Layer, inputs: list[torch.Tensor], dout: torch.Tensor, dropout: Dropout | None = None
+) -> list[torch.Tensor]:
     x, routing, *lora = inputs
-    out = run_experts(backend, x, layer.ids, routing, ExpertLora(*lora, scale=layer.lora.scale))
+    out = run_experts(backend, x, layer.ids, routing, ExpertLora(*lora, scale=layer.lora.scale), dropout)
     return [out.detach(), *torch.autograd.grad(out, inputs, dout)]
 
 
+def reference_of(layer: Layer) -> ReferenceBackend:
+    weights = layer.weights
+    return ReferenceBackend(StackedWeights(weights.gate.float(), weights.up.float(), weights.down.float()))
+
+
+def random_dropout() -> Dropout:
+    """A different mask for every pair and matrix, of which two thirds are kept."""
+    generator = torch.Generator().manual_seed(2)
+    widths = (SIZES.hidden, SIZES.hidden, SIZES.intermediate)
+    masks = [torch.rand(SIZES.tokens * SIZES.top_k, width, generator=generator) < 2 / 3 for width in widths]
+    return Dropout(*masks, factor=1.5)
+
+
+@pytest.mark.parametrize("dropout", (None, random_dropout()), ids=("", "dropout"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
-def test_equals_the_reference_through_autograd(layer, backend, dtype):
+def test_equals_the_reference_through_autograd(layer, backend, dtype, dropout):
     layer = replace(layer, x=layer.x.to(dtype))
-    reference = ReferenceBackend(
-        StackedWeights(*(t.float() for t in vars(layer.weights).values() if torch.is_tensor(t)))
-    )
     dout = torch.randn(layer.x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found = gradients(backend, layer, inputs_of(layer), dout)
-    expected = gradients(reference, layer, inputs_of(layer), dout)
+    found = gradients(backend, layer, inputs_of(layer), dout, dropout)
+    expected = gradients(reference_of(layer), layer, inputs_of(layer), dout, dropout)
     assert [t.dtype for t in found] == [t.dtype for t in expected]
     assert max(errors(found, expected)) <= 0.01
 
@@ -148,7 +161,7 @@ def test_wrong_calls_are_sentences(layer, backend):
     for sentence, bad in wrong.items():
         with pytest.raises(InputError, match=sentence):
             backend.forward(bad, ALL)
-    with pytest.raises(FeatureUnavailableError, match="dropout"):
+    with pytest.raises(InputError, match=r"a mask of dropout is .*\[80, 70\]"):
         backend.forward(replace(call, dropout=Dropout(mask, mask, mask, 2.0)), ALL)
     with pytest.raises(InputError, match="the output's gradient"):
         backend.backward(call, backend.forward(call, ALL)[1], call.x.float(), ALL)
