@@ -56,15 +56,24 @@ class ServedModel:
 def served(
     model: Path, options: Sequence[str], vocabulary: int, environment: Mapping[str, str]
 ) -> Iterator[ServedModel]:
-    """`python -m sglang.launch_server` with these options until the block ends.
+    """`python -m sglang.launch_server` with these options until the block ends, without a prefix cache.
 
     Raises RuntimeError with the log's last lines if it ends while starting.
     """
+    with started(model, ["--disable-radix-cache", *options], environment) as (url, _):
+        yield ServedModel(url, vocabulary)
+
+
+@contextlib.contextmanager
+def started(
+    model: Path, options: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The server's address and its first process, which leads a process group of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--device", "cpu"]
-    command += ["--port", str(port), "--skip-tokenizer-init", "--disable-radix-cache", *options]
+    command += ["--port", str(port), "--skip-tokenizer-init", *options]
     log = Path(f"/tmp/kt-bench-{port}.log")
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -72,7 +81,7 @@ def served(
         )
     try:
         _wait(process, f"http://127.0.0.1:{port}/health", log)
-        yield ServedModel(f"http://127.0.0.1:{port}", vocabulary)
+        yield f"http://127.0.0.1:{port}", process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)

@@ -20,6 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 600
 
 
+# An editable installation leads every import to its sources, before any path is looked at.
+WITHOUT_THE_INSTALLED_ONE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable")]
+"""
+
+
 @dataclass(frozen=True)
 class Mutant:
     """`before` stands once in `file`; the tests at `tests` must fail where `after` stands in its place."""
@@ -141,6 +148,7 @@ def copy_of_package(folder: Path) -> Path:
     import kt_kernel.kt_kernel_ext as extension
 
     shutil.copy(extension.__file__, folder / "kt_kernel")
+    (folder / "sitecustomize.py").write_text(WITHOUT_THE_INSTALLED_ONE)
     return folder
 
 

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from api_support import HIDDEN, make_wrapper, qwen_tensors, random_experts, save_sharded, save_single
+from api_support import (
+    EXPERTS,
+    HIDDEN,
+    INTERMEDIATE,
+    make_wrapper,
+    qwen_tensors,
+    random_experts,
+    save_sharded,
+    save_single,
+)
 
 from kt_kernel.checkpoint.mapped_file import MappedFiles
 from kt_kernel.checkpoint.reader import open_checkpoint
-from kt_kernel.errors import CheckpointError
+from kt_kernel.checkpoint.sources import SafetensorsExperts
+from kt_kernel.errors import CheckpointError, KTError
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 
 from isolation import isolated
 
+SIZES = {"num_experts": EXPERTS, "hidden": HIDDEN, "intermediate": INTERMEDIATE}
 INDEX = "model.safetensors.index.json"
 
 
@@ -125,3 +139,57 @@ def test_a_file_that_is_cut_off_while_it_is_packed_is_an_error_and_no_crash(tmp_
     folder = save_single(tmp_path / "model", qwen_tensors(random_experts(seed=1)))
     here = Path(__file__).parent
     isolated(Path(__file__).stem, cut_off_while_it_is_packed.__name__, str(folder), PYTHONPATH=str(here))
+
+
+_WORDS = ("null", "-1", "1e400", "[]", "{}", '"\\u0000"', "true", "NaN", '"../x"', "[" * 2000, '{"a": 1}')
+
+
+def _damaged(text: str, choices: random.Random) -> str:
+    """A value replaced, a piece cut out, doubled, or a character changed."""
+    begin = choices.randrange(len(text))
+    end = min(len(text), begin + choices.randrange(1, 40))
+    kind = choices.randrange(4)
+    if kind == 0:
+        values = list(re.finditer(r'(?<=:) ?("[^"]*"|[\w.]+|\[[^]]*\])', text))
+        value = choices.choice(values)
+        return text[: value.start()] + choices.choice(_WORDS) + text[value.end() :]
+    if kind == 1:
+        return text[:begin] + text[end:]
+    if kind == 2:
+        return text[:end] + text[begin:]
+    return text[:begin] + chr(choices.randrange(1, 0x500)) + text[begin + 1 :]
+
+
+@pytest.mark.parametrize("name", [INDEX, "config.json", "model-00001-of-00003.safetensors"])
+def test_damaged_descriptions_are_read_or_refused_with_a_sentence(tmp_path, name):
+    """A failure's seed is in its message: the same damage again by random.Random(seed)."""
+    folder = save_sharded(tmp_path / "model", qwen_tensors(random_experts(seed=1)))
+    path = folder / name
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": HIDDEN,
+        "quantization_config": {"bits": 4, "group_size": 32},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    original = path.read_bytes()
+    # Of weights, the header, whose length stays right.
+    first, last = (
+        (8, 8 + struct.unpack_from("<Q", original)[0]) if name.endswith("safetensors") else (0, len(original))
+    )
+    outcomes = Counter[str]()
+    for seed in range(300):
+        text = _damaged(original[first:last].decode(), random.Random(seed)).encode()
+        head = struct.pack("<Q", len(text)) if first else b""
+        path.write_bytes(head + text + original[last:])
+        os.utime(path, ns=(seed + 1, seed + 1))  # readers are kept as long as files look the same
+        try:
+            source = SafetensorsExperts(open_checkpoint(folder))
+            with source.layer(0, source.method(), **SIZES):
+                pass
+            outcomes["read"] += 1
+        except KTError as error:
+            assert "\n" not in str(error), f"seed {seed}"
+            outcomes["refused"] += 1
+        except Exception as error:
+            pytest.fail(f"seed {seed}: {type(error).__name__}: {error}")
+    assert outcomes["refused"] > 20, outcomes
