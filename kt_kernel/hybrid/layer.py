@@ -58,6 +58,12 @@ class HybridLayer(PlacedExperts):
         device; none is changed. Raises InputError.
         """
         self._check_ids(ids)
+        output = self._computed(hidden, ids, weights)
+        if self._model.verifier is not None:
+            self._model.verifier.look(self, hidden, ids, weights * self._cpu_weight_factor, output)
+        return output
+
+    def _computed(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         if not self._model.prefill.takes(self, hidden):
             return self._hybrid(hidden, ids, weights, self.statistics.counts_of_pass(ids.shape[1]))
         self.statistics.count(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.recording import DistributionRecorder
 from kt_kernel.hybrid.report import report
 from kt_kernel.hybrid.update import BackgroundUpdater
+from kt_kernel.hybrid.verify import Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,9 @@ class HybridModel:
             context, self.layers, options.prefill_threshold, self._layer_prefilled
         )
         self.misses = MissFetcher(context, self.layers)
+        # Where rank 0 alone has the CPU's experts, no rank has what gives its own result.
+        verifies = options.verify_every and context.readers.size == 1
+        self.verifier = Verifier(options.verify_every) if verifies else None
         # Set by the program that serves, to record which experts ran.
         self.recorder: DistributionRecorder | None = None
 
@@ -130,12 +135,14 @@ class HybridModel:
             misses=self.misses,
             updates=self.updater.figures,
             memory=self.memory_plan(),
-        )
+        ) | ({} if self.verifier is None else {"verify": asdict(self.verifier.figures)})
 
     def memory_plan(self) -> list[MemoryRow]:
         """The memory that is taken now, by purpose."""
         return memory_plan(self.context, self.layers, prefill=self.prefill, misses=self.misses)
 
     def close(self) -> None:
-        """Finish what is being copied, and end the copying thread."""
+        """Finish what is being copied or checked, and end the threads that do it."""
         self.context.copies.close()
+        if self.verifier is not None:
+            self.verifier.close()

@@ -14,18 +14,20 @@ class HybridOptions:
     """By default nothing.
 
     `prefill_threshold`: rows of a call from which on the whole layer runs on the device, 0 = never.
-    `update_after_prefill`: choose the resident experts anew after every such call. `update_interval`: choose
-    them anew every so many steps, 0 = never. `miss_policy`: who computes the experts that are not on the
-    device, "cpu" or "auto" (some are fetched, where that is quicker).
+    `update_after_prefill`: choose the resident experts anew after every such call. `update_interval`:
+    choose them anew every so many steps, 0 = never. `miss_policy`: who computes the experts that are not on
+    the device, "cpu" or "auto" (some are fetched, where that is quicker). `verify_every`: check one token
+    of every so many calls of a layer against the slow reference (verify.py), 0 = never.
     """
 
     prefill_threshold: int = 0
     update_after_prefill: bool = False
     update_interval: int = 0
     miss_policy: str = ON_CPU
+    verify_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prefill_threshold", "update_interval"):
+        for name in ("prefill_threshold", "update_interval", "verify_every"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}, expected 0 (off) or more.")
         if self.miss_policy not in MISS_POLICIES:

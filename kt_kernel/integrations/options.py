@@ -39,6 +39,7 @@ _COUNTS = (
     "max_deferred_experts_per_token",
     "gpu_prefill_token_threshold",
     "expert_update_interval",
+    "verify",
 )
 
 
@@ -74,6 +75,7 @@ class ExpertOptions:
     enable_dynamic_expert_update: bool = False
     expert_update_interval: int = 0
     miss_policy: str = ON_CPU
+    verify: int = 0
     cpuinfer: int | None = None
     threadpool_count: int | None = None
     numa_nodes: tuple[int, ...] | None = None
@@ -85,6 +87,7 @@ class ExpertOptions:
         check_thread_request(self.cpuinfer, self.threadpool_count, self.numa_nodes, self.spelled)
         self._check_update()
         self._check_statistics()
+        self._check_verify()
         self.hybrid()
 
     def spelled(self, field: str) -> str:
@@ -121,6 +124,13 @@ class ExpertOptions:
                 f"{update} is given without an occasion to move experts; add "
                 f"{self.spelled('expert_update_interval')} (every so many steps) or "
                 f"{self.spelled('gpu_prefill_token_threshold')} (after long prompts)."
+            )
+
+    def _check_verify(self) -> None:
+        if self.verify and self.max_deferred_experts_per_token:
+            raise ConfigurationError(
+                f"{self.spelled('verify')} compares what a layer gives with the sum of its experts, which is "
+                f"another one with {self.spelled('max_deferred_experts_per_token')}; leave one of them out."
             )
 
     def _check_statistics(self) -> None:
@@ -245,6 +255,7 @@ class ExpertOptions:
             update_after_prefill=self.enable_dynamic_expert_update and self.gpu_prefill_token_threshold > 0,
             update_interval=self.expert_update_interval,
             miss_policy=self.miss_policy,
+            verify_every=self.verify,
         )
 
     def wrapper(self, *, num_experts_per_tok: int, **layer: Any) -> KTMoEWrapper:

@@ -209,6 +209,23 @@ def test_no_pass_reads_a_slot_that_is_being_written():
     assert {20, 21, 22, 23} <= set(layer.placement.current.experts)
 
 
+def test_after_a_failed_copy_the_rest_of_its_plan_is_dropped():
+    """It was made with counts of then; what failed once would fail once more for each layer."""
+    layers = [Layer(0), Layer(1)]
+    updater = updater_of(*layers, interval=3)
+    for layer in layers:
+        layer.forward(FAVOURITES)
+    layers[0].resident.full = True
+    for _ in range(3):
+        updater.begin_step()
+    wait_for_copy(updater)
+    for _ in range(2):
+        updater.begin_step()
+        wait_for_copy(updater)
+    assert not layers[1].resident.started.is_set()
+    assert layers[1].placement.current.count == CAPACITY
+
+
 class _NotThereYet:
     """The event behind copies that the device has still to do; notes what was current when it was waited
     for.

@@ -36,6 +36,7 @@ INTERFACE = {
     "--kt-expert-placement-strategy",
     "--kt-expert-update-interval",
     "--kt-miss-policy",
+    "--kt-verify",
     "--record-kt-gpu-expert-distribution",
     "--kt-lora-path",
     "--kt-expert-lora-path",

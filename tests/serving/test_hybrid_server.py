@@ -34,7 +34,7 @@ OPTIONS = (
     *("--kt-gpu-experts-ratio", "0.3", "--kt-expert-placement-strategy", "random"),
     *("--kt-gpu-prefill-token-threshold", str(THRESHOLD)),
     *("--kt-enable-dynamic-expert-update", "--kt-expert-update-interval", "1"),
-    *("--kt-miss-policy", "auto", "--record-kt-gpu-expert-distribution"),
+    *("--kt-miss-policy", "auto", "--record-kt-gpu-expert-distribution", "--kt-verify", "50"),
 )
 PROMPTS = [ENGLISH[start : start + 30 + 7 * start % 50] for start in range(0, 1600, 100)]
 
@@ -281,6 +281,12 @@ def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_refe
     assert wrong == [None] * 7
     assert agreement.holds(), str(agreement)
     assert report["experts_moved"] > 0 and report["prefill"]["chunks"] > 0
+
+
+def test_z_what_was_verified_meanwhile_was_right(server):
+    verified = server.report()["verify"]
+    assert verified["checked"] > 20 and verified["wrong"] == 0
+    assert "computed a token wrongly" not in server.log_text()
 
 
 def test_zz_a_detokenizer_that_dies_ends_the_server(server):

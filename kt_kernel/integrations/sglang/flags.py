@@ -165,6 +165,14 @@ FLAGS = (
         {"choices": CPU_RANKS, "default": AUTO_RANKS},
     ),
     Flag(
+        "verify",
+        "--kt-verify",
+        "check one token of every so many calls of a layer by the slow reference "
+        "([reliability](reliability.md))",
+        "0: never",
+        {"type": int},
+    ),
+    Flag(
         "record_gpu_expert_distribution",
         "--record-kt-gpu-expert-distribution",
         "lets the server record which experts were used, and where they were",
@@ -234,6 +242,7 @@ class KTFlags:
     expert_update_interval: int | None = None
     miss_policy: str = ON_CPU
     cpu_ranks: str = AUTO_RANKS
+    verify: int | None = None
     record_gpu_expert_distribution: bool = False
     cpu_operators: str = "on"
     lora_path: str | None = None

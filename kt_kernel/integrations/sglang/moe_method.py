@@ -189,6 +189,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             and options.max_deferred_experts_per_token == 0
             and options.gpu_prefill_token_threshold == 0
             and not self.settings.records
+            and not options.verify
         )
         return self.wrapper.moe.handle if alone and cpu_operators.is_open() else None
 
