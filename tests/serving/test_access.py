@@ -11,6 +11,9 @@ import sys
 import pytest
 from server import clean_environment, kt_options
 
+from kt_kernel.errors import ConfigurationError
+from kt_kernel.integrations.sglang import access
+
 PROGRAM = """
 import json, sys
 from sglang.srt.plugins import load_plugins
@@ -45,27 +48,30 @@ def shown(model, *options: str, **environment: str) -> list:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("given", ["option", "environment", "file"])
+@pytest.mark.parametrize("given", ["option", "file"])
 def test_the_key_is_asked_for_and_shown_nowhere(tiny_checkpoint, tmp_path, given):
     file = tmp_path / "key"
     file.write_text("a-very-secret-key\n")
     options = ("--api-key", "a-very-secret-key") if given == "option" else ()
     environment = {
-        "option": {},
-        "environment": {
-            "KT_API_KEY": "a-very-secret-key",
-            "KT_ALLOW_ORIGINS": "https://a.org, https://b.org",
-        },
+        "option": {"KT_ALLOW_ORIGINS": "https://a.org, https://b.org"},
         "file": {"KT_API_KEY_FILE": str(file)},
     }[given]
     key, *texts, origins = shown(tiny_checkpoint("qwen3_moe"), *options, **environment)
     assert key == "a-very-secret-key"
     for text in texts:
         assert "a-very-secret-key" not in text and "'api_key': '<redacted>'" in text
-    assert origins == ([["https://a.org", "https://b.org"]] if given == "environment" else [])
+    assert origins == ([["https://a.org", "https://b.org"]] if given == "option" else [])
 
 
-def test_a_file_without_a_key_is_refused(tiny_checkpoint, tmp_path):
+def test_the_environment_gives_a_key_or_a_file_with_one(monkeypatch, tmp_path):
+    monkeypatch.delenv("KT_API_KEY_FILE", raising=False)
+    monkeypatch.setenv("KT_API_KEY", "from the environment")
+    assert access.key_of_environment() == "from the environment"
     (tmp_path / "key").write_text("")
-    with pytest.raises(AssertionError, match="has no line, or several; expected one"):
-        shown(tiny_checkpoint("qwen3_moe"), KT_API_KEY_FILE=str(tmp_path / "key"))
+    monkeypatch.setenv("KT_API_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(ConfigurationError, match="has no line, or several; expected one"):
+        access.key_of_environment()
+    monkeypatch.setenv("KT_API_KEY_FILE", str(tmp_path / "none"))
+    with pytest.raises(ConfigurationError, match=r"none \(KT_API_KEY_FILE\), cannot be read"):
+        access.key_of_environment()
