@@ -74,6 +74,17 @@ kt::SavedRows saved_rows(const SavedTuple& saved) {
           reinterpret_cast<float*>(projected)};
 }
 
+kt::BaseGradients base_tensors(const std::vector<uintptr_t>& addresses) {
+  if (addresses.empty()) return {};
+  if (addresses.size() != kt::kProjections.size()) {
+    throw std::invalid_argument("got " + std::to_string(addresses.size()) + " addresses of gradients of gate, up and " +
+                                "down; expected 3 or none");
+  }
+  kt::BaseGradients gradients;
+  for (size_t i = 0; i < addresses.size(); ++i) gradients.values[i] = reinterpret_cast<float*>(addresses[i]);
+  return gradients;
+}
+
 void prepare(MoeLayer& layer) {
   layer.engine().require_own_process();
   layer.engine().queue().wait(0);  // first in, first out with queued tasks
@@ -102,7 +113,7 @@ void forward(const std::shared_ptr<MoeLayer>& layer, int tokens, int top_k, int 
 void backward(const std::shared_ptr<MoeLayer>& layer, int tokens, int top_k, int dtype, uintptr_t hidden, uintptr_t ids,
               uintptr_t weights, const SavedTuple& saved, uintptr_t output_gradient,
               const std::optional<LoraTuple>& lora_tuple, uintptr_t hidden_gradient, uintptr_t weight_gradient,
-              const std::optional<SixAddresses>& lora_gradients) {
+              const std::optional<SixAddresses>& lora_gradients, const std::vector<uintptr_t>& base_gradients) {
   const std::optional<kt::Lora> lora = lora_of(lora_tuple);
   if (lora_gradients && !lora) throw std::invalid_argument("gradients of a LoRA were asked for without a LoRA");
   std::optional<kt::LoraTensors<float>> gradients;
@@ -117,6 +128,8 @@ void backward(const std::shared_ptr<MoeLayer>& layer, int tokens, int top_k, int
   args.weight_gradient = reinterpret_cast<float*>(weight_gradient);
   args.lora = pointer(lora);
   args.lora_gradients = gradients ? &*gradients : nullptr;
+  const kt::BaseGradients base = base_tensors(base_gradients);
+  args.base_gradients = base_gradients.empty() ? nullptr : &base;
   const kt::Unlocked release;
   prepare(*layer);
   kt::training_backward(*layer, args);
@@ -140,8 +153,10 @@ void bind_training(py::module_& m) {
         py::arg("dtype"), py::arg("hidden"), py::arg("ids"), py::arg("weights"), py::arg("saved"),
         py::arg("output_gradient"), py::arg("lora") = py::none(), py::arg("hidden_gradient") = uintptr_t{0},
         py::arg("weight_gradient") = uintptr_t{0}, py::arg("lora_gradients") = py::none(),
+        py::arg("base_gradients") = std::vector<uintptr_t>(),
         "The gradients of a call of training_forward with the same arguments; 0 or None: not wanted.\n\n"
         "`hidden_gradient` [tokens, hidden] of `dtype`; `weight_gradient` float32 [tokens, top_k], of which entries\n"
         "with id -1 are left alone; `lora_gradients`: six addresses of float32 tensors like the LoRA's, of which\n"
-        "experts without tokens are left alone. Raises ValueError.");
+        "experts without tokens are left alone; `base_gradients`: the same of float32 gate, up and down as a\n"
+        "checkpoint has them, [experts, intermediate, hidden] and [experts, hidden, intermediate]. Raises ValueError.");
 }

@@ -270,6 +270,7 @@ def training_backward(
     hidden_gradient: int = 0,
     weight_gradient: int = 0,
     lora_gradients: Sequence[int] | None = None,
+    base_gradients: Sequence[int] = [],
 ) -> None: ...
 def training_forward(
     layer: MoeLayer,

@@ -98,7 +98,7 @@ void BackwardPass::run() {
   const bool gradients = args_.lora_gradients != nullptr;
   const bool gate_up_rows_needed = lora_ && (gradients || args_.hidden_gradient != nullptr);
   std::optional<LoraGradientPieces> lora_gradients;
-  LoraGradientInputs inputs{hidden_, output_gradient_, dgate_, dup_, h_, {}, {}};
+  GradientInputs inputs{hidden_, output_gradient_, dgate_, dup_, h_, {}, {}};
   if (gradients) {
     lora_gradients.emplace(engine_, config_.shape, routing_, *lora_, *args_.lora_gradients);
     for (const Projection p : kProjections) {
@@ -106,6 +106,8 @@ void BackwardPass::run() {
       inputs.projected[p] = args_.saved.projected + size_t{1} * static_cast<int>(p) * routing_.pairs() * lora_->rank();
     }
   }
+  std::optional<BaseGradientPieces> base_gradients;
+  if (args_.base_gradients != nullptr) base_gradients.emplace(engine_, config_.shape, routing_, *args_.base_gradients);
   constexpr int kTokensPerPiece = 16;
   const auto prepare = [&](const Worker&, int piece) {
     const int end = std::min(tokens, (piece + 1) * kTokensPerPiece);
@@ -115,6 +117,7 @@ void BackwardPass::run() {
   const auto of_inner = [&](const Worker& worker, int piece) { inner(worker, piece); };
   const auto of_gate_up = [&](const Worker& worker, int piece) { gate_up_rows(worker, piece); };
   const auto of_lora = [&](const Worker& worker, int piece) { lora_gradients->compute(inputs, worker, piece); };
+  const auto of_base = [&](const Worker& worker, int piece) { base_gradients->compute(inputs, worker, piece); };
   const auto of_hidden = [&](const Worker& worker, int piece) { hidden_strip(worker, piece); };
   const int hidden_strips =
       args_.hidden_gradient == nullptr ? 0 : ceil_div(gate_.column_panels(), hidden_strip_panels_);
@@ -122,7 +125,8 @@ void BackwardPass::run() {
       {Phase::of(ceil_div(tokens, kTokensPerPiece), prepare),
        Phase::of(thin_of_output() ? blocks_.count() : 0, of_output), Phase::of(experts * inner_strips, of_inner),
        Phase::of(gate_up_rows_needed ? blocks_.count() : 0, of_gate_up),
-       Phase::of(gradients ? lora_gradients->count() : 0, of_lora), Phase::of(hidden_strips, of_hidden)});
+       Phase::of(gradients ? lora_gradients->count() : 0, of_lora),
+       Phase::of(base_gradients ? base_gradients->count() : 0, of_base), Phase::of(hidden_strips, of_hidden)});
   if (args_.weight_gradient != nullptr) weight_gradients();
 }
 
@@ -225,7 +229,8 @@ void BackwardPass::inner_row(int pair, const Strip& strip, const float* dh) {
                             config_.swiglu_alpha, gate, up, h, sums_of_row(pair) + strip.first});
   dgate_.store(gate, pair, first, columns);
   dup_.store(up, pair, first, columns);
-  if (args_.lora_gradients != nullptr) h_.store(h, pair, first, columns);
+  const bool needs_h = args_.lora_gradients != nullptr || args_.base_gradients != nullptr;
+  if (needs_h) h_.store(h, pair, first, columns);
 }
 
 // q_gate and q_up.

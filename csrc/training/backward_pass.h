@@ -6,18 +6,20 @@
 //   dh     = dout Wd + q_down Ad       of h without the routing weight, so dw = <dh, h> (+ <dout, bias of down>)
 //   dg, du = SwiGLU backward of w dh, from the saved g and u; h is computed again
 //   q_gate = s dg Bg, q_up = s du Bu
+//   dWg = dg^T x, dWu likewise, dWd = (w dout)^T h
 //   dAg = q_gate^T x,  dBg = dg^T p_gate  and the same of up;  dAd = (w q_down)^T h,  dBd = (w dout)^T p_down
 //   dx[t]  = sum over pairs of (dg Wg + du Wu + q_gate Ag + q_up Au)
 //
 // Products with base weights by TransposedGemm, the thin ones in fp32. Phases, each of which needs all of the ones
-// before: outputs' gradients as kernels multiply them; q_down; dh to dg, du, h; q_gate and q_up; LoRA gradients; dx.
-// Sums over the rows of an expert run in ascending pairs, sums over the experts of a token in ascending experts, and
-// dw adds panels of 32 columns in ascending order: no result depends on threads.
+// before: outputs' gradients as kernels multiply them; q_down; dh to dg, du, h; q_gate and q_up; gradients of matrices;
+// dx. Sums over the rows of an expert run in ascending pairs, sums over the experts of a token in ascending experts,
+// and dw adds panels of 32 columns in ascending order: no result depends on threads.
 #pragma once
 
 #include <optional>
 #include <vector>
 
+#include "training/base_gradients.h"
 #include "training/forward.h"
 #include "training/row_blocks.h"
 #include "training/transposed_gemm.h"
@@ -34,6 +36,7 @@ struct BackwardArgs {
   float* weight_gradient;                    // [tokens, top_k], zeros: skipped entries are left
   const Lora* lora;                          // null: none
   const LoraTensors<float>* lora_gradients;  // zeros: experts without rows are left
+  const BaseGradients* base_gradients;
 };
 
 // Throws as MoeLayer::forward.

@@ -31,7 +31,7 @@ LoraGradientPieces::LoraGradientPieces(Engine& engine, const LayerShape& shape, 
 
 size_t LoraGradientPieces::sums_floats() const { return rank_ * kStripColumns; }
 
-void LoraGradientPieces::compute(const LoraGradientInputs& inputs, const Worker& worker, int piece) const {
+void LoraGradientPieces::compute(const GradientInputs& inputs, const Worker& worker, int piece) const {
   WorkerScratch& scratch = engine_.scratch(worker.index);
   const int per_expert = hidden_strips_ + intermediate_strips_;
   const ActiveExpert& expert = routing_.experts()[piece / per_expert];
@@ -49,8 +49,8 @@ void LoraGradientPieces::compute(const LoraGradientInputs& inputs, const Worker&
   }
 }
 
-void LoraGradientPieces::hidden_strip(const LoraGradientInputs& inputs, WorkerScratch& scratch,
-                                      const ActiveExpert& expert, const Columns& columns) const {
+void LoraGradientPieces::hidden_strip(const GradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
+                                      const Columns& columns) const {
   float* const wide = scratch.row.as<float>();
   float* const room = wide + kRowsPerBlock * kStripColumns;
   float* const gate_a = scratch.sum.as<float>();
@@ -77,7 +77,7 @@ void LoraGradientPieces::hidden_strip(const LoraGradientInputs& inputs, WorkerSc
   store_b(down_b, columns, gradients_.down_b, expert.expert);
 }
 
-void LoraGradientPieces::intermediate_strip(const LoraGradientInputs& inputs, WorkerScratch& scratch,
+void LoraGradientPieces::intermediate_strip(const GradientInputs& inputs, WorkerScratch& scratch,
                                             const ActiveExpert& expert, const Columns& columns) const {
   float* const wide = scratch.row.as<float>();
   float* const room = wide + kRowsPerBlock * kStripColumns;

@@ -4,21 +4,10 @@
 //   dBg = (p_gate^T dg)^T                 dAd = (w q_down)^T h            strips of intermediate columns, dBu likewise
 #pragma once
 
+#include "training/gradient_inputs.h"
 #include "training/lora.h"
-#include "training/row_blocks.h"
 
 namespace kt {
-
-// What they are computed from; thin rows are [pairs, rank].
-struct LoraGradientInputs {
-  TensorRows hidden;           // by token
-  TensorRows output_gradient;  // by token
-  ElementRows dgate;           // by pair
-  ElementRows dup;
-  ElementRows h;
-  PerProjection<const float*> projected;
-  PerProjection<const float*> q;
-};
 
 class LoraGradientPieces {
  public:
@@ -27,7 +16,7 @@ class LoraGradientPieces {
 
   // An expert's strip of columns each.
   int count() const { return static_cast<int>(routing_.experts().size()) * (hidden_strips_ + intermediate_strips_); }
-  void compute(const LoraGradientInputs& inputs, const Worker& worker, int piece) const;
+  void compute(const GradientInputs& inputs, const Worker& worker, int piece) const;
 
  private:
   // The sums of one matrix, [rank][kStripColumns], and where they go.
@@ -35,9 +24,9 @@ class LoraGradientPieces {
     float* sums;
     float* to;
   };
-  void hidden_strip(const LoraGradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
+  void hidden_strip(const GradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
                     const Columns& columns) const;
-  void intermediate_strip(const LoraGradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
+  void intermediate_strip(const GradientInputs& inputs, WorkerScratch& scratch, const ActiveExpert& expert,
                           const Columns& columns) const;
   void add(const float* thin, int rows, const float* wide, const Columns& columns, float* sums) const;
   void drop(Projection which, int pair, int rows, const Columns& columns, float* wide) const;

@@ -100,22 +100,25 @@ class Needs:
     x: bool
     weights: bool
     lora: bool
+    base: bool = False
 
     @property
     def any(self) -> bool:
-        return self.x or self.weights or self.lora
+        return self.x or self.weights or self.lora or self.base
 
 
 @dataclass(frozen=True)
 class Gradients:
     """`x` [T, H] in x's dtype, `weights` [T, k] in that of the weights, `lora`: six tensors like the LoRA's.
 
-    None where they were not asked for.
+    `base`: of the matrices themselves, gate, up [E, I, H] and down [E, H, I], float32 (float64 under
+    gradcheck). None where they were not asked for.
     """
 
     x: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     lora: tuple[torch.Tensor, ...] | None = None
+    base: tuple[torch.Tensor, ...] | None = None
 
 
 class Backend(Protocol):

@@ -65,6 +65,12 @@ class KernelBackend:
         lora = None
         if needs.lora and call.lora is not None:
             lora = tuple(torch.zeros_like(t) for t in call.lora.tensors)
+        e, h, i = self.num_experts, self.hidden_size, self.intermediate_size
+        base = None
+        if needs.base:
+            base = tuple(
+                torch.zeros(sizes, dtype=torch.float32) for sizes in ((e, i, h), (e, i, h), (e, h, i))
+            )
         self._run(
             kt_kernel_ext.training_backward,
             **inputs.arguments,
@@ -73,8 +79,9 @@ class KernelBackend:
             hidden_gradient=_address(dx),
             weight_gradient=_address(dweights),
             lora_gradients=None if lora is None else [t.data_ptr() for t in lora],
+            base_gradients=[] if base is None else [t.data_ptr() for t in base],
         )
-        return Gradients(dx, dweights, lora)
+        return Gradients(dx, dweights, lora, base)
 
     def _run(self, function: Callable[..., None], **arguments: object) -> None:
         try:

@@ -67,6 +67,7 @@ class ReferenceBackend:
         weights = call.weights.to(dtype).reshape(-1, 1)
         dx, dweights = x.new_zeros(tokens * k, self.hidden_size), x.new_zeros(tokens * k)
         dlora = tuple(map(torch.zeros_like, call.lora.tensors)) if needs.lora and call.lora else ()
+        dbase = self._base_gradients(dtype) if needs.base else ()
         for e, pairs in self._rows(call.ids):
             expert = _Expert(self._weights.expert(e), dtype, call, e, pairs)
             rows, dy = x[pairs // k], dout[pairs // k]
@@ -77,21 +78,23 @@ class ReferenceBackend:
             dg, du = self._swiglu.backward(weights[pairs] * dh, g[pairs], u[pairs])
             if needs.x:
                 dx[pairs] = expert.gate.transposed(dg) + expert.up.transposed(du)
-            if dlora:
-                for place, (matrix, d, inputs) in enumerate(
-                    (
-                        (expert.gate, dg, rows),
-                        (expert.up, du, rows),
-                        (expert.down, weights[pairs] * dy, h),
-                    )
-                ):
+            products = ((expert.gate, dg, rows), (expert.up, du, rows), (expert.down, weights[pairs] * dy, h))
+            for place, (matrix, d, inputs) in enumerate(products):
+                if dlora:
                     da, db = matrix.lora_gradients(d, inputs)
                     dlora[2 * place][e], dlora[2 * place + 1][e] = da, db
+                if dbase:
+                    dbase[place][e] = d.T @ inputs
         return Gradients(
             dx.view(tokens, k, -1).sum(1).to(call.x.dtype) if needs.x else None,
             dweights.view(tokens, k).to(call.weights.dtype) if needs.weights else None,
             dlora or None,
+            dbase or None,
         )
+
+    def _base_gradients(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        e, h, i = self.num_experts, self.hidden_size, self.intermediate_size
+        return tuple(torch.zeros(shape, dtype=dtype) for shape in ((e, i, h), (e, i, h), (e, h, i)))
 
     def _rows(self, ids: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Each expert that has any, with its pairs in ascending order."""

@@ -14,7 +14,7 @@ from formats import BF16, F32, ONE_PER_METHOD, PLAIN, SMALL_SWEEP, SWEEP, Format
 from gguf_blocks import PANEL_TYPES, GgufFormat
 from harness import Call, bf16_experts, build_layer, ext, random_experts
 from test_biases import load_with_biases, random_biases
-from training_calls import LORA, Case, assert_close, compute, lora_shapes, reference, training_case
+from training_calls import BASE, LORA, Case, assert_close, compute, lora_shapes, reference, training_case
 
 ENGINE = ext.Engine(2)
 RANKS = (1, 3, 8, 64)
@@ -60,6 +60,16 @@ def test_every_rank_and_dtype(rank, dtype):
     assert_close(compute(build_layer(ENGINE, experts), case, 33), reference(experts, case))
 
 
+@pytest.mark.parametrize("hidden, intermediate", ((100, 70), (64, 577)))
+@pytest.mark.parametrize("rank", (0, 3))
+def test_gradients_of_base_matrices(hidden, intermediate, rank):
+    experts = random_experts(28, 4, hidden, intermediate)
+    case = training_case(29, experts, 90, 2, rank)
+    case = case.with_ids(np.where(case.call.ids == 1, -1, case.call.ids))  # expert 1 has no tokens
+    found = compute(build_layer(ENGINE, experts), case, intermediate, wanted=("hidden", *BASE))
+    assert_close(found, reference(experts, case))
+
+
 def all_to_one(ids):
     return np.where(ids >= 0, 2, ids)
 
@@ -103,12 +113,12 @@ def test_nothing_to_do():
     assert compute(layer, empty, 50)["hidden"].shape == (0, 40)
 
 
-@pytest.mark.parametrize("wanted", (("hidden",), ("weights",), LORA, ("hidden", "weights"), ()))
+@pytest.mark.parametrize("wanted", (("hidden",), ("weights",), LORA, ("hidden", "weights"), BASE, ()))
 def test_only_what_is_wanted_has_the_same_bits(wanted):
     experts = random_experts(11, 3, 100, 70)
     layer = build_layer(ENGINE, experts)
     case = training_case(12, experts, 30, 2, 3)
-    every = compute(layer, case, 70)
+    every = compute(layer, case, 70, wanted=("hidden", "weights", *LORA, *BASE))
     for name, array in compute(layer, case, 70, wanted=wanted).items():
         assert np.array_equal(array, every[name]), name
 
@@ -160,7 +170,7 @@ def whole_numbers_case(tokens: int, hidden: int, intermediate: int):
     lora = {name: sparse(*shape) for name, shape in lora_shapes(experts, rank).items()}
     lora["gate_a"][:], lora["gate_b"][:] = 0, 0
     gradient = to_bf16(sparse(tokens, hidden))
-    return experts, Case(call, lora, gradient, scale=1.0)
+    return experts, Case(call, lora, gradient, scale=1.0, experts=count)
 
 
 @pytest.mark.parametrize("hidden, intermediate", ((100, 70), (1100, 130)))
@@ -168,7 +178,10 @@ def test_exact_on_whole_numbers(hidden, intermediate):
     experts, case = whole_numbers_case(90, hidden, intermediate)
     expected = reference(experts, case)
     assert np.abs(expected["hidden"]).max() >= 32
-    for name, array in compute(build_layer(ENGINE, experts), case, intermediate).items():
+    found = compute(
+        build_layer(ENGINE, experts), case, intermediate, wanted=("hidden", "weights", *LORA, *BASE)
+    )
+    for name, array in found.items():
         assert np.array_equal(array, np.round(expected[name])), name
 
 
@@ -177,7 +190,7 @@ def test_bits_do_not_depend_on_threads(format):
     experts = random_experts(17, 4, 192, 160, format)
     case = training_case(18, experts, 150, 3, 3)
     results = [
-        compute(build_layer(engine, experts), case, 160)
+        compute(build_layer(engine, experts), case, 160, wanted=("hidden", "weights", *LORA, *BASE))
         for engine in (ENGINE, ext.Engine(1), ext.Engine(3), ext.Engine(4, 2, [0, 0]))
     ]
     for other in results[1:]:
@@ -191,7 +204,7 @@ def test_a_token_does_not_depend_on_its_neighbours():
     case = training_case(20, experts, 120, 3, 8)
     every = compute(layer, case, 70)
     some = [5, 7, 60]
-    alone = compute(layer, Case(case.call.rows(some), case.lora, case.gradient[some].copy()), 70)
+    alone = compute(layer, replace(case, call=case.call.rows(some), gradient=case.gradient[some].copy()), 70)
     for name in ("output", "hidden", "weights"):
         assert np.array_equal(alone[name], every[name][some]), name
 

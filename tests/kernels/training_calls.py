@@ -4,7 +4,8 @@
     found = compute(layer, case)                                    by the kernels: forward, then backward
     expected = reference(experts, case, limit, alpha, biases)       by the definition
 
-Results are dictionaries of arrays: output, hidden [T, H], weights [T, k] and the six of the LoRA (LORA).
+Results are dictionaries of arrays: output, hidden [T, H], weights [T, k], the six of the LoRA (LORA) and,
+where they are wanted, those of the base matrices (BASE).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from extension import ext
 from formats import BF16, F32, decode, encode, to_bf16
 from harness import Call, Experts, poisoned, random_call
 
+BASE = ("gate", "up", "down")
 LORA = ("gate_a", "gate_b", "up_a", "up_b", "down_a", "down_b")
 SCALE = 0.75
 
@@ -28,6 +30,7 @@ class Case:
     lora: dict[str, np.ndarray] | None
     gradient: np.ndarray
     scale: float = SCALE
+    experts: int = 0
 
     @property
     def rank(self) -> int:
@@ -61,7 +64,7 @@ def training_case(seed: int, experts: Experts, tokens: int, top_k: int, rank: in
 
     lora = {name: random(shape) for name, shape in lora_shapes(experts, rank).items()} if rank else None
     gradient = rng.standard_normal((tokens, experts.hidden), dtype=np.float32)
-    return Case(call, lora, encode(decode(to_bf16(gradient), BF16), dtype))
+    return Case(call, lora, encode(decode(to_bf16(gradient), BF16), dtype), experts=experts.count)
 
 
 def compute(
@@ -74,6 +77,11 @@ def compute(
     """Forward into poisoned memory, then the gradients in `wanted`, by default all."""
     call, dtype = case.call, case.call.hidden_dtype
     wanted = ("hidden", "weights", *(LORA if case.lora else ())) if wanted is None else wanted
+    width = call.hidden.shape[1]
+    base = {
+        name: np.zeros((case.experts, *sizes), np.float32)
+        for name, sizes in zip(BASE, 2 * [(intermediate, width)] + [(width, intermediate)], strict=True)
+    }
     saved_dtype = dtype if saved_dtype is None else saved_dtype
     columns = -(-intermediate // 32) * 32
     gate, up = (poisoned((case.pairs, columns), saved_dtype) for _ in range(2))
@@ -101,9 +109,10 @@ def compute(
         hidden_gradient=hidden.ctypes.data if "hidden" in wanted else 0,
         weight_gradient=weights.ctypes.data if "weights" in wanted else 0,
         lora_gradients=[gradients[n].ctypes.data for n in LORA] if LORA[0] in wanted else None,
+        base_gradients=[base[n].ctypes.data for n in BASE] if BASE[0] in wanted else [],
         **shared,
     )
-    found = {"output": output, "hidden": hidden, "weights": weights, **gradients}
+    found = {"output": output, "hidden": hidden, "weights": weights, **gradients, **base}
     return {
         name: decode(array, dtype) if name in ("output", "hidden") else array
         for name, array in found.items()
@@ -127,6 +136,10 @@ def reference(
     }
     lora = {name: tensor.astype(np.float64) for name, tensor in (case.lora or {}).items()}
     found |= {name: np.zeros(tensor.shape) for name, tensor in lora.items()}
+    found |= {
+        name: np.zeros((experts.count, part.rows, part.columns))
+        for name, part in zip(BASE, experts.parts, strict=True)
+    }
     for e in range(experts.count):
         tokens, places = np.nonzero(call.ids == e)
         if len(tokens) == 0:
@@ -147,7 +160,7 @@ def reference(
                 np.add.at(found[name], tokens, value)
             elif name == "weights":
                 found[name][tokens, places] = value
-            elif lora:
+            elif name in BASE or lora:
                 found[name][e] = value
     return found
 
@@ -191,6 +204,7 @@ def _gradients(matrices, x, w, dout, limit: float, alpha: float) -> dict[str, np
     found["gate_a"], found["gate_b"] = gate.gradients(dg, x)
     found["up_a"], found["up_b"] = up.gradients(du, x)
     found["down_a"], found["down_b"] = down.gradients(w * dout, h)
+    found |= {"gate": dg.T @ x, "up": du.T @ x, "down": (w * dout).T @ h}
     return found
 
 

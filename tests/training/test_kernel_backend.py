@@ -104,6 +104,16 @@ def test_equals_the_reference_through_autograd(layer, backend, dtype, dropout):
     assert max(errors(found, expected)) <= 0.01
 
 
+def test_gradients_of_the_base_equal_those_of_the_reference(layer, backend):
+    call, needs = call_of(layer), Needs(x=False, weights=False, lora=False, base=True)
+    dout = torch.ones_like(layer.x)
+    found, expected = (
+        b.backward(call, b.forward(call, needs)[1], dout, needs) for b in (backend, reference_of(layer))
+    )
+    assert found.x is None and found.lora is None
+    assert max(errors(found.base, expected.base)) <= 0.01
+
+
 def test_calls_that_live_at_once_keep_their_own_numbers(layer, backend):
     other = random_layer(SIZES, torch.bfloat16, seed=5)
     dout = torch.ones_like(layer.x)

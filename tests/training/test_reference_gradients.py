@@ -9,7 +9,7 @@ import torch
 from layers import Layer, Sizes, autograd_experts, random_layer
 
 from kt_kernel.swiglu import Swiglu
-from kt_kernel.training.backend import Dropout, ExpertLora
+from kt_kernel.training.backend import Call, Dropout, ExpertLora, Needs
 from kt_kernel.training.function import run_experts
 from kt_kernel.training.reference import ReferenceBackend
 
@@ -108,6 +108,20 @@ def test_a_value_at_the_limit_itself_has_its_gradient():
     found = Swiglu(0.5).backward(torch.ones(3, dtype=torch.float64), gate.detach(), up.detach())
     torch.testing.assert_close(found, expected)
     assert found[0][2] == 0 and found[1][2] == 0 and found[1][1] != 0
+
+
+def test_gradients_of_the_base_are_those_of_autograd():
+    layer = random_layer(BASE)
+    matrices = (layer.weights.gate, layer.weights.up, layer.weights.down)
+    for matrix in matrices:
+        matrix.requires_grad_()
+    dout = torch.randn_like(layer.x)
+    expected = torch.autograd.grad(autograd_experts(layer), matrices, dout)
+    call, needs = Call(layer.x, layer.ids, layer.routing, layer.lora), Needs(False, False, False, base=True)
+    with torch.no_grad():
+        backend = ReferenceBackend(layer.weights)
+        found = backend.backward(call, backend.forward(call, needs)[1], dout, needs)
+    torch.testing.assert_close(found.base, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
