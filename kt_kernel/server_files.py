@@ -14,11 +14,14 @@ numbers.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import multiprocessing
 import os
+import re
 import shutil
+import stat
 import tempfile
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -29,7 +32,8 @@ PREFIX = "kt-server-"
 # The folder of the server that a process belongs to; its children inherit it.
 VARIABLE = "KT_SERVER_FILES"
 SHARED_MEMORY = Path("/dev/shm")
-_LOCK = "lock"
+_LOCK = ".kt-server-lock"
+_OURS = re.compile(PREFIX + "[a-z0-9_]{8}")  # as `mkdtemp` makes names
 _RANDOM_DIGITS = 8  # of the name of shared memory
 # Addresses of Unix sockets have at most 107 bytes; the longest name in the folder has this many.
 _LONGEST_FOLDER = 107 - len("/tmpxxxxxxxx")
@@ -101,7 +105,8 @@ def end() -> None:
 
 def _remove(folder: Path) -> None:
     for entry in (*SHARED_MEMORY.glob(f"{folder.name}-*"), *SHARED_MEMORY.glob(f"sem.{folder.name}-*")):
-        entry.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's under the same name
+            entry.unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -115,8 +120,11 @@ _held: dict[Path, int] = {}  # their locks, until this process ends
 
 
 def _lock(folder: Path) -> None:
-    descriptor = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    """The lock gets its name when it is held: another start that sweeps never sees it free."""
+    unnamed = folder / f"{_LOCK}.new"
+    descriptor = os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    unnamed.rename(folder / _LOCK)
     _held[folder] = descriptor
 
 
@@ -126,7 +134,8 @@ def _lock_if_dead(folder: Path) -> int | None:
     One without a lock is being made at this moment; what others made is theirs.
     """
     try:
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        status = folder.lstat()
+        if not _OURS.fullmatch(folder.name) or status.st_uid != os.getuid() or not _is_private(status):
             return None
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -137,3 +146,8 @@ def _lock_if_dead(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """A folder for its owner alone, as `mkdtemp` makes them."""
+    return stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == stat.S_IRWXU

@@ -74,8 +74,37 @@ def test_what_a_killed_server_leaves_is_removed_by_the_next(server):
 
 def test_what_has_no_lock_is_not_ours_to_remove(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / f"{server_files.PREFIX}being-made").mkdir()
+    (tmp_path / f"{server_files.PREFIX}abcdefgh").mkdir(mode=0o700)  # being made
     (tmp_path / f"{server_files.PREFIX}a-link").symlink_to(tmp_path)
     (tmp_path / f"{server_files.PREFIX}a-file").write_text("")
     assert server_files.sweep() == []
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def _dead(folder: Path) -> Path:
+    folder.mkdir(mode=0o700)
+    (folder / ".kt-server-lock").touch()
+    return folder
+
+
+def test_folders_of_others_that_are_named_alike_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = [
+        _dead(tmp_path / f"{server_files.PREFIX}logs"),
+        _dead(tmp_path / f"{server_files.PREFIX}public_1"),
+    ]
+    kept[1].chmod(0o755)
+    mine = _dead(tmp_path / f"{server_files.PREFIX}private1")
+    assert server_files.sweep() == [mine.name]
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_cannot_be_removed_keeps_no_server_from_starting(tmp_path, monkeypatch):
+    """Somebody else's file in shared memory, under the name of a dead server."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(server_files, "SHARED_MEMORY", tmp_path / "shared")
+    dead = _dead(tmp_path / f"{server_files.PREFIX}aaaaaaaa")
+    stubborn = tmp_path / "shared" / f"{dead.name}-folder"  # `unlink` refuses it
+    stubborn.mkdir(parents=True)
+    assert server_files.sweep() == [dead.name]
+    assert stubborn.exists() and not dead.exists()

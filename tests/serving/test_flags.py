@@ -199,10 +199,16 @@ def test_whole_graphs_of_decoding_or_none_are_accepted(backend):
 
 @pytest.mark.parametrize(
     ("option", "value", "named"),
-    [("enable_paged_experts", True, "--enable-paged-experts"), ("dwdp_size", 2, "--dwdp-size 2")],
+    [
+        ("enable_paged_experts", True, "--enable-paged-experts"),
+        ("dwdp_size", 2, "--dwdp-size 2"),
+        ("tokenizer_worker_num", 2, "--tokenizer-worker-num 2"),
+    ],
 )
-def test_other_ways_to_keep_experts_elsewhere_are_refused(option, value, named):
-    """SGLang would ignore the first without a word, and with the second take our slots for all experts."""
+def test_options_that_would_go_wrong_without_a_word_are_refused(option, value, named):
+    """SGLang would ignore the first, with the second take our slots for all experts, and with the third check
+    no request.
+    """
     options = _other_options("full")
     setattr(options, option, value)
     with pytest.raises(FeatureUnavailableError, match=f"^not available yet: {named} together with"):
@@ -220,6 +226,7 @@ def _other_options(decode_backend: str) -> SimpleNamespace:
         enable_two_batch_overlap=False,
         enable_paged_experts=False,
         dwdp_size=1,
+        tokenizer_worker_num=1,
         enable_lora=None,
         enable_dp_attention=False,
         enable_torch_compile=False,

@@ -17,8 +17,8 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from status_figures import KEY, REPORT, Manager, application, later
 
-from kt_kernel.integrations.sglang.status import machine, routes
-from kt_kernel.integrations.sglang.status.metrics import METRICS, StatusMetrics
+from kt_kernel.integrations.sglang.status import machine, routes, served
+from kt_kernel.integrations.sglang.status.metrics import METRICS, OF_EACH_RANK, StatusMetrics
 from kt_kernel.integrations.sglang.status.page import page_text
 from kt_kernel.integrations.sglang.status.reader import StatusReader
 from kt_kernel.integrations.sglang.status.tokens import TokenCounts
@@ -249,6 +249,23 @@ def test_a_limit_that_was_not_measured_is_left_out():
     report["machine"]["read_limit"] = None
     StatusMetrics(registry).update(report)
     assert sample(registry, "kt_cpu_read_limit_bytes_per_second") in (None, 0.0)
+
+
+def test_ranks_that_share_a_model_count_its_tokens_once():
+    registry = CollectorRegistry()
+    StatusMetrics(registry).update(REPORT, OF_EACH_RANK)
+    assert sample(registry, "kt_cpu_read_bytes_total") > 0
+    assert sample(registry, "kt_output_tokens_total") == 0
+
+
+def test_a_scheduler_whose_figures_fail_goes_on(monkeypatch, caplog):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(served, "figures", lambda *_: {"tokens": {}})
+    monkeypatch.setattr(served, "publish", full)
+    assert served.add_figures({"experts": 8}, None, None) == {"experts": 8}
+    assert "no space left" in caplog.text
 
 
 def test_the_scheduler_is_asked_before_metrics_are_written():

@@ -51,10 +51,18 @@ def _killed() -> str:
 
 
 def _bad_page() -> str:
-    free = os.statvfs(_SHARED_MEMORY)
-    if free.f_bavail * free.f_frsize < _LEAST_FREE:
+    if _free_shared_memory() < _LEAST_FREE:
         return f"{_SHARED_MEMORY} is full; remove what is not used, or give the container more (--shm-size)"
     return f"a file that it had mapped was cut off, or {_SHARED_MEMORY} was full"
+
+
+def _free_shared_memory() -> int:
+    """Bytes."""
+    try:
+        free = os.statvfs(_SHARED_MEMORY)
+    except OSError:  # some containers have none
+        return 0
+    return free.f_bavail * free.f_frsize
 
 
 def _crashed() -> str:

@@ -154,6 +154,12 @@ EVERYWHERE = (
         "SGLang's recorder does not know where experts are, and ends the server if it is not turned on",
     ),
     Hook(
+        "sglang.srt.distributed.bootstrap._resolve_dist_init_method",
+        HookType.AROUND,
+        one_host.meeting_point,
+        "the store of ranks on one host listens where clients ask",
+    ),
+    Hook(
         "torch.distributed.rendezvous._create_c10d_store",
         HookType.AROUND,
         one_host.store,

@@ -23,6 +23,17 @@ def choose_environment(options: Any) -> None:
         os.environ.setdefault(GLOO_INTERFACE, LOOPBACK)
 
 
+def meeting_point(original: Callable, *, dist_port: int) -> str:
+    """Around `_resolve_dist_init_method`, which lets ranks of one host meet at the address of --host."""
+    from sglang.srt.environ import envs
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    if parallel.nnodes > 1 or parallel.dist_init_addr or envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE.get():
+        return original(dist_port=dist_port)
+    return f"tcp://127.0.0.1:{dist_port}"
+
+
 def store(
     original: Callable,
     hostname: str,

@@ -29,6 +29,8 @@ def check_other_options(options: Any) -> None:
         ("--enable-two-batch-overlap", options.enable_two_batch_overlap),
         # SGLang's layers leave it out without a word where the experts are ours.
         ("--enable-paged-experts", options.enable_paged_experts),
+        # Its processes read none of our hooks: requests would reach the scheduler without being checked.
+        (f"--tokenizer-worker-num {options.tokenizer_worker_num}", options.tokenizer_worker_num > 1),
         # It lends all of a layer's experts to other ranks, and makes every one of them the device's.
         (f"--dwdp-size {options.dwdp_size}", options.dwdp_size > 1),
         ("--enable-lora", bool(options.enable_lora)),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kt_kernel import kt_kernel_ext
+from kt_kernel.errors import ConfigurationError
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.threads import ThreadPlan, cores_of_processes, usable_nodes
@@ -22,6 +23,7 @@ from kt_kernel.threads import ThreadPlan, cores_of_processes, usable_nodes
 logger = logging.getLogger(__name__)
 
 CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"  # SGLang's: "0-3|4-7"
+_ALL = "all"  # SGLang's own way of saying nothing
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,14 @@ def _bind_once(here: RanksHere) -> None:
 
 def _cores_of(here: RanksHere) -> list[int]:
     said = os.environ.get(CORES_OF_RANKS)
-    if said:
-        return parsed_cores(said.split("|")[here.index])
+    if said and said != _ALL:
+        try:
+            return parsed_cores(said.split("|")[here.index])
+        except (ValueError, IndexError):
+            raise ConfigurationError(
+                f"{CORES_OF_RANKS} is {said!r}, expected the cores of each of the {here.count} ranks of this "
+                'host, such as "0-3|4-7".'
+            ) from None
     return cores_of_processes(kt_kernel_ext.topology(), here.count)[here.index]
 
 

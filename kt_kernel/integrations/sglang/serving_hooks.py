@@ -106,9 +106,7 @@ def add_report(result: Any, controller: Any, request: Any) -> None:
         if served.settings.for_draft_model:
             result.internal_state[DRAFT_REPORT_KEY] = report
             continue
-        report |= status.figures(served, controller.scheduler)
-        status.publish(report)
-        result.internal_state[REPORT_KEY] = report
+        result.internal_state[REPORT_KEY] = status.add_figures(report, served, controller.scheduler)
 
 
 def _dense_layers(served: ServedModel) -> dict[str, Any]:

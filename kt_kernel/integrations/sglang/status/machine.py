@@ -83,6 +83,6 @@ def _gpu(index: int) -> dict[str, Any] | None:
             "total": properties.total_memory,
             "busy": torch.cuda.utilization(index) / 100,
         }
-    except (ImportError, RuntimeError, ValueError, AttributeError) as error:
+    except Exception as error:
         logger.debug("GPU %d tells nothing of its use: %s", index, error)
         return None

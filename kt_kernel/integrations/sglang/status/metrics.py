@@ -7,7 +7,7 @@ second scheduler (data parallelism) counts beside the first.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,15 @@ def _gpus(figure: str) -> Callable[[Report], Samples]:
     return samples
 
 
-METRICS = (
+# Each rank has its own.
+OF_EACH_RANK = (
     Metric("kt_cpu_calls_total", "Calls of the CPU's experts", _one("cpu", "calls")),
     Metric("kt_cpu_seconds_total", "Seconds in which the CPU's experts computed", _one("cpu", "seconds")),
     Metric("kt_cpu_read_bytes_total", "Bytes of weights that they read", _one("cpu", "bytes")),
+)
+
+METRICS = (
+    *OF_EACH_RANK,
     Metric(
         "kt_cpu_read_limit_bytes_per_second",
         "Bytes per second that the CPU reads at most, as measured",
@@ -107,11 +112,11 @@ class StatusMetrics:
                     metric.name, metric.help, labels, registry=registry, multiprocess_mode="mostrecent"
                 )
 
-    def update(self, report: Report) -> None:
-        """Figures that are None stay away. Counters never go back: what was counted anew (`forget`) adds
-        nothing until it has passed what was known.
+    def update(self, report: Report, metrics: Sequence[Metric] = METRICS) -> None:
+        """Figures of `metrics` that are None stay away. Counters never go back: what was counted anew
+        (`forget`) adds nothing until it has passed what was known.
         """
-        for metric in METRICS:
+        for metric in metrics:
             for label, value in metric.samples(report):
                 if value is not None:
                     self._set(metric, label, value)
