@@ -95,7 +95,7 @@ class Traffic:
                 reply.readline()
 
     def _ask_long(self, choices: random.Random) -> None:
-        length = CONTEXT - choices.randrange(4, 40)
+        length = CONTEXT - choices.randrange(8, 40)
         ids = [choices.randrange(3, self.vocabulary) for _ in range(length)]
         with self._post(self._body(ids, 2)) as reply:
             json.load(reply)

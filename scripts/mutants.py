@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 600
+SECONDS = 180
 
 
 # An editable installation leads every import to its sources, before any path is looked at.

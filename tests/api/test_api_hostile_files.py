@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -193,3 +194,14 @@ def test_damaged_descriptions_are_read_or_refused_with_a_sentence(tmp_path, name
         except Exception as error:
             pytest.fail(f"seed {seed}: {type(error).__name__}: {error}")
     assert outcomes["refused"] > 20, outcomes
+
+
+def test_a_disk_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    folder = save_single(tmp_path / "model", qwen_tensors(random_experts(seed=1)))
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("kt_kernel.checkpoint.mapped_file.mmap.mmap", broken)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' cannot be read: Input/output error"):
+        make_wrapper(weight_path=str(folder)).load_weights()
