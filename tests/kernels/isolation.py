@@ -40,6 +40,10 @@ def python(*arguments: str, timeout: float = 300, **environment: str):
     returncode 124.
     """
     variables = {**os.environ, **environment}
+    if "PYTHONPATH" in environment:  # what the caller itself imports comes from there, too
+        variables["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [environment["PYTHONPATH"], os.environ.get("PYTHONPATH")])
+        )
     command = [*interpreter(variables), "-X", "faulthandler", *arguments]
     try:
         return subprocess.run(

@@ -226,7 +226,7 @@ class Request:
 class LateFailures:
     """A served model on a GPU whose failures are noticed at these calls."""
 
-    is_asynchronous = True
+    is_asynchronous, is_a_stage = True, False
 
     def __init__(self, *failures):
         self.failures = list(failures)
@@ -246,7 +246,7 @@ def scheduler_of(served, *started):
 
 
 def batch_of(*requests):
-    return SimpleNamespace(reqs=list(requests))
+    return SimpleNamespace(reqs=list(requests), forward_mode=SimpleNamespace(is_extend=lambda: False))
 
 
 def check_a_model_that_never_asks_for_cpu_experts_is_refused():
