@@ -178,7 +178,7 @@ def test_history_and_info_say_what_was_said(server):
     result = chat(server, "one", "/history", "/info", options=("-t", "0.5"))
     assert "## You\n\none\n\n## Model\n\nParis." in result.stdout
     assert "temperature 0.5, at most 2048 tokens" in result.stdout
-    assert "1 questions, 12 tokens" in result.stdout
+    assert "1 question, 12 tokens" in result.stdout
 
 
 def test_saved_conversation_is_complete_and_replaces_no_file(server, tmp_path):

@@ -84,6 +84,7 @@ def test_figures_between_two_readings_are_rates_and_the_map_shows_the_placement(
     for figure in (
         "20.0",  # 40 tokens in 2 s
         "540 so far; 2 running, 1 waiting",
+        "found 1,000 of 4,000 tokens of prompts",
         "25.0 %",  # 1000 of 4000 tokens of prompts were in the cache; half a second of two
         "20.0 GB/s",
         "limit 40.0 GB/s, as measured",

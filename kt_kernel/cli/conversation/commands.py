@@ -58,7 +58,7 @@ def _info(conversation: Conversation, rest: str, say: Say) -> None:
     say(f"model        {conversation.model} at {settings.base_url}")
     say(f"sampling     temperature {temperature}, at most {settings.max_tokens} tokens an answer")
     say(f"system       {conversation.system or '-'}")
-    say(f"so far       {questions} questions, {conversation.tokens} tokens")
+    say(f"so far       {questions} question{'s' * (questions != 1)}, {conversation.tokens} tokens")
 
 
 def _retry(conversation: Conversation, rest: str, say: Say) -> str | None:
