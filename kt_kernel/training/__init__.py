@@ -9,6 +9,7 @@ lora.py             PEFT's layer of LoRA over it; peft_config.py puts it there
 weights.py          the packed experts, in the format asked for
 loading.py          load: a model of transformers with such modules
 adapter_layout.py   names and shapes in adapter files
+adapter_files.py    what an adapter's folder holds
 adapters.py         load_adapter, also from the original's files
 merging.py          merge: a checkpoint with an adapter in its weights
 """

@@ -21,7 +21,7 @@ from kt_kernel.checkpoint.families import ExpertNames, expert_layers
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.integrations.transformers.dense import LazyTensor, dense_state_dict
-from kt_kernel.training.adapters import layer_of_experts
+from kt_kernel.training.adapter_files import layer_of
 from kt_kernel.training.lora import LoraExperts
 
 _INDEX = "model.safetensors.index.json"
@@ -48,7 +48,7 @@ def merge(model: PeftModel, output: str | os.PathLike) -> Path:
     shards.end()
     for name, layer in model.named_modules():
         if isinstance(layer, LoraExperts):
-            for tensor_name, tensor in _experts(layer, *places[layer_of_experts(name)]):
+            for tensor_name, tensor in _experts(layer, *places[layer_of(name)]):
                 shards.add(tensor_name, tensor)
             shards.end()
     shards.write_index()

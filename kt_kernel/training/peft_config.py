@@ -8,11 +8,10 @@ from typing import Any
 from peft import LoraConfig
 
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.training.adapter_files import EXPERTS
 from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
-
-EXPERTS = "experts"  # the last name of the path of every module of experts
 
 
 class ExpertLoraConfig(LoraConfig):

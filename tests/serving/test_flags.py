@@ -48,18 +48,6 @@ def test_every_flag_of_the_interface_is_in_the_table():
 
 
 @pytest.mark.parametrize(
-    ("flags", "part"),
-    [
-        ({"expert_lora_path": "adapter"}, "--kt-expert-lora-path"),
-        ({"lora_path": "adapter"}, "--kt-expert-lora-path"),
-    ],
-)
-def test_a_flag_without_its_behaviour_stops_the_server(tmp_path, flags, part):
-    with pytest.raises(FeatureUnavailableError, match=f"^not available yet: .*{part}"):
-        check_flags(KTFlags(weight_path=str(tmp_path), **flags))
-
-
-@pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         ({"cpuinfer": 0}, "--kt-cpuinfer is 0, expected at least 1"),

@@ -118,7 +118,11 @@ REFUSED = {
         ["--moe-runner-backend", "triton_kernel"],
         "not available yet: --moe-runner-backend triton_kernel together with --kt-weight-path",
     ),
-    "adapter": (["--kt-expert-lora-path", "adapter"], "not available yet: --kt-expert-lora-path"),
+    "adapter": (["--kt-expert-lora-path", "adapter"], "there is no adapter_config.json in 'adapter'"),
+    "adapter and moving experts": (
+        ["--kt-lora-path", "adapter", "--kt-num-gpu-experts", "2"],
+        "not available yet: --kt-expert-lora-path together with experts on the device",
+    ),
     "paged experts": (["--enable-paged-experts"], "not available yet: --enable-paged-experts together with"),
     "redundant experts": (
         ["--ep-num-redundant-experts", "2"],

@@ -32,6 +32,7 @@ from kt_kernel.formats.dense_formats import (
 from kt_kernel.formats.dense_matrix import checkpoint_matrix, decode_parts
 from kt_kernel.gguf_model import described_file
 from kt_kernel.integrations.sglang import model_file
+from kt_kernel.integrations.sglang.served_adapter import with_adapter
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported_stream
 from kt_kernel.integrations.sglang.stored_weight import StoredWeight
@@ -143,7 +144,8 @@ def all_weights(original: Callable, loader: Any, model_config: Any, model: Any) 
 
     settings = getattr(get_server_args(), SETTINGS_ATTRIBUTE, None)
     quantised = hasattr(model_config, _PLAN_ATTRIBUTE) or described_file(model_config.model_path) is not None
-    keeps = settings is not None and quantised and hasattr(torch.ops.kt_kernel, "linear")
+    plain = settings is not None and settings.adapter is None  # what is kept as stored takes no adapter in
+    keeps = plain and quantised and hasattr(torch.ops.kt_kernel, "linear")
     setattr(loader, _KEEPS_ATTRIBUTE, keeps and keep_layers(model, model_config, packer(settings.options)))
     return original(loader, model_config, model)
 
@@ -153,11 +155,11 @@ def weights(original: Callable, loader: Any, source: Any, **options: Any) -> Nam
     file, keeps = described_file(source.model_or_path), getattr(loader, _KEEPS_ATTRIBUTE, False)
     if file is not None:
         read = model_file.stored if keeps else model_file.decoded
-        return reported_stream(model_file.weights(file, source, read))
-    stream = original(loader, source, **options)
+        return reported_stream(with_adapter(model_file.weights(file, source, read)))
+    stream = iter(original(loader, source, **options))
     plan = getattr(source.model_config, _PLAN_ATTRIBUTE, None)
     if plan is None:
-        return stream
+        return reported_stream(with_adapter(stream))
     dtype = source.model_config.dtype
     logger.info(
         "the checkpoint is quantised (%s), and this machine has no GPU for SGLang's kernels: its dense "
@@ -165,7 +167,8 @@ def weights(original: Callable, loader: Any, source: Any, **options: Any) -> Nam
         plan.quant_method,
         "kept as they are" if keeps else f"decoded to {str(dtype).removeprefix('torch.')}",
     )
-    return reported_stream(decoded(stream, plan, dtype, stored_weight if keeps else decoded_weight))
+    finish = stored_weight if keeps else decoded_weight
+    return reported_stream(with_adapter(decoded(stream, plan, dtype, finish)))
 
 
 # (layer, format, its parts, dtype) -> the tensor that SGLang's loaders get

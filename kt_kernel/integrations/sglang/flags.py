@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kt_kernel.errors import CheckpointPathError, ConfigurationError, FeatureUnavailableError
+from kt_kernel.errors import CheckpointPathError, ConfigurationError
 from kt_kernel.formats.methods import AUTO
 from kt_kernel.hybrid.options import MISS_POLICIES, ON_CPU
 from kt_kernel.hybrid.placement import STRATEGIES
@@ -190,14 +190,14 @@ FLAGS = (
     Flag(
         "lora_path",
         "--kt-lora-path",
-        "not available yet",
+        "the same as `--kt-expert-lora-path`",
         "none",
         {},
     ),
     Flag(
         "expert_lora_path",
         "--kt-expert-lora-path",
-        "not available yet",
+        "folder of an adapter that is served with the model, on a CPU ([training](training.md#serving))",
         "none",
         {},
     ),
@@ -276,15 +276,6 @@ class KTFlags:
         return FlaggedOptions(**values)
 
 
-# (when, what): asked for, understood, and not built yet.
-_LATER: tuple[tuple[Callable[[KTFlags], bool], str], ...] = (
-    (
-        lambda f: f.lora_path is not None or f.expert_lora_path is not None,
-        "--kt-expert-lora-path (adapters for CPU experts)",
-    ),
-)
-
-
 def check_flags(flags: KTFlags) -> None:
     """Check the flags for themselves and against each other; raises a KTError with one sentence."""
     if flags.weight_path is None:
@@ -295,9 +286,6 @@ def check_flags(flags: KTFlags) -> None:
             f"--kt-lora-path is {flags.lora_path} and --kt-expert-lora-path is {flags.expert_lora_path}; "
             "they mean the same, give only the second."
         )
-    for asked_for, what in _LATER:
-        if asked_for(flags):
-            raise FeatureUnavailableError(f"not available yet: {what}; leave it out.")
     if not os.path.exists(flags.weight_path):
         raise CheckpointPathError(
             f"--kt-weight-path {flags.weight_path} does not exist; name the directory with the experts' "

@@ -36,6 +36,7 @@ from kt_kernel.integrations.sglang.device_experts import (
 )
 from kt_kernel.integrations.sglang.pipeline import last_layer_here
 from kt_kernel.integrations.sglang.rank_cores import options_of_rank
+from kt_kernel.integrations.sglang.served_adapter import AdaptedExperts, adapted_experts
 from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
@@ -43,7 +44,16 @@ from kt_kernel.moe import KTMoEWrapper
 from kt_kernel.operators.recorded_step import refuse as refuse_recording
 
 # Attributes of this class itself; all others are the wrapped method's.
-_OWN_ATTRIBUTES = ("gpu_method", "wrapper", "share", "placement", "served", "hybrid", "_operator_handle")
+_OWN_ATTRIBUTES = (
+    "gpu_method",
+    "wrapper",
+    "share",
+    "placement",
+    "served",
+    "hybrid",
+    "_adapted",
+    "_operator_handle",
+)
 
 
 class HybridMoEMethod(FusedMoEMethodBase):
@@ -62,6 +72,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self.placement: LayerPlacement | None = None
         self.served: ServedModel | None = None
         self.hybrid: HybridLayer | None = None
+        self._adapted: AdaptedExperts | None = None
         self._operator_handle: int | None = None
         # Read by SGLang, whose own test asks for the class of the method, and by the models' routing.
         self.fuse_routed_scaling_factor_in_topk = False
@@ -170,6 +181,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         with reported():
             if self.wrapper is not None:
                 self.wrapper.load_weights(None)
+                self._adapted = adapted_experts(self.settings, self.wrapper, self.layer_idx)
             self.served = serve(self.settings, device_of(layer), self.share)
             self.hybrid = self._hybrid_layer(layer)
             if self.layer_idx == last_layer_here(self.settings):
@@ -190,6 +202,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             and options.gpu_prefill_token_threshold == 0
             and not self.settings.records
             and not options.verify
+            and self._adapted is None
         )
         return self.wrapper.moe.handle if alone and cpu_operators.is_open() else None
 
@@ -245,6 +258,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
         return StandardCombineInput(hidden_states=output)
 
     def _computed(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if self._adapted is not None:
+            refuse_recording("experts with an adapter")
+            self.hybrid.statistics.count(ids)
+            return self._adapted.compute(hidden, ids, weights)
         if self._operator_handle is None:
             refuse_recording("experts of which some may be on a device")
             return self.hybrid.forward(hidden, ids, weights)

@@ -24,15 +24,17 @@ class KTSettings:
     """What every layer of one server has in common.
 
     `options`: with the weights' method, threads and pools. `max_tokens`: the most of one call. `records`: can
-    be told to record where experts were. `shares_experts`: each rank computes its share of the CPU's experts,
-    else rank 0 all of them. `draft`: the settings of the draft model, whose layers follow the model's own;
-    None = it has no experts, or they are all SGLang's. `for_draft_model`: these are such settings.
+    be told to record where experts were. `adapter`: the folder of one that is served with the model.
+    `shares_experts`: each rank computes its share of the CPU's experts, else rank 0 all of them. `draft`: the
+    settings of the draft model, whose layers follow the model's own; None = it has no experts, or they are
+    all SGLang's. `for_draft_model`: these are such settings.
     """
 
     options: ExpertOptions
     layout: ExpertLayout
     max_tokens: int
     records: bool = False
+    adapter: str | None = None
     shares_experts: bool = False
     draft: KTSettings | None = None
     for_draft_model: bool = False
@@ -71,6 +73,7 @@ def make_settings(flags: KTFlags, layout: ExpertLayout, max_tokens: int) -> KTSe
         layout,
         max_tokens,
         records=flags.record_gpu_expert_distribution,
+        adapter=flags.expert_lora_path or flags.lora_path,
         shares_experts=flags.cpu_ranks == AUTO_RANKS,
     )
     all_experts = layout.num_experts * len(layout.moe_layers)

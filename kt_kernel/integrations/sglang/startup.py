@@ -27,6 +27,7 @@ from kt_kernel.integrations.sglang.cli import COMMAND_LINE_ATTRIBUTE, FLAGS_ATTR
 from kt_kernel.integrations.sglang.draft import with_draft
 from kt_kernel.integrations.sglang.flags import FLAGS, KTFlags, check_flags
 from kt_kernel.integrations.sglang.other_options import check_other_options
+from kt_kernel.integrations.sglang.served_adapter import check_adapter
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, make_settings
 from kt_kernel.integrations.sglang.update_formats import check_update_format
 
@@ -75,6 +76,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
     settings = make_settings(flags, expert_layout(model.hf_text_config), _most_tokens_of_a_call(options))
     declare_resolution(server_args, SOURCE, **chunk_size.choose(settings, options, model, left_open))
     _check_chunks(options, flags)
+    check_adapter(settings, options)
     # Replicas of a model (--dp-size) know nothing of each other's cores.
     shares_experts = settings.shares_experts and options.dp_size == 1
     settings = replace(settings, max_tokens=_most_tokens_of_a_call(options), shares_experts=shares_experts)
