@@ -135,7 +135,7 @@ class KernelBackend:
 
     def _room(self, inputs: _Inputs, needs: Needs) -> Saved:
         """Gate and up, in the dtype of x, and the LoRA's products of A; empty where they are not needed."""
-        pairs = int((inputs.ids >= 0).sum())
+        pairs = max(1, int((inputs.ids >= 0).sum()))  # an empty tensor has no address
         columns = -(-self.intermediate_size // _PANEL) * _PANEL
         # bf16 would move numbers onto a clamp's limit, where they have a gradient.
         dtype = torch.float32 if self._clamps else inputs.x.dtype

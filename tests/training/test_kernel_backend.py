@@ -138,6 +138,14 @@ def test_views_and_ids_of_no_expert_are_understood(layer, backend):
     assert torch.equal(*outputs)
 
 
+def test_a_rank_whose_tokens_all_went_elsewhere_has_gradients_of_zero(layer, backend):
+    call = replace(call_of(layer), ids=torch.full_like(layer.ids, -1))
+    output, saved = backend.forward(call, ALL)
+    assert not output.any()
+    found = backend.backward(call, saved, torch.ones_like(layer.x), ALL)
+    assert not any(gradient.any() for gradient in (found.x, found.weights, *found.lora))
+
+
 def test_nothing_is_saved_for_nothing(layer, backend):
     output, saved = backend.forward(call_of(layer), Needs(x=False, weights=False, lora=False))
     assert saved == ()

@@ -81,6 +81,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Loop, "_step", interrupted)
         assert CliRunner().invoke(app, ["sft", "train", str(half)]).exit_code != 0
+    assert "add --resume" in kt("train", half, answer=1)
+    other = half.with_name("other.yaml")
+    other.write_text(half.read_text().replace("accumulate: 2", "accumulate: 1"))
+    assert "its accumulate was 2, and is 1 now" in " ".join(kt("train", other, "--resume", answer=1).split())
     kt("train", half, "--resume")
     assert losses(tmp_path / "half") == losses(tmp_path / "whole")
 
@@ -108,6 +112,7 @@ def test_completions_and_texts_end(tiny, tmp_path):
     [
         ('{"question": "?"}', "line 1"),
         ("nonsense", "line 1"),
+        ('{"text": ["a", "b"]}', "line 1.*'text' is a list, expected a string"),
         ('{"prompt": "a long question", "completion": "x"}', "nothing|anything to learn"),
     ],
 )
@@ -125,6 +130,13 @@ def test_data_that_is_none_is_refused(tiny, tmp_path, line, match):
         ("model: demo\ndata: d\n", "no key 'output'"),
         ("model: demo\ndata: d\noutput: o\ntrain: {steps: many}\n", "steps is 'many', expected int"),
         ("model: demo\ndata: d\noutput: o\nlora: {target_modules: q_proj}\n", "list of names"),
+        (
+            "model: demo\ndata: d\noutput: o\ntrain: {batch_size: 0}\n",
+            "batch_size is 0, expected a number from 1 up",
+        ),
+        ("model: demo\ndata: d\noutput: o\ntrain: {steps: -5}\n", "steps is -5"),
+        ("model: demo\ndata: d\noutput: o\ntrain: {learning_rate: .nan}\n", "learning_rate is nan"),
+        ("model: demo\ndata: d\noutput: o\nlora: {dropout: 1.0}\n", "dropout is 1.0"),
         ("[", "not YAML"),
     ],
 )
@@ -139,3 +151,19 @@ def test_the_rate_rises_and_falls():
     rates = [schedule.rate(step) for step in range(100)]
     assert rates[9] == 1.0 == max(rates) and rates[0] == pytest.approx(0.1)
     assert rates[9:] == sorted(rates[9:], reverse=True) and rates[-1] < 0.001
+
+
+def test_a_string_may_hold_what_ends_lines_elsewhere(tiny, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"text": "one\u2028two\u0085three"}\n', encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tiny())
+    assert len(read_examples(str(tmp_path / "data.jsonl"), tokenizer, 1000)) == 1
+
+
+def test_what_is_missing_is_told_before_the_model_is_loaded(tmp_path):
+    run = write_run(tmp_path, Path("no-such-model"), steps=1)
+    assert "leave --resume out" in kt("train", run, "--resume", answer=1)
+    assert "train it with kt sft train" in " ".join(
+        kt("export", run, "--to", tmp_path / "m", answer=1).split()
+    )
+    (tmp_path / "data.jsonl").unlink()
+    assert "is no file" in " ".join(kt("train", run, answer=1).split())

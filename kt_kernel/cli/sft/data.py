@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 
 from kt_kernel.errors import ConfigurationError, InputError
 
@@ -38,7 +39,7 @@ def read_examples(path: str, tokenizer: Any, max_length: int) -> list[Example]:
     Raises ConfigurationError naming the line for one that is of no known kind, or if nothing is left.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"data '{path}' cannot be read: {error}.") from error
     examples = []
@@ -46,7 +47,7 @@ def read_examples(path: str, tokenizer: Any, max_length: int) -> list[Example]:
         if line.strip():
             try:
                 example = _example(json.loads(line), tokenizer)
-            except (ValueError, KeyError, TypeError, InputError) as error:
+            except (ValueError, KeyError, TypeError, InputError, TemplateError) as error:
                 raise ConfigurationError(
                     f"line {number} of '{path}' is no example ({error}); give one JSON object a line, with "
                     "'messages', 'prompt' and 'completion', or 'text'."
@@ -92,6 +93,9 @@ def as_tensors(batch: Sequence[Example], padding: int, device: str) -> dict[str,
 def _example(said: dict, tokenizer: Any) -> Example:
     if "messages" in said:
         return _conversation(said["messages"], tokenizer)
+    for key in ("text", "prompt", "completion"):
+        if not isinstance(said.get(key, ""), str):
+            raise InputError(f"its {key!r} is a {type(said[key]).__name__}, expected a string")
     if "text" in said:
         ids = tokenizer(said["text"])["input_ids"] + _end(tokenizer)
         return Example(ids, list(ids))

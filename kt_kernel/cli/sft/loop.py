@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from kt_kernel.cli.sft.data import IGNORED, Example, as_tensors, batches
 from kt_kernel.cli.sft.schedule import Schedule
 from kt_kernel.cli.sft.settings import TrainSettings
-from kt_kernel.errors import CheckpointPathError
+from kt_kernel.errors import CheckpointPathError, ConfigurationError
 
 _STATE = "state.pt"
 
@@ -37,6 +38,7 @@ class Loop:
         self, model: Any, examples: Sequence[Example], settings: TrainSettings, padding: int, device: str
     ) -> None:
         self._model, self._settings = model, settings
+        self._examples = len(examples)
         self._padding, self._device = padding, device
         per_step = settings.batch_size * settings.accumulate
         self.total = settings.steps or max(1, round(settings.epochs * len(examples) / per_step))
@@ -59,31 +61,52 @@ class Loop:
             yield step
 
     def save(self, folder: Path) -> None:
-        """The adapter, and what `resume` needs to go on as if nothing had happened."""
-        self._model.save_pretrained(folder)
+        """The adapter, and what `resume` needs to go on as if nothing had happened.
+
+        Written beside `folder`, which is replaced when all is there.
+        """
+        partial, before = (folder.with_name(f"{folder.name}.{what}") for what in ("partial", "before"))
+        shutil.rmtree(partial, ignore_errors=True)
+        self._model.save_pretrained(partial)
         state = {
             "losses": self.losses,
-            "total": self.total,
+            "settings": dataclasses.asdict(self._settings),
+            "examples": self._examples,
             "optimizer": self._optimizer.state_dict(),
             "generator": torch.get_rng_state(),
         }
-        torch.save(state, folder / f"{_STATE}.partial")
-        os.replace(folder / f"{_STATE}.partial", folder / _STATE)
+        torch.save(state, partial / _STATE)
+        shutil.rmtree(before, ignore_errors=True)
+        if folder.exists():
+            folder.rename(before)
+        partial.rename(folder)
+        shutil.rmtree(before, ignore_errors=True)
 
     def resume(self, folder: Path) -> None:
         """Continue after the step that `folder` was saved at; the model has its adapter already.
 
-        Raises CheckpointPathError if nothing was saved there.
+        Raises CheckpointPathError if nothing was saved there, ConfigurationError for a run that was another.
         """
         try:
             state = torch.load(folder / _STATE, weights_only=True)
         except OSError as error:
             raise CheckpointPathError(f"there is no saved step in '{folder}'; leave --resume out.") from error
+        self._check_same("examples", state["examples"], self._examples)
+        for name, value in dataclasses.asdict(self._settings).items():
+            if name != "save_every":
+                self._check_same(name, state["settings"][name], value)
         self._optimizer.load_state_dict(state["optimizer"])
         self.losses = state["losses"]
         for _ in self.losses:
             next(self._batches)
         torch.set_rng_state(state["generator"])
+
+    @staticmethod
+    def _check_same(name: str, saved: Any, now: Any) -> None:
+        if saved != now:
+            raise ConfigurationError(
+                f"--resume needs the run that was saved: its {name} was {saved!r}, and is {now!r} now."
+            )
 
     def _step(self, examples: list[Example]) -> Step:
         begin = time.perf_counter()

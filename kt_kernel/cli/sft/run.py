@@ -39,6 +39,8 @@ def train_run(path: str, beginning: Beginning) -> None:
     run = read_run(path)
     output = Path(run.output)
     _check_output(output, beginning)
+    if not Path(run.data).is_file():
+        raise CommandError(f"data '{run.data}' is no file.")
     model, tokenizer = load_run(run)
     import torch
 
@@ -66,12 +68,21 @@ def train_run(path: str, beginning: Beginning) -> None:
 def export_run(path: str, to: str) -> None:
     """Write the model of the run with its adapter merged in."""
     run = read_run(path)
+    check_adapter(run)
+    if Path(to).exists() and any(Path(to).iterdir()):
+        raise CommandError(f"'{to}' is not empty; give a new folder.")
     base, tokenizer = load_run(run)
     from kt_kernel.training import load_adapter, merge
 
     folder = merge(load_adapter(base, run.adapter), to)
     tokenizer.save_pretrained(folder)
     typer.echo(f"checkpoint: {folder}")
+
+
+def check_adapter(run: Run) -> None:
+    """Raises CommandError if the run has made none."""
+    if not run.adapter.is_dir():
+        raise CommandError(f"there is no adapter in '{run.adapter}': train it with kt sft train.")
 
 
 def load_run(run: Run) -> tuple[Any, Any]:
@@ -89,9 +100,11 @@ def load_run(run: Run) -> tuple[Any, Any]:
     from kt_kernel.training import load
 
     logger.debug("peft %s", peft.__version__)
-    dtype = getattr(torch, run.dtype, None)
-    if not isinstance(dtype, torch.dtype):
+    if run.dtype not in ("bfloat16", "float16", "float32"):
         raise CommandError(f"dtype is {run.dtype!r}, expected bfloat16, float16 or float32.")
+    if run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise CommandError(f"device is {run.device!r}, but torch finds no CUDA device here.")
+    dtype = getattr(torch, run.dtype)
     name = str(demo_model().path) if run.model == DEMO else run.model
     options = {"experts": run.experts, "dtype": dtype, "device": run.device, "threads": run.threads}
     model = load(transformers.AutoModelForCausalLM, name, **options)
@@ -120,9 +133,21 @@ def _with_adapter(model: Any, run: Run, saved: Path | None) -> Any:
 
 
 def _check_output(output: Path, beginning: Beginning) -> None:
-    if beginning is Beginning.START and (output / "adapter").exists():
+    last = output / _LAST_SAVED
+    if beginning is Beginning.LAST_SAVED:
+        before = last.with_name(f"{last.name}.before")
+        if not last.exists() and before.exists():  # a run ended while it put the new one in its place
+            before.rename(last)
+        if not last.exists():
+            raise CommandError(f"there is no saved step in '{last}'; leave --resume out.")
+        return
+    if (output / "adapter").exists():
         raise CommandError(
             f"'{output}' holds the adapter of another run: give another output, or remove that folder."
+        )
+    if last.exists():
+        raise CommandError(
+            f"'{last}' holds the saved steps of a run that did not end: add --resume, or remove that folder."
         )
 
 

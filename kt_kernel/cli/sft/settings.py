@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,40 @@ def read_run(path: str) -> Run:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
     run = _filled(Run, said, f"'{path}'")
+    _check_ranges(run, f"'{path}'")
     here = file.parent
     beside = {name: str(here / Path(getattr(run, name)).expanduser()) for name in ("data", "output")}
     if run.model != "demo" and (here / Path(run.model).expanduser()).exists():
         beside["model"] = str(here / Path(run.model).expanduser())
     return dataclasses.replace(run, **beside)
+
+
+# (part of the file, key, least, most); None: without an end.
+_RANGES: tuple[tuple[str, str, float, float | None], ...] = (
+    ("train", "epochs", 1e-6, None),
+    ("train", "steps", 0, None),
+    ("train", "batch_size", 1, None),
+    ("train", "accumulate", 1, None),
+    ("train", "learning_rate", 0, None),
+    ("train", "warmup", 0, 1),
+    ("train", "weight_decay", 0, None),
+    ("train", "max_norm", 0, None),
+    ("train", "max_length", 2, None),
+    ("train", "save_every", 0, None),
+    ("train", "seed", 0, 2**63 - 1),
+    ("lora", "r", 1, None),
+    ("lora", "dropout", 0, 0.999),
+)
+
+
+def _check_ranges(run: Run, where: str) -> None:
+    for part, key, least, most in _RANGES:
+        value = getattr(getattr(run, part), key)
+        if not (least <= value < math.inf and (most is None or value <= most)):
+            end = "up" if most is None else f"to {most:g}"
+            raise ConfigurationError(
+                f"{where}, {part}, {key} is {value!r}, expected a number from {least:g} {end}."
+            )
 
 
 def _filled(kind: type, said: Any, where: str) -> Any:

@@ -6,13 +6,14 @@ from typing import Any
 
 import typer
 
-from kt_kernel.cli.sft.run import load_run
+from kt_kernel.cli.sft.run import check_adapter, load_run
 from kt_kernel.cli.sft.settings import read_run
 
 
 def talk(path: str, max_tokens: int) -> None:
     """Read lines until an empty one or the end of the input, and answer each."""
     run = read_run(path)
+    check_adapter(run)
     base, tokenizer = load_run(run)
     from transformers import TextStreamer
 
