@@ -41,6 +41,10 @@ class Ranks(Protocol):
         """The `value` of each rank, in their order."""
         ...
 
+    def first(self, value: T | None) -> T | None:
+        """That of the first rank that gives one (anything that can be pickled); None if nobody does."""
+        ...
+
 
 class _Alone:
     """A model in one process."""
@@ -62,6 +66,9 @@ class _Alone:
 
     def gather(self, value: int) -> list[int]:
         return [value]
+
+    def first(self, value: T | None) -> T | None:
+        return value
 
 
 ALONE: Ranks = _Alone()
@@ -109,3 +116,8 @@ class TorchRanks:
         values[self.rank] = value
         torch.distributed.all_reduce(values, group=self._group)
         return values.tolist()
+
+    def first(self, value: T | None) -> T | None:
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value, group=self._group)
+        return next((given for given in values if given is not None), None)

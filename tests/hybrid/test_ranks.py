@@ -109,6 +109,9 @@ def _collective_calls(ranks: Ranks) -> None:
         "rank": 0,
         "tensor": torch.tensor([1.5]),
     }
+    assert ranks.gather(7 * ranks.rank) == [0, 7]
+    assert ranks.first("mine" if ranks.rank else None) == "mine"
+    assert ranks.first(None) is None
     memory = ranks.shared_memory(1 << 20)
     assert memory.dtype is torch.uint8 and memory.shape == (1 << 20,) and not memory.any()
     ranks.barrier()

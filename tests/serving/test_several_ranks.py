@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import failing_experts
 import pytest
 import requests
 import tiny_quantised
 import torch
 from agreement import compare, served_continuation, served_prompt
+from answers import greedy
 from server import START_SECONDS, Server, free_port, kt_options, serving
 from texts import ENGLISH
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -59,12 +61,21 @@ def _expert_bytes(log: str) -> list[float]:
 # ---- stages -----------------------------------------------------------------------------------
 
 
-def test_each_stage_of_a_pipeline_serves_its_own_layers(tiny_checkpoint, tmp_path):
-    model = tiny_checkpoint("qwen3_moe")
-    with serving(model, tmp_path / "log", *kt_options(model, 3), *OPTIONS, "--pp-size", "2") as server:
+def test_each_stage_of_a_pipeline_serves_its_own_layers_and_one_that_fails_ends_all(
+    tiny_checkpoint, tmp_path
+):
+    model, plugin = tiny_checkpoint("qwen3_moe"), tmp_path / "plugin"
+    plugin.mkdir()
+    options = (*kt_options(model, 3), *OPTIONS, "--pp-size", "2")
+    with serving(model, tmp_path / "log", *options, environment=failing_experts.install(plugin)) as server:
         _assert_says_what_the_model_says(server, model, model)
         layers = [layer["layer"] for layer in server.report()["layers"]]
         sizes = _expert_bytes(server.log_text())
+        failing_experts.switch(plugin).touch()
+        with contextlib.suppress(requests.RequestException):
+            greedy(server, "The keeper", 2)
+        assert server.wait_until_gone(SECONDS_TO_NOTICE) != 0
+        assert "a stage of the pipeline cannot go on: layer " in server.log_text()
     assert layers == [0, 1]
     assert len(sizes) == 2 and sizes[0] == sizes[1] > 0
 

@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 # What a CPU task may end with while the engine stays usable. Anything else leaves an unknown state behind.
 FAILURES = (KTError, MemoryError)
 
-# What the other ranks say of a failure; rank 0 sends the answers.
-_ELSEWHERE = "the CPU experts of another rank failed; the server's log says why."
-
 
 class ServedModel:
     """One per server and rank. All methods belong to the thread that serves.
@@ -73,9 +70,10 @@ class ServedModel:
         if self.is_asynchronous:
             self._raised_in_callbacks()
         failure, self._failure = self._failure, None
-        if self.ranks.size > 1 and not self.ranks.minimum(0 if failure else 1):
-            return failure or _ELSEWHERE
-        return failure
+        if self.ranks.minimum(0 if failure else 1):
+            return None
+        # Rank 0 sends the answers, and any rank may have failed.
+        return self.ranks.first(failure)
 
     def _raised_in_callbacks(self) -> None:
         wrapper = next((layer.wrapper for layer in self.hybrid.layers if layer.wrapper is not None), None)
