@@ -37,7 +37,10 @@ def _layer(method: str, begin: int = 0, end: int = INTERMEDIATE, seed: int = 5, 
     return layer
 
 
-CASES = [*((method, "bf16") for method in METHODS), *((method, "int8") for method in ("RAWINT4", "NVFP4"))]
+CASES = [
+    *((method, "bf16") for method in (*METHODS, "LLAMAFILE")),
+    *((method, "int8") for method in ("RAWINT4", "NVFP4", "LLAMAFILE")),
+]
 
 
 @pytest.mark.parametrize(("method", "activations"), CASES)
