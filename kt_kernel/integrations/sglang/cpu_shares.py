@@ -36,7 +36,10 @@ def share_of_rank(settings: KTSettings, whole: int) -> CpuShare:
     shares = first_alone(whole, ranks.size)
     if settings.shares_experts and ranks.size > 1:
         unit = whole if options.gguf_mmap else unit_of(options.method)
-        shares = cpu_shares(whole, ranks.gather(threads_of(options).threads), unit, for_devices=copies)
+        # What --kt-verify computes again is this share of experts on the device, too.
+        as_devices = copies or bool(options.verify)
+        threads = ranks.gather(threads_of(options).threads)
+        shares = cpu_shares(whole, threads, unit, for_devices=as_devices)
     if ranks.size > 1:
         _say(shares, whole)
         if copies and shares[0].is_whole:
