@@ -10,6 +10,7 @@ import torch
 from kt_kernel import KTMoEWrapper
 from kt_kernel.bench.random_blocks import random_blocks
 from kt_kernel.bench.shapes import Call, Shape
+from kt_kernel.cpu_share import CpuShare
 from kt_kernel.errors import InputError
 from kt_kernel.formats.matrices import LayerExperts
 from kt_kernel.formats.quantize.experts import quantize_experts
@@ -43,6 +44,7 @@ class RandomLayer(KTMoEWrapper):
         max_tokens: int,
         activations: str = "auto",
         ggml_type: str | None = None,
+        share: CpuShare | None = None,
     ) -> None:
         super().__init__(
             layer_idx=0,
@@ -56,6 +58,7 @@ class RandomLayer(KTMoEWrapper):
             chunked_prefill_size=max_tokens,
             method=method,
             activations=activations,
+            share=share,
         )
         self.shape, self.activations = shape, activations
         if ggml_type is None:
