@@ -4,8 +4,9 @@ with all of both, in turn.
     .venv/bin/python bench/rank_shares.py --method RAWINT4 --shape S
 
 A round is a layer's experts for one token and the sum over the ranks (gloo), as in a server without a GPU;
-what stands around the experts is the same either way. Prints the middle and the least of rank 0's times, and the middle of their ratios.
-Other programs slow two bound ranks down more than one whose threads take each other's work.
+what stands around the experts is the same either way. Prints the middle and the least of rank 0's times, and
+the middle of their ratios. Other programs slow two bound ranks down more than one whose threads take each
+other's work.
 """
 
 from __future__ import annotations
