@@ -1,7 +1,7 @@
-"""Writes the README's support matrix from the extension's dispatch table.
+"""Writes the support matrix of doc/kernels.md from the extension's dispatch table.
 
-    python scripts/support_matrix.py            rewrite the matrix in README.md
-    python scripts/support_matrix.py --check    change nothing; exit status 1 if the README is out of date
+    python scripts/support_matrix.py            rewrite the matrix in doc/kernels.md
+    python scripts/support_matrix.py --check    change nothing; exit status 1 if the page is out of date
 
 The matrix holds what is true of the build (which kernel needs which CPU features), not what this machine
 chooses: `kt doctor` prints that.
@@ -13,7 +13,7 @@ import sys
 from itertools import starmap
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "doc" / "kernels.md"
 BEGIN = "<!-- support matrix: written by scripts/support_matrix.py -->"
 END = "<!-- end of support matrix -->"
 
@@ -42,27 +42,29 @@ def described(method: str, formats: list[str]) -> str:
     return method if formats == [method] else f"{method} ({', '.join(formats)})"
 
 
-def with_matrix(readme: str, table: str) -> str:
-    """`readme` with the text between the markers replaced; raises ValueError if they are missing."""
-    before, found_begin, rest = readme.partition(BEGIN)
+def with_matrix(page: str, table: str) -> str:
+    """`page` with the text between the markers replaced; raises ValueError if they are missing."""
+    before, found_begin, rest = page.partition(BEGIN)
     _, found_end, after = rest.partition(END)
     if not (found_begin and found_end):
-        raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r} around the matrix: put them back")
+        raise ValueError(
+            f"doc/kernels.md lacks the lines {BEGIN!r} and {END!r} around the matrix: put them back"
+        )
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
 def main() -> int:
-    """Exit status: 1 if --check found an outdated README."""
+    """Exit status: 1 if --check found an outdated page."""
     from kt_kernel import kt_kernel_ext
 
-    readme = README.read_text(encoding="utf-8")
-    current = with_matrix(readme, matrix(kt_kernel_ext.dispatch_table()))
+    page = PAGE.read_text(encoding="utf-8")
+    current = with_matrix(page, matrix(kt_kernel_ext.dispatch_table()))
     if "--check" in sys.argv[1:]:
-        if readme != current:
-            print("The README's support matrix is out of date: run python scripts/support_matrix.py")
+        if page != current:
+            print("The support matrix of doc/kernels.md is out of date: run python scripts/support_matrix.py")
             return 1
         return 0
-    README.write_text(current, encoding="utf-8")
+    PAGE.write_text(current, encoding="utf-8")
     return 0
 
 
