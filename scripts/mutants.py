@@ -119,7 +119,8 @@ MUTANTS = (
         "fcntl.LOCK_SH)\n    except",
         OWN_FILES,
     ),
-    Mutant("server_files.py", "folder.is_symlink() or ", "", OWN_FILES),
+    Mutant("server_files.py", "not _OURS.fullmatch(folder.name) or ", "", OWN_FILES),
+    Mutant("server_files.py", " or not _is_private(status)", "", OWN_FILES),
     Mutant("cli/server_key.py", 'KEY: key, KEY_FILE: ""', "KEY: key", KEY),
     Mutant("cli/server_key.py", 'skip = not skip and "=" not in option', "skip = not skip", KEY),
 )

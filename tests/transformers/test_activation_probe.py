@@ -36,3 +36,11 @@ def test_a_clamp_that_no_attribute_tells_is_seen(gate, up):
 @pytest.mark.parametrize(("gate", "up"), [(LIMIT, float("inf")), (float("inf"), LIMIT)])
 def test_half_a_clamp_is_not_the_whole(gate, up):
     assert swiglu_of(_module(gate, up, limit=LIMIT)) is None
+
+
+def test_a_clamp_of_what_is_far_below_zero_is_seen():
+    def apply(both: torch.Tensor) -> torch.Tensor:
+        gate, up = both.chunk(2, dim=1)
+        return torch.nn.functional.silu(gate) * up.clamp(min=-LIMIT)
+
+    assert swiglu_of(SimpleNamespace(_apply_gate=apply)) is None
