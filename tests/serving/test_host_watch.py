@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from kt_kernel.integrations.sglang import host_watch
+from kt_kernel.integrations.sglang import host_address, host_watch
 from kt_kernel.integrations.sglang.host_address import own_address
 from kt_kernel.integrations.sglang.host_watch import HostWatch
 
@@ -76,3 +78,29 @@ def test_who_does_not_know_the_token_or_was_there_before_is_turned_away(monkeypa
 
 def test_the_own_address_is_the_one_on_the_way_to_the_other():
     assert own_address("127.0.0.1") == "127.0.0.1"
+
+
+@pytest.fixture
+def name_of_loopback(monkeypatch):
+    """ "myhost" stands for 127.0.1.1 on this host, as Debian's installer writes it."""
+    found = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.1.1", 9))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    for name in ("SGLANG_HOST_IP", "HOST_IP"):
+        monkeypatch.delenv(name, raising=False)
+    return "myhost"
+
+
+def test_a_loopback_address_is_not_told_to_other_hosts(name_of_loopback, caplog):
+    host_address.choose(SimpleNamespace(nnodes=2, dist_init_addr=f"{name_of_loopback}:5000"))
+    assert "SGLANG_HOST_IP" not in os.environ
+    assert "myhost is 127" in caplog.text
+
+
+def test_other_hosts_reach_one_whose_name_is_a_loopback_address_to_itself(name_of_loopback):
+    with host_watch._listen(name_of_loopback) as listener:
+        assert listener.getsockname()[0] == "0.0.0.0"
+
+
+def test_an_address_between_the_hosts_is_listened_behind():
+    with host_watch._listen("192.0.2.1") as listener:  # of no machine (RFC 5737)
+        assert listener.getsockname()[0] == "0.0.0.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
@@ -19,9 +20,20 @@ def choose(options: Any) -> None:
     """
     if options.nnodes == 1 or not options.dist_init_addr or any(map(os.environ.get, _SAID)):
         return
+    peer = host_of(options.dist_init_addr)
     with contextlib.suppress(OSError):  # SGLang says what is wrong with such a name
-        os.environ[_SAID[0]] = own_address(host_of(options.dist_init_addr))
-        logger.info("the hosts know this one as %s; set %s to change that", os.environ[_SAID[0]], _SAID[0])
+        address = own_address(peer)
+        if ipaddress.ip_address(address).is_loopback and not is_loopback(peer):
+            logger.warning(
+                "%s is %s on this host (/etc/hosts?), where no other host reaches it; SGLang chooses an "
+                "address, or set %s",
+                peer,
+                address,
+                _SAID[0],
+            )
+            return
+        os.environ[_SAID[0]] = address
+        logger.info("the hosts know this one as %s; set %s to change that", address, _SAID[0])
 
 
 def own_address(peer: str) -> str:
@@ -30,6 +42,14 @@ def own_address(peer: str) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(target)
         return probe.getsockname()[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether somebody wrote a loopback address, and not a name that stands for one here."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def host_of(init_address: str) -> str:

@@ -8,6 +8,8 @@ every second.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import logging
 import os
 import secrets
@@ -19,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kt_kernel.integrations.sglang.host_address import host_of
+from kt_kernel.integrations.sglang.host_address import host_of, is_loopback
 from kt_kernel.integrations.sglang.rank_cores import RanksHere
 
 logger = logging.getLogger(__name__)
@@ -111,9 +113,14 @@ def begin(runner: Any, *_: Any, **__: Any) -> None:
 
 
 def _listen(address: str) -> socket.socket:
-    """On the address that the other hosts know this one by, and not on all of its networks."""
-    family = socket.getaddrinfo(address, None)[0][0]
-    return socket.create_server((address, 0), family=family)
+    """On the address that the other hosts know this one by; on all, where that is a name that stands for a
+    loopback address here, or belongs to what stands between the hosts. Who connects must know the token.
+    """
+    family, *_, (found, *_) = socket.getaddrinfo(address, None)[0]
+    if not ipaddress.ip_address(found).is_loopback or is_loopback(address):
+        with contextlib.suppress(OSError):
+            return socket.create_server((found, 0), family=family)
+    return socket.create_server(("", 0), family=family)
 
 
 def _accept(listener: socket.socket, token: bytes, hosts: int, end: Ending) -> None:

@@ -6,12 +6,13 @@ machine can read and replace, and gloo on the address of the machine's name.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+
+from kt_kernel.integrations.sglang.host_address import is_loopback
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 LOOPBACK = "lo"
@@ -47,7 +48,7 @@ def store(
 
     torch's own socket is bound to all interfaces, whatever the address.
     """
-    if rank != 0 or not _is_loopback(hostname) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if rank != 0 or not is_loopback(hostname) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return original(hostname, port, rank, world_size, timeout, use_libuv)
     from torch.distributed import TCPStore
 
@@ -62,13 +63,6 @@ def store(
         master_listen_fd=listening.detach(),
         use_libuv=use_libuv,
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -21,9 +21,7 @@ _METRICS_PATIENCE = 2.0
 
 
 def add_routes(result: Any, state: Any) -> None:
-    """After `set_global_state`: a server with CPU experts shows them. Not in the workers that
-    --tokenizer-worker-num adds, which load no plug-ins.
-    """
+    """After `set_global_state`: a server with CPU experts shows them."""
     from sglang.srt.entrypoints import http_server
     from sglang.srt.runtime_context import get_serving
 
