@@ -14,6 +14,7 @@ from kt_kernel.cli.server_key import has_key, without_key
         (["--port", "1"], ["--port", "1"], {}),
         (["--api-key", "k", "--port", "1"], ["--port", "1"], {"KT_API_KEY": "k", "KT_API_KEY_FILE": ""}),
         (["--port", "1", "--api-key=k"], ["--port", "1"], {"KT_API_KEY": "k", "KT_API_KEY_FILE": ""}),
+        (["--api-key=k", "--port", "1"], ["--port", "1"], {"KT_API_KEY": "k", "KT_API_KEY_FILE": ""}),
         (["--api-key-file", "/f", "-x"], ["-x"], {"KT_API_KEY_FILE": "/f"}),
         (["--api-key-file=/f"], [], {"KT_API_KEY_FILE": "/f"}),
         (["--api-key", "a", "--api-key", "b", "-x"], ["-x"], {"KT_API_KEY": "b", "KT_API_KEY_FILE": ""}),
