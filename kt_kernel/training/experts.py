@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
 from torch import nn
 
-from kt_kernel.errors import InputError
-from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames
+from kt_kernel.errors import CheckpointError, InputError
+from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames, is_expert_tensor
 from kt_kernel.training.backend import Backend, Dropout, ExpertLora, WeightSource
 from kt_kernel.training.function import run_experts
+
+LOAD_IT_OTHERWISE = (
+    "the adapter has LoRA of the experts at '{where}', which PEFT's own loading would leave out; load it "
+    "with kt_kernel.training.load_adapter."
+)
+_ADAPTER = re.compile(r"\.lora_([AB])\.\w+\.weight$")  # with its name, as PEFT writes it while loading
 
 
 class TrainableExperts(nn.Module):
@@ -24,6 +33,7 @@ class TrainableExperts(nn.Module):
         # What PEFT looks at in every layer that it wraps: how wide it is, and on which device.
         self.in_features = self.out_features = backend.hidden_size
         self.weight = torch.empty(0, device="cpu")
+        self.register_load_state_dict_pre_hook(_refuse_adapters)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -63,3 +73,10 @@ class TrainableExperts(nn.Module):
             f"experts={backend.num_experts}, hidden={backend.hidden_size}, "
             f"intermediate={backend.intermediate_size}, {type(backend).__name__}"
         )
+
+
+def _refuse_adapters(module: TrainableExperts, state: dict, prefix: str, *rest: Any) -> None:
+    """Before load_state_dict, which says nothing of names that nobody has."""
+    for key in state:
+        if key.startswith(prefix) and is_expert_tensor(_ADAPTER.sub(r".lora_\1.weight", key[len(prefix) :])):
+            raise CheckpointError(LOAD_IT_OTHERWISE.format(where=prefix.removesuffix(".")))

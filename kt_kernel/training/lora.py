@@ -7,6 +7,7 @@ and what the kernels read.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,11 +17,11 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
+from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.training import adapter_layout
 from kt_kernel.training.adapter_layout import PROJECTIONS
 from kt_kernel.training.backend import Dropout, ExpertLora
-from kt_kernel.training.experts import TrainableExperts
+from kt_kernel.training.experts import LOAD_IT_OTHERWISE, TrainableExperts
 
 # What PEFT can do with the LoRA of a linear layer, and nobody has defined for experts.
 _REFUSED = (
@@ -37,6 +38,8 @@ _REFUSED = (
 
 
 _NO_MODULE = nn.Module()
+# Of an adapter that the module does not have.
+_OF_OTHERS = re.compile(r"\d+\.\w+\.lora_[AB]\.\w+\.weight")
 
 
 class ExpertMatrices(nn.Module):
@@ -222,6 +225,8 @@ def _from_files(module: LoraExperts, state: dict, prefix: str, *rest: Any) -> No
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key in [key for key in state if key.startswith(prefix)]:
         adapter, name = _split(key.removeprefix(prefix), module)
+        if _OF_OTHERS.fullmatch(name):
+            raise CheckpointError(LOAD_IT_OTHERWISE.format(where=prefix.removesuffix(".")))
         if adapter_layout.is_expert_tensor(name):
             found.setdefault(adapter, {})[name] = state.pop(key)
     experts = module.base_layer.backend.num_experts
@@ -235,13 +240,17 @@ def _from_files(module: LoraExperts, state: dict, prefix: str, *rest: Any) -> No
 def _split(name: str, module: LoraExperts) -> tuple[str, str]:
     """The adapter of a tensor, and its name in files.
 
-    What PEFT has converted from single experts to its own layout has lost its adapter: it belongs to the one
-    that was added last.
+    What PEFT has converted from single experts to its own layout has lost its adapter: it is the only one.
     """
     adapter = next((each for each in module.lora_A if name.endswith(f".{each}.weight")), None)
-    if adapter is None:
-        return list(module.lora_A)[-1], name
-    return adapter, f"{name.removesuffix(f'.{adapter}.weight')}.weight"
+    if adapter is not None:
+        return adapter, f"{name.removesuffix(f'.{adapter}.weight')}.weight"
+    if len(module.lora_A) > 1 and adapter_layout.is_expert_tensor(name):
+        raise CheckpointError(
+            f"'{name}' is of one of the adapters {', '.join(module.lora_A)}, without saying of which; load "
+            "adapters with kt_kernel.training.load_adapter."
+        )
+    return next(iter(module.lora_A)), name
 
 
 def _with_adapter(name: str, adapter: str) -> str:

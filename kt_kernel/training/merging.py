@@ -2,14 +2,16 @@
 
 A layer at a time, so it needs memory for one layer of experts in bfloat16 besides the model. The result is
 unquantised, whatever the base is: each weight is the base's decoded value plus the adapter's, rounded once.
+Layers for drafts, which are no part of the model in transformers, are left out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,12 +22,18 @@ from safetensors.torch import save_file
 from kt_kernel.checkpoint.families import ExpertNames, expert_layers
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
-from kt_kernel.integrations.transformers.dense import LazyTensor, dense_state_dict
+from kt_kernel.integrations.transformers.dense import DecodedTensor, LazyTensor, dense_state_dict
 from kt_kernel.training.adapter_files import layer_of
+from kt_kernel.training.backend import ExpertLora, WeightSource
+from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
 
 _INDEX = "model.safetensors.index.json"
 _SHARD_BYTES = 4 << 30
+# Beside config.json, which loses its own: that of ModelOpt, and those of GPTQ and AWQ.
+_OF_QUANTISATION = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+_DRAFT_MODELS = ("mtp.", "model.mtp.")
+_LAYER = re.compile(r"(.*?layers\.\d+\.)")
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".index.json")
 
 
@@ -39,21 +47,56 @@ def merge(model: PeftModel, output: str | os.PathLike) -> Path:
     folder, base = Path(output), model.get_base_model().name_or_path
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"'{folder}' is not empty; give the name of a new directory.")
+    _check_whole(model)
     checkpoint = open_checkpoint(base)
     places = _places(checkpoint)
+    layers = dict(_expert_layers(model))
+    drafts = _drafts(base for index, (base, _) in places.items() if index not in layers)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _Shards(folder)
     for name, tensor in _dense(model, checkpoint):
-        shards.add(name, tensor)
+        if not name.startswith(drafts):
+            shards.add(name, tensor)
     shards.end()
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraExperts):
-            for tensor_name, tensor in _experts(layer, *places[layer_of(name)]):
-                shards.add(tensor_name, tensor)
-            shards.end()
+    for index, (source, loras) in layers.items():
+        for tensor_name, tensor in _experts(source, loras, *places[index]):
+            shards.add(tensor_name, tensor)
+        shards.end()
     shards.write_index()
     _copy_the_rest(Path(base), folder)
     return folder
+
+
+def _check_whole(model: PeftModel) -> None:
+    """Raises FeatureUnavailableError for what an adapter may train beside the LoRA that is added here."""
+    for adapter in model.active_adapters:
+        config = model.peft_config[adapter]
+        for name in ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias"):
+            if getattr(config, name, None):
+                raise FeatureUnavailableError(
+                    f"the adapter has {name}, which is not merged; serve it beside its base instead."
+                )
+        if getattr(config, "bias", "none") != "none":
+            raise FeatureUnavailableError(
+                f"the adapter has trained biases (bias is {config.bias!r}), which are not merged; serve it "
+                "beside its base instead."
+            )
+
+
+def _expert_layers(model: PeftModel) -> Iterator[tuple[int, tuple[WeightSource, list[ExpertLora]]]]:
+    """Layer -> its experts' weights, and the LoRA of active adapters: none without LoRA of experts."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraExperts):
+            loras = [module.expert_lora(adapter) for adapter in module.active_adapters]
+            yield layer_of(name), (module.base_layer.weights, loras)
+        elif isinstance(module, TrainableExperts) and not name.endswith(".base_layer"):
+            yield layer_of(name), (module.weights, [])
+
+
+def _drafts(bases: Iterable[str]) -> tuple[str, ...]:
+    """How names of draft layers begin, which the model does not have: they are left out as a whole."""
+    found = (_LAYER.match(base) for base in bases)
+    return (*_DRAFT_MODELS, *(match[1] for match in found if match))
 
 
 class _Shards:
@@ -117,19 +160,19 @@ def _dense(model: PeftModel, checkpoint: Checkpoint) -> Iterator[tuple[str, torc
         if name in deltas:
             delta = sum(deltas[name].get_delta_weight(adapter).float() for adapter in model.active_adapters)
             tensor = (tensor.float() + delta.detach().cpu()).to(_stored_as(tensor))
-        yield name, tensor
+        yield name, tensor.to(torch.bfloat16) if isinstance(lazy, DecodedTensor) else tensor
 
 
-def _experts(layer: LoraExperts, base: str, names: ExpertNames) -> Iterator[tuple[str, torch.Tensor]]:
-    lora = [layer.expert_lora(adapter) for adapter in layer.active_adapters]
-    source = layer.base_layer.weights
+def _experts(
+    source: WeightSource, loras: list[ExpertLora], base: str, names: ExpertNames
+) -> Iterator[tuple[str, torch.Tensor]]:
     for e in range(source.num_experts):
         matrices = source.expert(e)
         for place, (name, matrix) in enumerate(
             ((names.gate, matrices.gate), (names.up, matrices.up), (names.down, matrices.down))
         ):
             merged = matrix.float()
-            for one in lora:
+            for one in loras:
                 a, b = one.tensors[2 * place][e].detach(), one.tensors[2 * place + 1][e].detach()
                 merged = merged + one.scale * (b @ a)
             yield f"{base}.{e}.{name}.weight", merged.to(torch.bfloat16)
@@ -142,9 +185,11 @@ def _stored_as(tensor: torch.Tensor) -> torch.dtype:
 def _copy_the_rest(base: Path, folder: Path) -> None:
     """Tokenizer, template and configuration; the last without what it says of quantisation."""
     for file in base.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS):
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in _OF_QUANTISATION:
             shutil.copyfile(file, folder / file.name)
     config = json.loads((base / "config.json").read_text())
     for said in (config, config.get("text_config") or {}):
         said.pop("quantization_config", None)
+        if "num_nextn_predict_layers" in said:
+            said["num_nextn_predict_layers"] = 0  # see _drafts
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

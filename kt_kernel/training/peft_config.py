@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 from peft import LoraConfig
@@ -12,6 +13,8 @@ from kt_kernel.training.adapter_files import EXPERTS
 from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
+
+_EXPERTS_TOO = rf"|(?:.*\.{EXPERTS})"
 
 
 class ExpertLoraConfig(LoraConfig):
@@ -27,6 +30,8 @@ class ExpertLoraConfig(LoraConfig):
         stored = copy.copy(self)
         stored.__class__ = LoraConfig
         stored.target_modules = _stored_targets(self.target_modules, self.names)
+        if self.use_rslora:  # which PEFT scales wrongly once it has fused gate and up, with twice the rank
+            stored.use_rslora, stored.lora_alpha = False, self.lora_alpha * math.sqrt(self.r)
         stored.save_pretrained(save_directory, **options)
 
 
@@ -49,10 +54,15 @@ def lora_config(config: LoraConfig, *, experts: bool = True) -> LoraConfig:
             f"target_parameters is {config.target_parameters}, but the experts of this model are no "
             "parameters; leave it out, experts=True stands for them."
         )
+    if config.use_rslora and (config.rank_pattern or config.alpha_pattern):
+        raise ConfigurationError(
+            "use_rslora is set beside rank_pattern or alpha_pattern, which is not available with experts; "
+            "leave out one of them."
+        )
     new = copy.copy(config)
     new.__class__ = ExpertLoraConfig
     if isinstance(targets, str):
-        new.target_modules = rf"(?:{targets})|(?:.*\.{EXPERTS})"
+        new.target_modules = f"(?:{targets}){_EXPERTS_TOO}"
     else:
         new.target_modules = {*(targets or ()), EXPERTS}
     new._register_custom_module({TrainableExperts: LoraExperts})
@@ -61,5 +71,6 @@ def lora_config(config: LoraConfig, *, experts: bool = True) -> LoraConfig:
 
 def _stored_targets(targets: str | set[str] | None, names: ProjectionNames) -> str | set[str] | None:
     if isinstance(targets, str):
-        return rf"{targets}|(?:.*\.{EXPERTS}\.\d+\.(?:{'|'.join(names.all)}))"
+        own = targets.removesuffix(_EXPERTS_TOO)
+        return rf"{own}|(?:.*\.{EXPERTS}\.(?:\d+\.)?(?:{'|'.join(names.all)}))"
     return (set(targets or ()) - {EXPERTS}) | set(names.all)

@@ -140,6 +140,55 @@ def test_a_merged_checkpoint_is_the_model_with_its_adapter(tiny, tmp_path, famil
     assert distance(merged) <= 0.02 < 0.2 < distance(base)
 
 
+def test_an_adapter_of_attention_alone_is_merged_with_all_experts(tiny, tmp_path):
+    base = training.load(AutoModelForCausalLM, tiny(), dtype=torch.float32, threads=2)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(base, training.lora_config(config, experts=False))
+    folder = training.merge(model, tmp_path / "merged")
+    merged, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"]
+    ours = logits(model)
+    assert ((ours - logits(merged)).norm(dim=-1) / ours.norm(dim=-1)).median() <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "biases"),
+        ({"use_dora": True}, "use_dora"),
+    ],
+)
+def test_what_is_not_merged_is_refused(tiny, tmp_path, options, match):
+    base = training.load(AutoModelForCausalLM, tiny(), dtype=torch.float32, threads=2)
+    config = training.lora_config(peft.LoraConfig(target_modules=["q_proj"], **options), experts=False)
+    with pytest.raises(FeatureUnavailableError, match=match):
+        training.merge(peft.get_peft_model(base, config), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_pefts_own_loading_does_not_leave_the_experts_out(tiny, tmp_path):
+    """It says nothing of tensors that no module has."""
+    trained(tiny()).save_pretrained(tmp_path)
+    base = training.load(AutoModelForCausalLM, tiny(), dtype=torch.float32, threads=2)
+    with pytest.raises(CheckpointError, match="load_adapter"):
+        PeftModel.from_pretrained(base, tmp_path)
+    model = trained(tiny())
+    model.load_adapter(tmp_path, "default")
+    model.add_adapter("second", training.lora_config(lora()))
+    with pytest.raises(CheckpointError, match="one of the adapters default, second"):
+        model.load_adapter(tmp_path, "default")
+
+
+def test_stock_peft_scales_an_rslora_adapter_alike(tiny, tmp_path):
+    base = training.load(AutoModelForCausalLM, tiny(), dtype=torch.float32, backend="reference")
+    model = peft.get_peft_model(base, lora(init_lora_weights=False, use_rslora=True))
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tiny(), dtype=torch.float32)
+    theirs = logits(PeftModel.from_pretrained(stock, tmp_path))
+    torch.testing.assert_close(logits(model), theirs, atol=1e-3, rtol=1e-3)
+
+
 def test_merging_in_memory_is_refused(tiny):
     with pytest.raises(FeatureUnavailableError, match="packed"):
         trained(tiny()).merge_and_unload()

@@ -35,6 +35,10 @@ class LazyTensor:
         return self._read()[index]
 
 
+class DecodedTensor(LazyTensor):
+    """One that is quantised in the checkpoint."""
+
+
 def dense_state_dict(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     """Name -> tensor for everything but routed experts; each reading is a copy in memory of its own.
 
@@ -98,4 +102,4 @@ def _decoded(checkpoint: Checkpoint, stem: str, parts: list[str]) -> LazyTensor:
         except CheckpointError as error:
             raise CheckpointError(f"layer '{stem}': {error}") from None
 
-    return LazyTensor(read)
+    return DecodedTensor(read)
