@@ -1,7 +1,7 @@
 """What servers were measured to reach of a machine's limits: the figures behind expected tokens/s.
 
 Each row says where it was measured. Shares are of whole models where such were measured (doc/operators.md,
-doc/run.md), else of one layer's experts (doc/kernels.md) less what whole models lose on the way.
+doc/run.md), else of one layer's experts (doc/measurements.md) less what whole models lose on the way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WIDE = {
     "MOE_INT8": Shares(0.70, 0.75),
     "LLAMAFILE": Shares(0.62, 0.70),
 }
-# AVX2 decodes codes with more instructions: doc/kernels.md, the columns of AVX2 kernels.
+# AVX2 decodes codes with more instructions: doc/measurements.md, the columns of AVX2 kernels.
 _NARROW = {
     **dict.fromkeys(_WIDE, Shares(0.55, 0.60)),
     "BF16": Shares(0.75, 0.55),
@@ -42,7 +42,7 @@ _NARROW = {
     "FP8_PERCHANNEL": Shares(0.50, 0.60),
     "MXFP8": Shares(0.50, 0.60),
 }
-# The tile unit's peak is out of reach of one layer's loops: doc/kernels.md, Granite Rapids.
+# The tile unit's peak is out of reach of one layer's loops: doc/measurements.md, Granite Rapids.
 _TILES_MULTIPLY = 0.20
 
 # Of float32 matrices, as of bf16 ones: the demo's step took 16.3 ms in float32, 12.5 in bf16, and 3.8 ms for

@@ -95,7 +95,7 @@ def load_run(run: Run) -> tuple[Any, Any]:
     except ImportError as error:
         raise CommandError(
             f"Training needs the Python package {error.name}, which is not installed: "
-            "pip install 'kt-kernel[training]' gets it."
+            "pip install 'peft>=0.21.2,<0.22' 'transformers>=5' matplotlib gets it."
         ) from error
     from kt_kernel.training import load
 
