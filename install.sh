@@ -334,7 +334,8 @@ readonly NOT_CHECKED=(convert gguf_files serving sglang_cuda transformers
   hybrid/test_capture.py hybrid/test_forked_child.py hybrid/test_ranks.py hybrid/test_routing.py
   hybrid/test_simulated_bus.py
   kernels/test_amx_instructions.py kernels/test_device_headers.py kernels/test_every_cpu_variant.py
-  kernels/test_idle_threads.py kernels/test_instruction_leaks.py kernels/test_old_cpus.py)
+  kernels/test_idle_threads.py kernels/test_instruction_leaks.py kernels/test_old_cpus.py
+  training/test_trainer.py)
 
 check() {
   local left_out

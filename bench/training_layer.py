@@ -19,10 +19,10 @@ from collections.abc import Callable
 import torch
 
 from kt_kernel import kt_kernel_ext
+from kt_kernel.adapters.backend import Call, ExpertLora, Needs
+from kt_kernel.adapters.kernel_backend import KernelBackend
 from kt_kernel.bench.layer import RandomLayer
 from kt_kernel.bench.shapes import SHAPES, Shape, random_call
-from kt_kernel.training.backend import Call, ExpertLora, Needs
-from kt_kernel.training.kernel_backend import KernelBackend
 
 NOTHING = Needs(x=False, weights=False, lora=False)
 

@@ -27,12 +27,15 @@ MOST_ERROR = 1e-2
 
 @dataclass
 class VerifyFigures:
-    """`wrong` of `checked` tokens differed; `skipped`: calls whose turn came while one was being checked."""
+    """`wrong` of `checked` tokens differed; `skipped`: calls whose turn came while one was being checked;
+    `failed`: checks that could not be made.
+    """
 
     every: int
     checked: int = 0
     wrong: int = 0
     skipped: int = 0
+    failed: int = 0
 
 
 class Verifier:
@@ -67,7 +70,19 @@ class Verifier:
         call = tuple(tensor[row : row + 1].detach().cpu().clone() for tensor in whole)
         self._running = self._pool.submit(self._check, layer, *call)
 
-    def _check(
+    def wait(self) -> None:
+        """Until the check that runs, if one does, is done."""
+        if self._running is not None:
+            self._running.result()
+
+    def _check(self, layer: PlacedExperts, *call: torch.Tensor) -> None:
+        try:
+            self._compare(layer, *call)
+        except Exception as error:
+            self.figures.failed += 1
+            logger.warning("a token of layer %d could not be verified: %s", layer.layer_idx, error)
+
+    def _compare(
         self,
         layer: PlacedExperts,
         hidden: torch.Tensor,

@@ -1,17 +1,13 @@
 """Fine-tuning of models whose experts are in main memory: doc/training.md.
 
-backend.py          the seam between autograd and what computes the experts of a layer
-reference.py        ... in plain torch, in any float dtype
-kernel_backend.py   ... by the extension's kernels; chosen.py takes one of the two
-function.py         the autograd function over a backend
-experts.py          the module in a model
-lora.py             PEFT's layer of LoRA over it; peft_config.py puts it there
-weights.py          the packed experts, in the format asked for
-loading.py          load: a model of transformers with such modules
-adapter_layout.py   names and shapes in adapter files
-adapter_files.py    what an adapter's folder holds
-adapters.py         load_adapter, also from the original's files
-merging.py          merge: a checkpoint with an adapter in its weights
+function.py    the autograd function over a backend (kt_kernel/adapters); chosen.py takes one
+reference.py   a backend in plain torch, in any float dtype
+experts.py     the module in a model
+lora.py        PEFT's layer of LoRA over it; peft_config.py puts it there
+weights.py     the packed experts, in the format asked for
+loading.py     load: a model of transformers with such modules
+adapters.py    load_adapter, also from the original's files
+merging.py     merge: a checkpoint with an adapter in its weights
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
+from kt_kernel.adapters.files import EXPERTS, LORA_KEY, PREFIX, Experts, layer_of, read_adapter
+from kt_kernel.adapters.layout import stack
 from kt_kernel.errors import CheckpointError
-from kt_kernel.training.adapter_files import EXPERTS, LORA_KEY, PREFIX, Experts, layer_of, read_adapter
-from kt_kernel.training.adapter_layout import stack
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
 from kt_kernel.training.peft_config import lora_config
@@ -24,8 +24,8 @@ def load_adapter(
 ) -> PeftModel:
     """`model` of `kt_kernel.training.load` with the adapter in the folder `path`.
 
-    Reads PEFT's files with LoRA of experts in either layout (adapter_layout.py), and the original's. Modules
-    get LoRA as the file has it. `trainable`: to go on training, with the dropout of its configuration.
+    Reads PEFT's files with LoRA of experts in either layout (kt_kernel/adapters/layout.py), and the
+    original's. Modules get LoRA as the file has it. `trainable`: to go on training, with the dropout of its configuration.
 
     Raises CheckpointPathError or CheckpointError if there is no such adapter, or it is one of another model.
     """

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from kt_kernel.adapters.backend import Backend, WeightSource
+from kt_kernel.adapters.kernel_backend import KernelBackend
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.moe import KTMoEWrapper
 from kt_kernel.swiglu import Swiglu
-from kt_kernel.training.backend import Backend, WeightSource
-from kt_kernel.training.kernel_backend import KernelBackend
 from kt_kernel.training.reference import ReferenceBackend
 
 KERNELS, REFERENCE = "kernels", "reference"

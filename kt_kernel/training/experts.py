@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from kt_kernel.adapters.backend import Backend, Dropout, ExpertLora, WeightSource
+from kt_kernel.adapters.layout import NAMINGS, ProjectionNames, is_expert_tensor
 from kt_kernel.errors import CheckpointError, InputError
-from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames, is_expert_tensor
-from kt_kernel.training.backend import Backend, Dropout, ExpertLora, WeightSource
 from kt_kernel.training.function import run_experts
 
 LOAD_IT_OTHERWISE = (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kt_kernel.training.backend import Backend, Call, Dropout, ExpertLora, Needs
+from kt_kernel.adapters.backend import Backend, Call, Dropout, ExpertLora, Needs
 
 _LORA = 6
 _MASKS = 3

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
 from kt_kernel.integrations.options import ExpertOptions
@@ -113,8 +112,3 @@ def _refuse_to_save(path: str) -> Any:
         )
 
     return save_pretrained
-
-
-def experts_of(model: nn.Module) -> list[TrainableExperts]:
-    """The modules of experts of a model of `load`, in the order of its layers."""
-    return [module for module in model.modules() if isinstance(module, TrainableExperts)]

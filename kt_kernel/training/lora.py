@@ -17,10 +17,10 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
+from kt_kernel.adapters import layout as adapter_layout
+from kt_kernel.adapters.backend import Dropout, ExpertLora
+from kt_kernel.adapters.layout import PROJECTIONS
 from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
-from kt_kernel.training import adapter_layout
-from kt_kernel.training.adapter_layout import PROJECTIONS
-from kt_kernel.training.backend import Dropout, ExpertLora
 from kt_kernel.training.experts import LOAD_IT_OTHERWISE, TrainableExperts
 
 # What PEFT can do with the LoRA of a linear layer, and nobody has defined for experts.
@@ -153,7 +153,7 @@ class LoraExperts(nn.Module, LoraLayer):
         """Raises FeatureUnavailableError: packed experts cannot take a LoRA in."""
         raise FeatureUnavailableError(
             "the experts are packed and cannot take the adapter in; write a merged checkpoint instead, with "
-            "kt_kernel.training.merge or kt sft export --merged."
+            "kt_kernel.training.merge or kt sft export RUN.yaml --to FOLDER."
         )
 
     def _move_adapter_to_device_of_base_layer(self, *arguments: Any, **options: Any) -> None:

@@ -19,12 +19,12 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import save_file
 
+from kt_kernel.adapters.backend import ExpertLora, WeightSource
+from kt_kernel.adapters.files import layer_of
 from kt_kernel.checkpoint.families import ExpertNames, expert_layers
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.integrations.transformers.dense import DecodedTensor, LazyTensor, dense_state_dict
-from kt_kernel.training.adapter_files import layer_of
-from kt_kernel.training.backend import ExpertLora, WeightSource
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames
+from kt_kernel.adapters.layout import NAMINGS, ProjectionNames
 
 
 def projection_names(model: torch.nn.Module) -> ProjectionNames:

@@ -8,9 +8,9 @@ from typing import Any
 
 from peft import LoraConfig
 
+from kt_kernel.adapters.files import EXPERTS
+from kt_kernel.adapters.layout import NAMINGS, ProjectionNames
 from kt_kernel.errors import ConfigurationError
-from kt_kernel.training.adapter_files import EXPERTS
-from kt_kernel.training.adapter_layout import NAMINGS, ProjectionNames
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
 

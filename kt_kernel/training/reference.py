@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from kt_kernel.swiglu import Swiglu
-from kt_kernel.training.backend import (
+from kt_kernel.adapters.backend import (
     Call,
     ExpertLora,
     ExpertWeights,
@@ -20,6 +19,7 @@ from kt_kernel.training.backend import (
     Saved,
     WeightSource,
 )
+from kt_kernel.swiglu import Swiglu
 
 
 class StackedWeights:

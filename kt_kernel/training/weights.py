@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from kt_kernel.adapters.backend import ExpertWeights
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.formats.decoding import decode_expert
 from kt_kernel.formats.methods import METHODS
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.moe import KTMoEWrapper
-from kt_kernel.training.backend import ExpertWeights
 
 AS_STORED = "as stored"
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "kt_kernel"
 
 # From the top; what is not named is of the lowest floor.
-FLOORS = (("cli", "demo", "bench", "convert", "planning"), ("integrations", "training"), ("hybrid",), ())
+FLOORS = (("cli", "demo", "bench", "convert", "planning"), ("training",), ("integrations",), ("hybrid",), ())
 
 
 def module_name(path: Path) -> str:

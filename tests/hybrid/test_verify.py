@@ -22,8 +22,7 @@ def run(engine: Engine, passes: int = 6) -> None:
     for seed in range(passes):
         engine.model.begin_step()
         decoder.forward(prompt(seed, PROMPT if seed % 2 else 1))
-        if engine.model.verifier._running is not None:
-            engine.model.verifier._running.result(30)
+        engine.model.verifier.wait()
 
 
 @pytest.mark.parametrize("method", ["BF16", "GPTQ_INT4", "NVFP4"])
@@ -36,12 +35,13 @@ def test_right_layers_are_called_right(method, on_device):
 
 
 def test_a_slot_that_holds_another_expert_is_noticed(caplog):
-    with Engine(masks(*range(EXPERTS)), HybridOptions(verify_every=1)) as engine:
+    # One call of a pass at most, of another layer each time.
+    with Engine(masks(*range(EXPERTS)), HybridOptions(verify_every=len(MOE_LAYERS) + 1)) as engine:
         resident = engine.layers[MOE_LAYERS[0]].resident
         resident.w2.copy_(resident.w2.roll(1, 0))
-        run(engine)
+        run(engine, passes=len(MOE_LAYERS) + 1)
         figures = engine.model.report()["verify"]
-    assert 0 < figures["wrong"] < figures["checked"], "the other layers are right"
+    assert (figures["wrong"], figures["checked"]) == (1, len(MOE_LAYERS)), "the other layers are right"
     assert f"layer {MOE_LAYERS[0]} computed a token wrongly" in caplog.text
 
 
@@ -51,8 +51,18 @@ def test_what_is_no_number_is_noticed():
         hidden = torch.ones(1, layer.wrapper.hidden_size)
         ids, weights = torch.tensor([[0, 1, 2]]), torch.ones(1, 3)
         engine.model.verifier.look(layer, hidden, ids, weights, hidden * float("nan"))
-        engine.model.verifier._running.result(30)
+        engine.model.verifier.wait()
         assert engine.model.verifier.figures.wrong == 1
+
+
+def test_a_check_that_fails_is_counted_and_told(caplog):
+    with Engine(masks(), HybridOptions(verify_every=1)) as engine:
+        layer, verifier = engine.layers[MOE_LAYERS[0]], engine.model.verifier
+        hidden = torch.ones(1, layer.wrapper.hidden_size)
+        verifier.look(layer, hidden[:, :-1], torch.tensor([[0, 1, 2]]), torch.ones(1, 3), hidden)
+        verifier.wait()
+        assert (verifier.figures.failed, verifier.figures.checked) == (1, 0)
+        assert "could not be verified" in caplog.text
 
 
 def test_only_every_so_many_calls_are_looked_at():

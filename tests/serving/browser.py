@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,8 +28,11 @@ SECONDS = 60.0
 
 
 def chromium() -> str | None:
-    """The program, if this machine has one."""
-    return next(filter(None, map(shutil.which, PROGRAMS)), None)
+    """The program, if this machine has one that runs: Ubuntu's is a script that asks for a snap."""
+    for program in filter(None, map(shutil.which, PROGRAMS)):
+        if subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0:
+            return program
+    return None
 
 
 class Tab:
@@ -56,12 +60,14 @@ class Tab:
         return result["result"].get("value")
 
     async def until(self, expression: str) -> Any:
-        """Wait until it is true."""
+        """Wait until it is true; while one page follows another there is none to ask."""
         end = asyncio.get_running_loop().time() + SECONDS
-        while not (value := await self.evaluate(expression)):
+        while True:
+            with contextlib.suppress(AssertionError):
+                if value := await self.evaluate(expression):
+                    return value
             assert asyncio.get_running_loop().time() < end, f"never came true: {expression}"
             await asyncio.sleep(0.05)
-        return value
 
     async def screen(self, width: int, height: int, scheme: str = "light") -> None:
         """A screen of this size, with `scheme` preferred."""
@@ -83,7 +89,7 @@ class Tab:
 @contextlib.asynccontextmanager
 async def open_tab(program: str, url: str, width: int = 1000, height: int = 800) -> AsyncIterator[Tab]:
     """A tab that shows `url`; Chromium ends with the block."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # its children write to the end
         process = await asyncio.create_subprocess_exec(
             program,
             *OPTIONS,
@@ -105,7 +111,11 @@ async def open_tab(program: str, url: str, width: int = 1000, height: int = 800)
                     yield tab
         finally:
             process.terminate()
-            await process.wait()
+            try:
+                await asyncio.wait_for(process.wait(), SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
 
 
 async def _port(file: Path, process: asyncio.subprocess.Process) -> int:

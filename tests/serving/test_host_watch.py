@@ -46,9 +46,9 @@ def test_silence_ends_the_server_though_nothing_is_closed(ends, caplog):
 
 def test_two_ends_that_hear_each_other_go_on(ends, caplog):
     mine, other, ended = ends
-    HostWatch(mine, "host 1", ended.set, silence=4)
-    HostWatch(other, "host 0", ended.set, silence=4)
-    time.sleep(6)  # longer than either would wait for the other
+    HostWatch(mine, "host 1", ended.set, silence=8)
+    HostWatch(other, "host 0", ended.set, silence=8)
+    time.sleep(9)  # longer than either would wait for the other
     assert not ended.is_set()
     assert not caplog.records
 

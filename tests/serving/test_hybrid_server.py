@@ -284,8 +284,11 @@ def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_refe
 
 
 def test_z_what_was_verified_meanwhile_was_right(server):
-    verified = server.report()["verify"]
-    assert verified["checked"] > 20 and verified["wrong"] == 0
+    deadline = time.monotonic() + 120
+    while (verified := server.report()["verify"])["checked"] < 20:
+        assert time.monotonic() < deadline, verified
+        greedy(server, PROMPTS[0], TOKENS)
+    assert verified["wrong"] == verified["failed"] == 0
     assert "computed a token wrongly" not in server.log_text()
 
 

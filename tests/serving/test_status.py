@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from status_figures import KEY, REPORT, Manager, application, later
 
 from kt_kernel.integrations.sglang.status import machine, routes, served
+from kt_kernel.integrations.sglang.status import reader as reader_module
 from kt_kernel.integrations.sglang.status.metrics import METRICS, OF_EACH_RANK, StatusMetrics
 from kt_kernel.integrations.sglang.status.page import page_text
 from kt_kernel.integrations.sglang.status.reader import StatusReader
@@ -103,15 +104,17 @@ def test_the_answer_has_the_report_of_the_scheduler_that_has_one_and_no_options_
     assert set(status) == {"model", "model_path", "versions", "age", "kt", "memory_usage"}
 
 
-def test_many_who_look_cost_one_question_a_second_and_nobody_none():
+def test_many_who_look_cost_one_question_a_second_and_nobody_none(monkeypatch):
     manager = Manager(REPORT, later())
+    now = [1000.0]
+    monkeypatch.setattr(reader_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     async def look() -> list:
-        reader = StatusReader(manager.get_internal_state, fresh=0.2)
+        reader = StatusReader(manager.get_internal_state)
         await asyncio.sleep(0.05)
         assert manager.asked == 0
         answers = await asyncio.gather(*(reader.read(5) for _ in range(50)))
-        await asyncio.sleep(0.3)
+        now[0] += 1.1
         return [*answers, await reader.read(5)]
 
     answers = asyncio.run(look())

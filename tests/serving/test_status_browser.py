@@ -7,6 +7,7 @@ import functools
 import io
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,10 @@ def served(manager: Manager, key: str | None = None) -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(application(manager, key), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
+        deadline = time.monotonic() + 60
+        while not server.started:
+            assert time.monotonic() < deadline, "the page's server does not start"
+            time.sleep(0.01)
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/kt"
         finally:
@@ -131,8 +136,9 @@ def test_the_page_asks_for_the_key_refuses_a_wrong_one_and_keeps_the_right_one_i
         await tab.until("$('trouble').textContent.includes('refuses this key')")
         await tab.evaluate(give.format(KEY))
         await tab.until("!$('main').hidden")
+        await tab.evaluate("window.before = 1")
         await tab.call("Page.reload")
-        await tab.until("document.readyState === 'complete' && !$('main').hidden")
+        await tab.until("!window.before && document.readyState === 'complete' && !$('main').hidden")
         return hidden, await text_of(tab, "model"), await tab.evaluate("localStorage.length")
 
     assert shown(look, Manager(REPORT), KEY) == (True, "a model", 0)

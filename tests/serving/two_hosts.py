@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,9 @@ def two_hosts(folder: Path) -> Iterator[TwoHosts]:
     name, cable = f"kt-host-{os.getpid()}", f"kt{os.getpid()}"
     names = folder / "hosts"
     names.write_text(_NAMES)
-    apart = ("unshare", "-m", "sh", "-c", _APART, str(names))
+    # A short path of their own: servers elsewhere must not take their files for those of dead ones.
+    temporary = tempfile.mkdtemp(prefix="kth-")
+    apart = ("env", f"TMPDIR={temporary}", "unshare", "-m", "sh", "-c", _APART, str(names))
     try:
         _ip("netns", "add", name)
         _ip("link", "add", cable, "type", "veth", "peer", "name", "kt-cable", "netns", name)
@@ -50,6 +54,7 @@ def two_hosts(folder: Path) -> Iterator[TwoHosts]:
         for words in (("link", "del", cable), ("netns", "del", name)):
             with contextlib.suppress(OSError):
                 _ip(*words)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _ip(*words: str) -> None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from kt_kernel.adapters.backend import Dropout, ExpertLora
 from kt_kernel.swiglu import Swiglu
-from kt_kernel.training.backend import Dropout, ExpertLora
 from kt_kernel.training.reference import StackedWeights
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """As in kt_kernel/training/backend.py."""
+    """As in kt_kernel/adapters/backend.py."""
 
     tokens: int
     top_k: int

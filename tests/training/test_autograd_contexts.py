@@ -10,7 +10,7 @@ import torch
 from layers import Sizes, random_layer
 from torch.utils.checkpoint import checkpoint
 
-from kt_kernel.training.backend import Call, Gradients, Needs
+from kt_kernel.adapters.backend import Call, Gradients, Needs
 from kt_kernel.training.function import run_experts
 from kt_kernel.training.reference import ReferenceBackend
 

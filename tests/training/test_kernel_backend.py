@@ -11,11 +11,11 @@ import pytest
 import torch
 from layers import Layer, Sizes, random_layer
 
+from kt_kernel.adapters.backend import Call, Dropout, ExpertLora, Needs
+from kt_kernel.adapters.kernel_backend import KernelBackend
 from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.moe import KTMoEWrapper
-from kt_kernel.training.backend import Call, Dropout, ExpertLora, Needs
 from kt_kernel.training.function import run_experts
-from kt_kernel.training.kernel_backend import KernelBackend
 from kt_kernel.training.reference import ReferenceBackend, StackedWeights
 
 SIZES = Sizes(tokens=40, top_k=2, experts=4, hidden=96, intermediate=70, rank=3)

@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from training_runs import adamw, batches, parameters, train, trainable
 
-from kt_kernel.training.backend import ExpertLora
+from kt_kernel.adapters.backend import ExpertLora
 from kt_kernel.training.function import run_experts
 from kt_kernel.training.lora import LoraExperts
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from layers import Layer, Sizes, autograd_experts, random_layer
 
+from kt_kernel.adapters.backend import Call, Dropout, ExpertLora, Needs
 from kt_kernel.swiglu import Swiglu
-from kt_kernel.training.backend import Call, Dropout, ExpertLora, Needs
 from kt_kernel.training.function import run_experts
 from kt_kernel.training.reference import ReferenceBackend
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
+from kt_kernel.adapters.backend import Call, ExpertLora, Needs
+from kt_kernel.adapters.files import CONFIGURATION, LORA_KEY, layer_of, read_adapter
+from kt_kernel.adapters.kernel_backend import KernelBackend
+from kt_kernel.adapters.layout import stack
 from kt_kernel.errors import CheckpointError, FeatureUnavailableError, InputError
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.moe import KTMoEWrapper
-from kt_kernel.training.adapter_files import CONFIGURATION, LORA_KEY, layer_of, read_adapter
-from kt_kernel.training.adapter_layout import stack
-from kt_kernel.training.backend import Call, ExpertLora, Needs
-from kt_kernel.training.kernel_backend import KernelBackend
 
 _NOTHING = Needs(x=False, weights=False, lora=False)
 _REFUSED = ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "trainable_token_indices")

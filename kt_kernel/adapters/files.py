@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from kt_kernel.adapters.layout import is_expert_tensor
 from kt_kernel.errors import CheckpointError, CheckpointPathError
-from kt_kernel.training.adapter_layout import is_expert_tensor
 
 CONFIGURATION = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from kt_kernel import kt_kernel_ext
+from kt_kernel.adapters.backend import Call, Dropout, ExpertLora, Gradients, Needs, Saved
 from kt_kernel.errors import CallOrderError, InputError
 from kt_kernel.moe import KTMoEWrapper
-from kt_kernel.training.backend import Call, Dropout, ExpertLora, Gradients, Needs, Saved
 
 _TYPES = {torch.bfloat16: 0, torch.float32: 2}
 _PANEL = 32  # what gate and up are saved with has whole panels of columns

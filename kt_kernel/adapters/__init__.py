@@ -1,0 +1,7 @@
+"""LoRA of experts without PEFT and transformers: what training and serving share.
+
+backend.py          the seam between autograd and what computes the experts of a layer
+kernel_backend.py   ... by the extension's kernels
+files.py            what an adapter's folder holds
+layout.py           names and shapes in adapter files
+"""
