@@ -15,6 +15,7 @@ up share A, or 2 r, where B is block-diagonal.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ _FUSED = re.compile(r"(base_layer\.)?lora_([AB])\.weight")
 _PROJECTION_OF = {
     name: projection for names in NAMINGS for name, projection in zip(names.all, PROJECTIONS, strict=True)
 }
+
+
+def lora_scale(rank: int, alpha: float, *, use_rslora: bool) -> float:
+    """What B A is multiplied by, as PEFT defines it."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 def per_expert(stacked: Stacked, names: ProjectionNames) -> dict[str, torch.Tensor]:

@@ -25,7 +25,8 @@ def load_adapter(
     """`model` of `kt_kernel.training.load` with the adapter in the folder `path`.
 
     Reads PEFT's files with LoRA of experts in either layout (kt_kernel/adapters/layout.py), and the
-    original's. Modules get LoRA as the file has it. `trainable`: to go on training, with the dropout of its configuration.
+    original's. Modules get LoRA as the file has it. `trainable`: to go on training, with the dropout of its
+    configuration.
 
     Raises CheckpointPathError or CheckpointError if there is no such adapter, or it is one of another model.
     """

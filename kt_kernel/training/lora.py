@@ -89,7 +89,7 @@ class LoraExperts(nn.Module, LoraLayer):
         backend = self.base_layer.backend
         e, h, i = backend.num_experts, backend.hidden_size, backend.intermediate_size
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
-        self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
+        self.scaling[adapter_name] = adapter_layout.lora_scale(r, lora_alpha, use_rslora=config.use_rslora)
         dropout = config.lora_dropout
         self.lora_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
         self.lora_A[adapter_name] = ExpertMatrices(gate=(e, r, h), up=(e, r, h), down=(e, r, i))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from kt_kernel.adapters.backend import Call, ExpertLora, Needs
 from kt_kernel.adapters.files import CONFIGURATION, LORA_KEY, layer_of, read_adapter
 from kt_kernel.adapters.kernel_backend import KernelBackend
-from kt_kernel.adapters.layout import stack
+from kt_kernel.adapters.layout import lora_scale, stack
 from kt_kernel.errors import CheckpointError, FeatureUnavailableError, InputError
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.moe import KTMoEWrapper
@@ -61,7 +60,7 @@ def _read(path: str, layers: tuple[int, ...], num_experts: int) -> Adapter:
                 "merged checkpoint with kt sft export."
             )
     rank = config["r"]
-    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = lora_scale(rank, config["lora_alpha"], use_rslora=bool(config.get("use_rslora")))
     experts = {}
     for module, tensors in found.items():
         layer, where = layer_of(module), f"the adapter's experts at '{module}'"
