@@ -44,10 +44,11 @@ def register() -> None:
 
 
 def _told_to(what: str) -> bool:
-    file = switch(Path(os.environ[_FOLDER]), what)
-    if not file.exists():
+    """One process of the server, where several ask at once."""
+    try:
+        switch(Path(os.environ[_FOLDER]), what).unlink()
+    except FileNotFoundError:
         return False
-    file.unlink()
     return True
 
 
