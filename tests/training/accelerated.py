@@ -6,6 +6,7 @@ Every process has the whole model, and takes its rows of each batch.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def main(model_path: str, losses_path: str) -> None:
         losses.append(accelerator.gather(loss.detach().reshape(1)).mean().item())
     if accelerator.is_main_process:
         Path(losses_path).write_text(json.dumps(losses))
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads of one process may wait for those of one that has ended
 
 
 if __name__ == "__main__":

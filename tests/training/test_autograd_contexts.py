@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 import torch
-from layers import Sizes, random_layer
 from torch.utils.checkpoint import checkpoint
+from training_layers import Sizes, random_layer
 
 from kt_kernel.adapters.backend import Call, Gradients, Needs
 from kt_kernel.training.function import run_experts

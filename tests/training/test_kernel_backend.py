@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from layers import Layer, Sizes, random_layer
+from training_layers import Layer, Sizes, random_layer
 
 from kt_kernel.adapters.backend import Call, Dropout, ExpertLora, Needs
 from kt_kernel.adapters.kernel_backend import KernelBackend

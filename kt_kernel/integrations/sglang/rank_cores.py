@@ -40,8 +40,8 @@ class RanksHere:
         stages = max(parallel.pp_size // parallel.nnodes, 1)
         hosts = max(parallel.nnodes // parallel.pp_size, 1)
         ranks = parallel.tp_size // hosts
-        index = (parallel.pp_rank % stages) * ranks + parallel.tp_rank % ranks
-        return cls(index, stages * ranks, hosts)
+        stage = parallel.pp_rank % stages if stages > 1 else 0  # not known where there are no stages
+        return cls(stage * ranks + parallel.tp_rank % ranks, stages * ranks, hosts)
 
 
 def ranks_of_a_host(options: Any) -> int:
