@@ -329,13 +329,12 @@ $CUDA_TEST_PACKAGES: set PIP_EXTRA_INDEX_URL to an index that has it, or KT_PYTH
 }
 
 # What `check` leaves to `test`: whole folders with servers or models, emulated CPUs, machine code, other processes.
-readonly NOT_CHECKED=(convert gguf_files serving sglang_cuda transformers
+readonly NOT_CHECKED=(convert gguf_files serving sglang_cuda training transformers
   cli/test_serve_demo.py cli/test_install_sh.py cli/test_demo_cache.py
   hybrid/test_capture.py hybrid/test_forked_child.py hybrid/test_ranks.py hybrid/test_routing.py
   hybrid/test_simulated_bus.py
   kernels/test_amx_instructions.py kernels/test_device_headers.py kernels/test_every_cpu_variant.py
-  kernels/test_idle_threads.py kernels/test_instruction_leaks.py kernels/test_old_cpus.py
-  training/test_trainer.py)
+  kernels/test_idle_threads.py kernels/test_instruction_leaks.py kernels/test_old_cpus.py kernels/test_training.py)
 
 check() {
   local left_out
