@@ -61,6 +61,8 @@ def environment() -> dict[str, str]:
     return {
         "PYTHONPATH": f"{packages}:{Path(__file__).parent}",
         "KT_SGLANG_CPU_SHIMS": "0",
+        # A test that imported SGLang in the process that starts this one has set it.
+        "SGLANG_USE_CPU_ENGINE": "0",
         "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
         "TORCHDYNAMO_DISABLE": "1",
     }
