@@ -44,21 +44,11 @@ from kt_kernel.formats.methods import (
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.formats.weight_order import check_expert_tensors, logical_order
 from kt_kernel.layer_config import MAPPED, PACKED, LayerConfig
+from kt_kernel.modes import SFT, require_inference
 from kt_kernel.threads import plan_threads
 
 DEFAULT_MOST_TOKENS = 8192  # tokens of one call; SGLang cuts prompts into pieces of at most so many, too
 _PLAIN_METHOD = "BF16"  # without a checkpoint that has a format of its own
-
-# Options of the training mode, with the values that mean "not used".
-_TRAINING_DEFAULTS = {
-    "lora_rank": 16,
-    "lora_alpha": 32.0,
-    "lora_dropout": 0.0,
-    "max_cache_depth": 1,
-    "group_size": 128,
-    "zero_point": True,
-    "full_weight_grad": False,
-}
 
 
 class KTMoEWrapper:
@@ -80,7 +70,8 @@ class KTMoEWrapper:
     - `chunked_prefill_size`: the most tokens of one call; default: 8192.
     - `cpu_save`: write what `load_weights_from_tensors` quantises to `weight_path`; default: False.
     - `max_deferred_experts_per_token`: experts of a token that may be added one layer later; default: 0.
-    - `mode`: "inference", the default, is the only one. `training_options` are accepted at their defaults.
+    - `mode`: "inference", the default, or "sft": the same with gradients, kt_kernel/training/sft_layer.py,
+      for which `training_options` are.
     - `swiglu_limit`: gate and up are clamped to it; default: 0, not clamped. `swiglu_alpha`: the factor in
       the sigmoid; default: 0, the usual SwiGLU.
     - `activations`: what the kernels round their inputs to, "bf16" or "int8"; default: "auto", the faster of
@@ -92,6 +83,13 @@ class KTMoEWrapper:
 
     Raises ConfigurationError, MethodError or, with AUTO, CheckpointError, all ValueErrors.
     """
+
+    def __new__(cls, *arguments: Any, mode: str = "inference", **options: Any) -> Any:
+        if mode != SFT:
+            return super().__new__(cls)
+        from kt_kernel.training.sft_layer import SftLayer
+
+        return SftLayer(*arguments, **options)
 
     def __init__(
         self,
@@ -119,7 +117,7 @@ class KTMoEWrapper:
         share: CpuShare | None = None,
         **training_options: Any,
     ) -> None:
-        _require_inference(mode, training_options)
+        require_inference(mode, training_options)
         method_row = resolve_method(method or (AUTO if weight_path else _PLAIN_METHOD), weight_path)
         self.method = method_row.name
         if cpu_save and (method_row.quantise is None or not method_row.storage or not weight_path):
@@ -577,17 +575,3 @@ def _engine(threads: int | None, pools: int | None, numa_nodes: Sequence[int] | 
 
 def _address(part: torch.Tensor | None) -> int:
     return 0 if part is None else part.data_ptr()
-
-
-def _require_inference(mode: str, training_options: dict[str, Any]) -> None:
-    if mode != "inference":
-        raise FeatureUnavailableError(
-            f"mode {mode!r} is not available, this build has 'inference'; leave mode out."
-        )
-    for name, value in training_options.items():
-        if name not in _TRAINING_DEFAULTS:
-            raise TypeError(f"KTMoEWrapper got an unexpected keyword argument '{name}'")
-        if value != _TRAINING_DEFAULTS[name]:
-            raise FeatureUnavailableError(
-                f"{name}={value!r} belongs to training, which this build does not have; leave it out."
-            )

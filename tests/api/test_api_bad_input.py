@@ -174,7 +174,7 @@ def test_a_layer_may_go_away_while_its_call_is_queued():
         ({"max_deferred_experts_per_token": -1}, ["max_deferred_experts_per_token is -1"]),
         ({"swiglu_limit": -1.0}, ["swiglu_limit is -1.0"]),
         ({"swiglu_alpha": float("nan")}, ["swiglu_alpha is nan"]),
-        ({"mode": "sft"}, ["mode 'sft'", "inference"]),
+        ({"mode": "train"}, ["mode is 'train'", "inference"]),
         ({"lora_rank": 8}, ["lora_rank=8", "training"]),
         ({"cpu_save": True}, ["cpu_save", "BF16"]),
     ],
