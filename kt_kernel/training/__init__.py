@@ -3,6 +3,7 @@
 function.py    the autograd function over a backend (kt_kernel/adapters); chosen.py takes one
 reference.py   a backend in plain torch, in any float dtype
 experts.py     the module in a model
+full.py        the same with its weights as parameters
 lora.py        PEFT's layer of LoRA over it; peft_config.py puts it there
 weights.py     the packed experts, in the format asked for
 loading.py     load: a model of transformers with such modules

@@ -11,7 +11,7 @@ from torch import nn
 from kt_kernel.adapters.backend import Backend, Dropout, ExpertLora, WeightSource
 from kt_kernel.adapters.layout import NAMINGS, ProjectionNames, is_expert_tensor
 from kt_kernel.errors import CheckpointError, InputError
-from kt_kernel.training.function import run_experts
+from kt_kernel.training.function import Matrices, run_experts
 
 LOAD_IT_OTHERWISE = (
     "the adapter has LoRA of the experts at '{where}', which PEFT's own loading would leave out; load it "
@@ -64,8 +64,14 @@ class TrainableExperts(nn.Module):
         if weights.dtype is not torch.float64:
             weights = weights.float()
         ids = top_k_index.to("cpu", torch.int64)
-        out = run_experts(self.backend, x.contiguous(), ids.contiguous(), weights.contiguous(), lora, dropout)
+        matrices = self.matrices()  # first: it may change what the backend computes with
+        inputs = (x.contiguous(), ids.contiguous(), weights.contiguous())
+        out = run_experts(self.backend, *inputs, lora, dropout, matrices)
         return out.to(hidden_states.device, hidden_states.dtype)
+
+    def matrices(self) -> Matrices | None:
+        """The weights that have gradients of their own, with which the backend computes from now on."""
+        return None
 
     def extra_repr(self) -> str:
         backend = self.backend

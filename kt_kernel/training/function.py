@@ -17,6 +17,9 @@ _LORA = 6
 _MASKS = 3
 _NOTHING = Needs(x=False, weights=False, lora=False)
 
+Matrices = tuple[torch.Tensor, torch.Tensor]
+"""The experts' own weights as parameters: gate over up [E, 2I, H], and down [E, H, I]."""
+
 
 def run_experts(
     backend: Backend,
@@ -25,18 +28,20 @@ def run_experts(
     weights: torch.Tensor,
     lora: ExpertLora | None = None,
     dropout: Dropout | None = None,
+    matrices: Matrices | None = None,
 ) -> torch.Tensor:
     """The weighted sum of each token's experts, [T, H] in x's dtype, differentiable in all but the ids.
 
-    As the fields of `Call`. What is saved for the backward pass is decided by the gradients that inputs
-    ask for, not by any module's training mode.
+    As the fields of `Call`. `matrices`: what the backend computes with, where it is to have gradients, in its
+    dtype. What is saved for the backward pass is decided by the gradients that inputs ask for, not by any
+    module's training mode.
     """
     if not torch.is_grad_enabled():
         with _exactly():
             return backend.forward(Call(x, ids, weights, lora, dropout), _NOTHING)[0]
-    matrices: tuple[torch.Tensor | None, ...] = (None,) * _LORA if lora is None else lora.tensors
+    six: tuple[torch.Tensor | None, ...] = (None,) * _LORA if lora is None else lora.tensors
     scale = 1.0 if lora is None else lora.scale
-    return _Experts.apply(backend, scale, dropout, x, ids, weights, *matrices)
+    return _Experts.apply(backend, scale, dropout, x, ids, weights, *(matrices or (None, None)), *six)
 
 
 def _exactly() -> torch.autocast:
@@ -54,10 +59,13 @@ class _Experts(torch.autograd.Function):
         x: torch.Tensor,
         ids: torch.Tensor,
         weights: torch.Tensor,
+        gate_up: torch.Tensor | None,
+        down: torch.Tensor | None,
         *lora: Any,
     ) -> torch.Tensor:
-        _, _, _, needs_x, _, needs_weights, *needs_lora = ctx.needs_input_grad
-        ctx.needs = Needs(x=needs_x, weights=needs_weights, lora=any(needs_lora))
+        _, _, _, needs_x, _, needs_weights, needs_gate_up, needs_down, *needs_lora = ctx.needs_input_grad
+        needs_base = needs_gate_up or needs_down
+        ctx.needs = Needs(x=needs_x, weights=needs_weights, lora=any(needs_lora), base=needs_base)
         ctx.backend, ctx.scale = backend, scale
         ctx.has_lora = lora[0] is not None
         ctx.dropout_factor = None if dropout is None else dropout.factor
@@ -66,13 +74,13 @@ class _Experts(torch.autograd.Function):
             out, saved = backend.forward(call, ctx.needs)
         masks = () if dropout is None else dropout.tensors
         # Through autograd, which notices inputs that are changed before the backward pass.
-        ctx.save_for_backward(x, ids, weights, *(lora if ctx.has_lora else ()), *masks, *saved)
+        ctx.save_for_backward(x, ids, weights, gate_up, down, *(lora if ctx.has_lora else ()), *masks, *saved)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, ids, weights, *rest = ctx.saved_tensors
+        x, ids, weights, gate_up, down, *rest = ctx.saved_tensors
         lora = dropout = None
         if ctx.has_lora:
             lora, rest = ExpertLora.of(rest[:_LORA], ctx.scale), rest[_LORA:]
@@ -81,8 +89,9 @@ class _Experts(torch.autograd.Function):
         call = Call(x, ids, weights, lora, dropout)
         with _exactly():
             found = ctx.backend.backward(call, tuple(rest), dout.contiguous(), ctx.needs)
-        matrices = found.lora or (None,) * _LORA
-        wanted = ctx.needs_input_grad[-_LORA:]
+        base = (None, None) if found.base is None else _like(found.base, gate_up, down)
+        six = found.lora or (None,) * _LORA
+        wanted = ctx.needs_input_grad[-_LORA - len(base) :]
         return (
             None,
             None,
@@ -90,5 +99,13 @@ class _Experts(torch.autograd.Function):
             found.x,
             None,
             found.weights,
-            *(matrix if want else None for matrix, want in zip(matrices, wanted, strict=True)),
+            *(matrix if want else None for matrix, want in zip((*base, *six), wanted, strict=True)),
         )
+
+
+def _like(found: tuple[torch.Tensor, ...], gate_up: torch.Tensor, down: torch.Tensor) -> Matrices:
+    """Gradients of gate, up and down, in the shapes and dtypes of the parameters."""
+    stacked = torch.empty_like(gate_up)
+    for half, gradient in zip(stacked.chunk(2, 1), found[:2], strict=True):
+        half.copy_(gradient)
+    return stacked, found[2].to(down.dtype)

@@ -15,6 +15,7 @@ from kt_kernel.integrations.transformers.loading import check_path, without_expe
 from kt_kernel.integrations.transformers.patching import MOST_TOKENS, check_rows, experts_per_token
 from kt_kernel.training.chosen import KERNELS, choose_backend
 from kt_kernel.training.experts import TrainableExperts
+from kt_kernel.training.full import FULL, LORA, FullExperts, check_trained, saves_as_transformers
 from kt_kernel.training.names import projection_names
 from kt_kernel.training.weights import AS_STORED, PackedWeights, load_experts, method_of
 
@@ -24,6 +25,7 @@ def load(
     name: str | os.PathLike,
     *,
     experts: str = AS_STORED,
+    train_experts: str = LORA,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     threads: int | None = None,
@@ -33,11 +35,13 @@ def load(
     """The causal language model `name`, a local directory or a repository of the Hub, ready to be trained.
 
     `auto_class` is AutoModelForCausalLM. `experts`: the format of their weights in memory: "as stored",
-    "bf16", "int8" or "int4"; they are frozen, LoRA comes on top of them (`lora_config`). Everything else is
-    loaded to `device` in `dtype` (default: what config.json says), and has gradients as transformers leaves
-    them. `threads` compute the experts, one per usable core by default; `expert_options` are further fields
-    of ExpertOptions (`numa_nodes`, `threadpool_count`, ...). `backend`: "kernels", which multiply in
-    bfloat16, or "reference", which computes in float32, slowly, for comparisons.
+    "bf16", "int8" or "int4". `train_experts`: "lora", their weights are frozen and LoRA comes on top
+    (`lora_config`); or "full", they are parameters of transformers' shapes, `gate_up_proj` [E, 2I, H] and
+    `down_proj` [E, H, I], on the CPU in `dtype`, as are their gradients, and packed as bf16 besides.
+    Everything else is loaded to `device` in `dtype` (default: what config.json says), and has gradients as
+    transformers leaves them. `threads` compute the experts, one per usable core by default; `expert_options`
+    are further fields of ExpertOptions (`numa_nodes`, `threadpool_count`, ...). `backend`: "kernels", which
+    multiply in bfloat16, or "reference", which computes in float32, slowly, for comparisons.
 
     Raises a KTError in one sentence if the model or its files cannot be used.
     """
@@ -52,6 +56,7 @@ def load(
     _refuse_device_experts(options)
     options = options.with_method().with_threads()
     method = method_of(experts, options.method)
+    check_trained(train_experts, method, path)
     model = without_experts(path, dtype).to(device)
     blocks = find_experts(model)
     check_rows(blocks, options)
@@ -60,8 +65,13 @@ def load(
     for block in blocks:
         wrapper = load_experts(options, method, _layer(block, top_k))
         weights = PackedWeights(wrapper)
-        chosen = choose_backend(backend, wrapper, weights, block.swiglu)
-        replace_module(model, block.path, TrainableExperts(chosen, weights, names))
+        if train_experts == FULL:
+            module = FullExperts(wrapper, backend, block, names, model.dtype)
+        else:
+            module = TrainableExperts(choose_backend(backend, wrapper, weights, block.swiglu), weights, names)
+        replace_module(model, block.path, module)
+    if train_experts == FULL:
+        return saves_as_transformers(model)
     model.save_pretrained = _refuse_to_save(path)
     return model
 

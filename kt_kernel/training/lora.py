@@ -70,6 +70,11 @@ class LoraExperts(nn.Module, LoraLayer):
         **options: Any,
     ) -> None:
         super().__init__()
+        if base_layer.matrices() is not None:
+            raise FeatureUnavailableError(
+                "the model was loaded with train_experts='full', where experts have no LoRA; load it with "
+                "train_experts='lora', or leave the experts out of the adapter (experts=False)."
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unsupported layer type")
             LoraLayer.__init__(self, base_layer)

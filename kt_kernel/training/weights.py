@@ -11,7 +11,9 @@ from kt_kernel.adapters.backend import ExpertWeights
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.formats.decoding import decode_expert
 from kt_kernel.formats.methods import METHODS
+from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.integrations.options import ExpertOptions
+from kt_kernel.layer_config import PACKED
 from kt_kernel.moe import KTMoEWrapper
 
 AS_STORED = "as stored"
@@ -74,3 +76,14 @@ def load_experts(options: ExpertOptions, method: str, layer: dict[str, Any]) -> 
     wrapper = dataclasses.replace(options, method=method).wrapper(**layer)
     wrapper.load_weights_from_tensors(gate, up, down)
     return wrapper
+
+
+def pack_anew(wrapper: KTMoEWrapper, gate_up: torch.Tensor, down: torch.Tensor) -> None:
+    """What the loaded layer, of method BF16, computes with from now on; calls that run keep what they had.
+
+    `gate_up` [E, 2I, H], gate over up, and `down` [E, H, I], both bfloat16, are not kept.
+    """
+    gate, up = gate_up.chunk(2, dim=1)
+    experts = quantize_experts(wrapper.method, list(gate), list(up), list(down))
+    assert wrapper.moe is not None, "pack_anew before load_weights"
+    experts.hand_over(wrapper.moe, list(range(wrapper.num_experts)), PACKED)
