@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "adapter_bindings.h"
 #include "core/allowed_cpus.h"
 #include "core/cpu_features.h"
 #include "core/cpu_variants.h"
@@ -493,4 +494,5 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   bind_gguf(m);
   bind_operators(m);
   bind_training(m);
+  bind_adapters(m);
 }

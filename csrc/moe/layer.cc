@@ -186,7 +186,10 @@ void MoeLayer::forward(const ForwardArgs& args) {
   }
   const auto weights = require_weights();
   const auto begin = std::chrono::steady_clock::now();
-  ForwardPass(*engine_, engine_->pass_buffers(), config_, *weights, weights->kernel_sets(), routing_, args, nullptr)
+  PassAdditions* const additions =
+      adapter_ == nullptr ? nullptr
+                          : &adapter_->additions(*engine_, *weights->kernels(Projection::kDown).rows, routing_, args);
+  ForwardPass(*engine_, engine_->pass_buffers(), config_, *weights, weights->kernel_sets(), routing_, args, additions)
       .run();
   engine_->count_call(std::chrono::steady_clock::now() - begin,
                       routing_.experts().size() * weights->bytes_per_expert());
@@ -202,7 +205,7 @@ void MoeLayer::forward_reference(const ForwardArgs& args) {
   check(args);
   const auto lock = engine_->exclusive();
   routing_.group(args.routing, config_.shape.num_experts, device_mask_);
-  reference_forward(config_, *require_weights(), routing_, args);
+  reference_forward(config_, *require_weights(), adapter_.get(), routing_, args);
 }
 
 }  // namespace kt

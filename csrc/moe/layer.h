@@ -15,6 +15,7 @@
 
 #include "kernels/dispatch.h"
 #include "moe/engine.h"
+#include "moe/layer_adapter.h"
 #include "moe/routing.h"
 #include "moe/weights.h"
 
@@ -75,6 +76,9 @@ class MoeLayer {
   void set_device_mask(const uint8_t* mask) { device_mask_ = mask; }
   const uint8_t* device_mask() const { return device_mask_; }
 
+  // What changes the experts in every call from the next on; null = nothing does. The caller holds the engine.
+  void set_adapter(std::shared_ptr<LayerAdapter> adapter) { adapter_ = std::move(adapter); }
+
   // Throws std::invalid_argument for arguments that do not fit the layer, before anything is written.
   void check(const ForwardArgs& args) const;
   // Computes on the calling thread and the pool.
@@ -96,6 +100,7 @@ class MoeLayer {
   const std::vector<const Format*> formats_;      // of the method
   std::shared_ptr<const ExpertWeights> weights_;  // replaced as a whole, also while another thread checks a call
   const uint8_t* device_mask_ = nullptr;
+  std::shared_ptr<LayerAdapter> adapter_;
   Routing routing_;
   std::vector<std::atomic<uint64_t>> uses_;  // of each expert
 };

@@ -35,22 +35,29 @@ double gated(double gate, double up, const LayerConfig& config) {
   return gate / (1 + std::exp(-gate)) * up;
 }
 
-std::vector<double> expert_output(const LayerConfig& config, const ExpertWeights& weights, int expert,
-                                  const std::vector<double>& x) {
-  std::vector<double> h(config.shape.intermediate);
-  for (int i = 0; i < config.shape.intermediate; ++i) {
-    h[i] = gated(row_times(weights, Projection::kGate, expert, x, i), row_times(weights, Projection::kUp, expert, x, i),
-                 config);
-  }
-  std::vector<double> out(config.shape.hidden);
-  for (int i = 0; i < config.shape.hidden; ++i) out[i] = row_times(weights, Projection::kDown, expert, h, i);
-  return out;
+// The first `rows` rows of a matrix times `x`, their biases, and what the adapter adds.
+std::vector<double> product(const ExpertWeights& weights, const LayerAdapter* adapter, Projection which, int expert,
+                            const std::vector<double>& x, int rows) {
+  std::vector<double> added(rows);
+  if (adapter != nullptr) added = adapter->product(which, expert, x);
+  for (int i = 0; i < rows; ++i) added[i] += row_times(weights, which, expert, x, i);
+  return added;
+}
+
+std::vector<double> expert_output(const LayerConfig& config, const ExpertWeights& weights, const LayerAdapter* adapter,
+                                  int expert, const std::vector<double>& x) {
+  const int intermediate = config.shape.intermediate;
+  const std::vector<double> gate = product(weights, adapter, Projection::kGate, expert, x, intermediate);
+  const std::vector<double> up = product(weights, adapter, Projection::kUp, expert, x, intermediate);
+  std::vector<double> h(intermediate);
+  for (int i = 0; i < intermediate; ++i) h[i] = gated(gate[i], up[i], config);
+  return product(weights, adapter, Projection::kDown, expert, h, config.shape.hidden);
 }
 
 }  // namespace
 
-void reference_forward(const LayerConfig& config, const ExpertWeights& weights, const Routing& routing,
-                       const ForwardArgs& args) {
+void reference_forward(const LayerConfig& config, const ExpertWeights& weights, const LayerAdapter* adapter,
+                       const Routing& routing, const ForwardArgs& args) {
   const RowKernels& rows = *weights.kernels(Projection::kDown).rows;
   const int hidden = config.shape.hidden;
   const size_t in_bytes = args.hidden_type == DType::kF32 ? 4 : 2;
@@ -66,7 +73,7 @@ void reference_forward(const LayerConfig& config, const ExpertWeights& weights, 
       rows.store_rows[static_cast<int>(DType::kBf16)](row.data(), rounded.data(), hidden);
       std::vector<double> x(hidden);
       std::transform(rounded.begin(), rounded.end(), x.begin(), from_bf16);
-      const std::vector<double> y = expert_output(config, weights, expert.expert, x);
+      const std::vector<double> y = expert_output(config, weights, adapter, expert.expert, x);
       for (int i = 0; i < hidden; ++i) sums[token][i] += routing.weight_of_pair()[p] * y[i];
     }
   }

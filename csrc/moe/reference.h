@@ -6,7 +6,8 @@
 
 namespace kt {
 
-void reference_forward(const LayerConfig& config, const ExpertWeights& weights, const Routing& routing,
-                       const ForwardArgs& args);
+// `adapter` may be null.
+void reference_forward(const LayerConfig& config, const ExpertWeights& weights, const LayerAdapter* adapter,
+                       const Routing& routing, const ForwardArgs& args);
 
 }  // namespace kt
