@@ -2,11 +2,11 @@
 
 #include <pybind11/stl.h>
 
-#include <array>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "adapters/lora_adapter.h"
 #include "unlocked.h"
@@ -15,11 +15,14 @@ namespace py = pybind11;
 
 namespace {
 
-void set_lora(const std::shared_ptr<kt::MoeLayer>& layer, const std::optional<std::array<uintptr_t, 6>>& tensors,
+void set_lora(const std::shared_ptr<kt::MoeLayer>& layer, const std::optional<std::vector<uintptr_t>>& tensors,
               int rank, float scale) {
   std::optional<kt::Lora> lora;
   if (tensors) {
     if (rank < 1) throw std::invalid_argument("the LoRA's rank is " + std::to_string(rank) + "; expected at least 1");
+    if (tensors->size() != 6) {
+      throw std::invalid_argument("got " + std::to_string(tensors->size()) + " addresses of LoRA tensors; expected 6");
+    }
     const auto at = [&](int i) {
       if ((*tensors)[i] == 0) throw std::invalid_argument("a LoRA tensor has a null pointer; expected an address");
       return reinterpret_cast<const float*>((*tensors)[i]);
