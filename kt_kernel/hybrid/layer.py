@@ -2,7 +2,7 @@
 
     hybrid     tokens ─> CPU: experts without a slot ──────┐
                     └──> device: experts with a slot ───> sum
-    prefill    many tokens ─> device: all experts, copied there for this call (prefill.py)
+    prefill    long prompts ─> device: all experts, copied there for this pass (prefill.py)
     all CPU    no slots: the CPU's sum is the result
 
 Each rank computes its share of the CPU's experts (ranks.py) and of the device's; the model's usual sum over
@@ -20,6 +20,7 @@ from kt_kernel.device_ops.routing import Split, route
 from kt_kernel.errors import InputError
 from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.pass_rows import RowSplit
 from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.slots import LayerPlacement
 from kt_kernel.moe import KTMoEWrapper
@@ -64,11 +65,28 @@ class HybridLayer(PlacedExperts):
         return output
 
     def _computed(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        if not self._model.prefill.takes(self, hidden):
+        rows = self._model.prefill.rows(self, hidden)
+        if rows is None:
             return self._hybrid(hidden, ids, weights, self.statistics.counts_of_pass(ids.shape[1]))
         self.statistics.count(ids)
-        output = self._model.prefill.run(self, hidden, ids, weights)
+        output = self._streamed(hidden, ids, weights, rows)
         return self._hybrid(hidden, ids, weights, counts=None) if output is None else output
+
+    def _streamed(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, rows: RowSplit
+    ) -> torch.Tensor | None:
+        """The whole call's output, `rows` of it by layerwise prefill; None if memory is short."""
+        if rows.others is None:
+            output = self._model.prefill.run(self, hidden, ids, weights)
+            return None if output is None else self.with_deferred(output, hidden)
+        some, others = rows.streamed, rows.others
+        streamed = self._model.prefill.run(self, hidden[some], ids[some], weights[some])
+        if streamed is None:
+            return None
+        output = torch.empty_like(hidden)
+        output[some] = streamed
+        output[others] = self._hybrid(hidden[others], ids[others], weights[others], counts=None)
+        return output
 
     # ---- the split -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from kt_kernel.hybrid.experts import DeviceExperts
 from kt_kernel.hybrid.fetch import MissFetcher
 from kt_kernel.hybrid.memory_plan import MemoryRow, memory_plan, table
 from kt_kernel.hybrid.options import HybridOptions
+from kt_kernel.hybrid.pass_rows import RequestRows
 from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.prefill import LayerwisePrefill
 from kt_kernel.hybrid.ranks import ALONE, Ranks
@@ -90,8 +92,11 @@ class HybridModel:
         self.misses.begin_step()
         logger.info("memory of experts on rank %d:\n%s", self.ranks.rank, table(self.memory_plan()))
 
-    def begin_step(self) -> None:
+    def begin_step(self, requests: Sequence[RequestRows] | None = None) -> None:
         """Before each forward pass of the model, also before a graph is replayed, on the pass's stream.
+
+        `requests`: whose rows its calls have, the same on all ranks; None = each call is one prompt, as it
+        must be where experts are deferred (what is, depends on all tokens of a call anyway).
 
         Does nothing inside a capture. Raises InputError for what went wrong on the CPU in a pass before
         without anybody noticing, as it does in the replay of a graph; the step may go on all the same.
@@ -102,7 +107,7 @@ class HybridModel:
             self.recorder.begin_step()  # before any placement changes
         for chain in self.context.chains.values():
             chain.drop()  # what a pass that was given up had deferred
-        self.prefill.begin_pass()
+        self.prefill.begin_pass(requests)
         self.updater.begin_step()
         self.misses.begin_step()
         if self.device.type != "cpu":

@@ -13,7 +13,7 @@ ON_CPU, AUTOMATIC = MISS_POLICIES = ("cpu", "auto")
 class HybridOptions:
     """By default nothing.
 
-    `prefill_threshold`: rows of a call from which on the whole layer runs on the device, 0 = never.
+    `prefill_threshold`: tokens of a prompt from which on it meets whole layers on the device, 0 = never.
     `update_after_prefill`: choose the resident experts anew after every such call. `update_interval`:
     choose them anew every so many steps, 0 = never. `miss_policy`: who computes the experts that are not on
     the device, "cpu" or "auto" (some are fetched, where that is quicker). `verify_every`: check one token

@@ -5,9 +5,9 @@ Two slots, each with room for all experts of a layer:
     serving thread    compute L in slot 0      │ compute L+1 in slot 1    │ ...
     copying thread    fill slot 1 with L+1     │ fill slot 0 with L+2     │ ...
 
-A slot's contents never go stale, for experts do not change: wherever a pass starts or ends, whatever a slot
-holds can be used. Filling copies what is resident from its slot on the device, if that has the same format,
-and the rest from CPU memory.
+Which rows these are is decided request by request (pass_rows.py). A slot's contents never go stale, for
+experts do not change: wherever a pass starts or ends, whatever a slot holds can be used. Filling copies what
+is resident from its slot on the device, if that has the same format, and the rest from CPU memory.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kt_kernel.errors import KTError
 from kt_kernel.hybrid.context import HybridContext
 from kt_kernel.hybrid.device import Event, is_out_of_memory
 from kt_kernel.hybrid.experts import DeviceExperts, bytes_of_slots
+from kt_kernel.hybrid.pass_rows import ALL_ROWS, PassRows, RequestRows, RowSplit
 from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.prefill_plan import STREAMED_LAYERS
 from kt_kernel.hybrid.slots import Placement
@@ -48,7 +49,7 @@ class _FullLayer:
 
 
 class LayerwisePrefill:
-    """The calls of at least `threshold` rows, 0 = none; all methods belong to the thread that serves."""
+    """The prompts of at least `threshold` tokens, 0 = none; all methods belong to the thread that serves."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class LayerwisePrefill:
         self._layers = layers
         self._prefilled = prefilled
         self._slots: list[_FullLayer] = []
+        self._rows: PassRows | None = None  # of this pass; None = nobody said, so a call is one prompt
         self._last_position = -1  # of the layer that ran last in this pass
         self._given_up = False  # for the rest of this pass
         self._said_so = False
@@ -80,30 +82,36 @@ class LayerwisePrefill:
         if self.threshold and layer is not None and not self._have_slots(layer):
             self._say_that_memory_is_short()
 
-    def begin_pass(self) -> None:
-        """A new forward pass begins; the one before may have been given up."""
+    def begin_pass(self, requests: Sequence[RequestRows] | None = None) -> None:
+        """A new forward pass begins, of these requests; the one before may have been given up.
+
+        None: its calls are one prompt each.
+        """
+        wanted = requests is not None and self.threshold
+        self._rows = PassRows(requests, self._context.device) if wanted else None
+        self._begin()
+
+    def _begin(self) -> None:
         self._last_position = -1
         self._given_up = False
 
-    def takes(self, layer: PlacedExperts, hidden: torch.Tensor) -> bool:
-        """Is this a call for `run`?"""
-        return (
-            0 < self.threshold <= hidden.shape[0]
-            and layer.has_cold_experts
-            and not self._context.backend.capturing()
-        )
+    def rows(self, layer: PlacedExperts, hidden: torch.Tensor) -> RowSplit | None:
+        """Which rows of a call are for `run`; None = none."""
+        if not self.threshold or not layer.has_cold_experts or self._context.backend.capturing():
+            return None
+        if self._rows is None:
+            return ALL_ROWS if hidden.shape[0] >= self.threshold else None
+        return self._rows.split(hidden.shape[0])
 
     def run(
         self, layer: PlacedExperts, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor | None:
-        """The layer's output from the device alone; None if the call is not for it, or memory is short.
+        """The sum of all experts of these rows from the device alone; None if memory is short.
 
         Raises what went wrong while filling or computing, on all ranks.
         """
-        if not self.takes(layer, hidden):
-            return None
         if layer.position <= self._last_position:
-            self.begin_pass()
+            self._begin()
         if self._last_position < 0:
             self.chunks += 1
         self._last_position = layer.position
@@ -121,7 +129,7 @@ class LayerwisePrefill:
         if not self._agreed(layer, outcome, failure):
             return None
         self._prefilled(layer, self._slot_with(layer).experts)
-        return layer.with_deferred(output, hidden)
+        return output
 
     # ---- one layer -----------------------------------------------------------------------------
 

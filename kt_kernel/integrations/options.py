@@ -52,8 +52,8 @@ class ExpertOptions:
 
     Placement: `num_gpu_experts` of each layer live on the model's device (None: none), or instead
     `gpu_experts_ratio` (0 to 1) of all, chosen by `expert_placement_strategy`; `init_expert_location` is the
-    file of counts for `frequency`. `max_deferred_experts_per_token`: added one MoE layer later. Calls of at
-    least `gpu_prefill_token_threshold` tokens run layer by layer on the device (0 = never).
+    file of counts for `frequency`. `max_deferred_experts_per_token`: added one MoE layer later. Prompts of
+    at least `gpu_prefill_token_threshold` tokens run layer by layer on the device (0 = never).
     `enable_dynamic_expert_update` chooses the device's experts anew after such a call, and every
     `expert_update_interval` forward passes (0 = not then). `miss_policy`: "cpu", or "auto" to fetch
     experts that are not on the device where measurements say it is faster.

@@ -1,8 +1,9 @@
-"""On the CPU path an answer's log-probabilities depend on its prompt alone, bit for bit.
+"""An answer's log-probabilities depend on its prompt alone, bit for bit.
 
 Not on what else the server computes at the same time, not on how the prompt was cut into chunks, and not on
-how much of it was in the prefix cache. Every kernel promises it; one linear layer or norm of torch among them
-would break it.
+how much of it was in the prefix cache. Every kernel of the CPU promises it; one linear layer or norm of torch
+among them would break it. With experts on a device long prompts go another way than short ones, with other
+rounding: which way, the request decides, and not the batch it is in. A CPU plays the device.
 """
 
 from __future__ import annotations
@@ -61,3 +62,17 @@ def test_neighbours_and_chunks_change_no_bit(checkpoint, tmp_path, dtype):
     with serving(checkpoint, tmp_path / "other", *cut_into(OTHER_CHUNK)) as server:
         assert at_once(server, 64) == [alone[number % PROMPTS] for number in range(64)]
     assert len({answer for _, answer in alone}) > PROMPTS // 2, "the answers say too little"
+
+
+LONG = 100  # of the 24 prompts 18 are as long
+HYBRID = ("--kt-gpu-prefill-token-threshold", str(LONG), "--enable-mixed-chunk")
+
+
+def test_on_a_device_too_neighbours_change_no_bit(checkpoint, tmp_path):
+    """64 at once are cut into other chunks than each alone: prompts of up to 420 tokens in chunks of 160."""
+    options = (*kt_options(checkpoint, device_experts=5), *OPTIONS, *HYBRID)
+    with serving(checkpoint, tmp_path / "log", *options, "--chunked-prefill-size", "160") as server:
+        alone = [log_probabilities(server, number) for number in range(PROMPTS)]
+        chunks = server.report()["prefill"]["chunks"]
+        assert at_once(server, 64) == [alone[number % PROMPTS] for number in range(64)]
+        assert server.report()["prefill"]["chunks"] > chunks > 0

@@ -143,7 +143,7 @@ def test_two_models_of_one_checkpoint_do_not_disturb_each_other(tiny_checkpoint)
 def test_every_forward_pass_is_one_step(tiny_checkpoint, monkeypatch):
     model = load(tiny_checkpoint(FAMILY))
     steps = []
-    monkeypatch.setattr(model.kt, "begin_step", lambda: steps.append(len(steps)))
+    monkeypatch.setattr(model.kt, "begin_step", lambda requests: steps.append(len(steps)))
     generated(model)
     assert len(steps) == NEW_TOKENS
     with torch.inference_mode():

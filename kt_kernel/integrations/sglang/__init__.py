@@ -18,6 +18,7 @@ passes through these files in this order:
     device_backends.py   which of SGLang's GPU code computes some of the experts, and what is refused
     device_experts.py    SGLang's expert weights as slots that the hybrid engine can fill
     served_model.py      what the layers share: the hybrid model, and what becomes of its failures
+    prompt_rows.py       which rows of a batch belong to prompts that meet whole layers on the device
     batch_failures.py    an exception ends the requests of its batch
     serving_hooks.py     between the scheduler's steps: experts move, failed requests end, figures are told
     dense_weights.py     quantised checkpoints without a GPU: dense layers are decoded while they are loaded

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+# An attribute of layers whose experts are slots of ours.
+PLAYS_DEVICE = "kt_plays_device"
+
 
 def moe_forward_skipping(
     original: Callable, layer: torch.nn.Module, x: torch.Tensor, topk_output: Any, moe_runner_config: Any
@@ -17,18 +20,29 @@ def moe_forward_skipping(
     """Around `moe_forward_native`: x [tokens, hidden] through the experts of ids >= 0; ids of -1 add nothing.
 
     Written for the experts our layers wrap: SwiGLU, or its clamped variants with gate rows before up rows,
-    which stock code computes wrongly. Without one of these and without a negative id stock code runs.
+    which stock code computes wrongly. Other layers get stock code, unless one of these or a negative id is
+    there.
     """
     weights, ids, _ = topk_output
-    if bool((ids >= 0).all()) and not _is_clamped(moe_runner_config):
+    is_ours = getattr(layer, PLAYS_DEVICE, False)
+    if not is_ours and bool((ids >= 0).all()) and not _is_clamped(moe_runner_config):
         return original(layer, x, topk_output, moe_runner_config)
     output = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids[ids >= 0].unique().tolist():
         token, choice = (ids == expert).nonzero(as_tuple=True)
-        gate, up = F.linear(x[token], layer.w13_weight[expert]).chunk(2, dim=-1)
-        down = F.linear(_gated(gate, up, moe_runner_config), layer.w2_weight[expert])
+        gate, up = _product(x[token], layer.w13_weight[expert]).chunk(2, dim=-1)
+        down = _product(_gated(gate, up, moe_runner_config), layer.w2_weight[expert])
         output.index_add_(0, token, down.float() * weights[token, choice, None].float())
     return output.to(x.dtype)
+
+
+def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows @ weight.t(), the same bits for a row whatever rows are beside it.
+
+    torch adds in an order that depends on their number. In float64 that changes the rounded result only if it
+    is within some 1e-13 of a tie.
+    """
+    return F.linear(rows.double(), weight.double()).to(rows.dtype)
 
 
 def _is_clamped(config: Any) -> bool:

@@ -19,6 +19,7 @@ from sglang.srt.utils import is_cuda
 
 from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.integrations.sglang import device_backends
+from kt_kernel.integrations.sglang.cpu_fixes import PLAYS_DEVICE
 from kt_kernel.integrations.sglang.device_check import Trial, Verdict, examine, is_right
 from kt_kernel.integrations.sglang.slot_formats import SlotFormat, slot_format
 from kt_kernel.integrations.sglang.spare_layers import (
@@ -44,6 +45,7 @@ class SglangExperts:
 
     def __init__(self, layer: torch.nn.Module, method: Any, slots: int, filled_as: SlotFormat | None) -> None:
         self.layer = layer
+        setattr(layer, PLAYS_DEVICE, True)
         self.capacity = slots
         self.filled_as = filled_as
         self._method = method

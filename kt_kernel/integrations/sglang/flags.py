@@ -131,7 +131,7 @@ FLAGS = (
     Flag(
         "gpu_prefill_token_threshold",
         "--kt-gpu-prefill-token-threshold",
-        "calls of at least so many tokens run wholly on the device, layer after layer",
+        "prompts of at least so many new tokens run wholly on the device, layer after layer",
         "0: none",
         {"type": int},
     ),

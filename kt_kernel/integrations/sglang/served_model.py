@@ -5,6 +5,9 @@ server.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from sglang.srt.runtime_context import get_parallel
@@ -12,9 +15,11 @@ from sglang.srt.runtime_context import get_parallel
 from kt_kernel.cpu_share import CpuShare
 from kt_kernel.errors import KTError
 from kt_kernel.hybrid.model import HybridModel
+from kt_kernel.hybrid.pass_rows import RequestRows
 from kt_kernel.hybrid.ranks import ALONE
 from kt_kernel.hybrid.recording import DistributionRecorder
 from kt_kernel.integrations.sglang.cpu_shares import served_ranks
+from kt_kernel.integrations.sglang.prompt_rows import rows_of
 from kt_kernel.integrations.sglang.settings import KTSettings
 
 logger = logging.getLogger(__name__)
@@ -42,15 +47,32 @@ class ServedModel:
             self.hybrid.recorder = self.recorder
         self.is_a_stage: bool = get_parallel().pp_size > 1
         self._failure: str | None = None
+        self._requests: list[RequestRows] | None = None  # of the batch that is being computed
         # Can a forward pass return before its CPU experts are done?
         self.is_asynchronous = device.type != "cpu"
 
     def begin_step(self) -> None:
         """Before each forward pass of the model, also before a graph is replayed."""
         try:
-            self.hybrid.begin_step()
+            self.hybrid.begin_step(self._requests)
         except FAILURES as error:
             self.failed(error)
+
+    @contextmanager
+    def batch(self, batch: Any, chunk: int | None) -> Iterator[None]:
+        """While one of SGLang's batches is computed, in however many passes. `chunk`: the most of a prompt.
+
+        What is deferred depends on all rows of a call anyway: then a call counts as one prompt.
+        """
+        options = self.settings.options
+        if not options.gpu_prefill_token_threshold or options.max_deferred_experts_per_token:
+            yield
+            return
+        self._requests = rows_of(batch, options.gpu_prefill_token_threshold, chunk)
+        try:
+            yield
+        finally:
+            self._requests = None
 
     def failed(self, error: Exception) -> None:
         """Remember that this step's results are wrong. Raises `error` where there is no step: a graph that

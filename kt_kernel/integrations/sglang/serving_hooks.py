@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Any
 
@@ -71,7 +72,10 @@ def run_batch(original: Callable, scheduler: Any, batch: Any, *arguments: Any, *
     On a GPU the results come later, so only a chunk of a prompt is waited for: before the next one the
     scheduler puts its keys and values into the prefix cache, where other requests would find them.
     """
-    result = original(scheduler, batch, *arguments, **options)
+    with ExitStack() as computing:
+        for served in served_models():
+            computing.enter_context(served.batch(batch, scheduler.chunked_prefill_size))
+        result = original(scheduler, batch, *arguments, **options)
     if (failure := batch_failures.take()) is not None:
         _end(scheduler, batch, failure)
     for served in served_models():

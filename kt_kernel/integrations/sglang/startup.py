@@ -119,7 +119,7 @@ def _configure(server_args: Any, left_open: chunk_size.OpenChoices) -> None:
 
 
 def _check_chunks(options: Any, flags: KTFlags) -> None:
-    """Prefill on the device is decided chunk by chunk."""
+    """Prefill on the device is for chunks that reach the threshold."""
     threshold = flags.gpu_prefill_token_threshold or 0
     if threshold > options.chunked_prefill_size:
         raise ConfigurationError(

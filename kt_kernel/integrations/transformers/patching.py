@@ -19,6 +19,7 @@ from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import ExpertsBlock, find_experts, replace_module
 from kt_kernel.integrations.transformers.experts import HybridExperts
+from kt_kernel.integrations.transformers.sequences import requests_of
 from kt_kernel.moe import KTMoEWrapper
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -79,7 +80,7 @@ def patch(model: Model, **options: Any) -> Model:
     model.requires_grad_(requires_grad=False)
     model.kt = hybrid
     model.save_pretrained = _refuse_to_save(chosen.weight_path)
-    _decoder(model).register_forward_pre_hook(_begin_step(hybrid))
+    _decoder(model).register_forward_pre_hook(_begin_step(hybrid, chosen), with_kwargs=True)
     return model.eval()
 
 
@@ -193,10 +194,13 @@ def _decoder(model: nn.Module) -> nn.Module:
     return getattr(model, "base_model", model)
 
 
-def _begin_step(hybrid: HybridModel) -> Callable[..., None]:
+def _begin_step(hybrid: HybridModel, chosen: ExpertOptions) -> Callable[..., None]:
+    # What is deferred depends on all rows of a call anyway.
+    threshold = 0 if chosen.max_deferred_experts_per_token else chosen.gpu_prefill_token_threshold
+
     @torch.compiler.disable
-    def before_forward(module: nn.Module, arguments: tuple) -> None:
+    def before_forward(module: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
         if not hybrid.backend.capturing():
-            hybrid.begin_step()
+            hybrid.begin_step(requests_of(arguments, options, threshold))
 
     return before_forward
