@@ -94,6 +94,15 @@ def test_slow_twin_and_pools_agree(threads, subpools):
     assert run(layer, call).tobytes() == run(load_with_biases(ext.Engine(2), experts, biases), call).tobytes()
 
 
+def test_each_piece_of_a_wide_expert_has_the_biases_of_its_own_rows():
+    """Crowded experts are cut into pieces of 256 rows of gate and up."""
+    experts = random_experts(5, 1, 64, 544)
+    biases = random_biases(5, experts)
+    call = random_call(5, experts, 64, top_k=1)
+    layer = load_with_biases(ext.Engine(2), experts, biases)
+    assert nmse(run(layer, call), reference(experts, call, biases)) <= NMSE_BOUNDS["bf16"]
+
+
 def test_a_token_does_not_feel_its_neighbours():
     experts = random_experts(4, 3, 100, 70)
     layer = load_with_biases(ext.Engine(2), experts, random_biases(4, experts))

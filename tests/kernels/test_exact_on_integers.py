@@ -178,6 +178,7 @@ def test_few_tokens_left_over_from_a_crowd_are_exact(format):
     hidden, intermediate = format.fit(576), format.fit(64)
     experts = integer_experts(3, 1, hidden, intermediate, format)
     call = integer_call(2, experts, 516, top_k=1)
+    call.ids[:] = 0  # none is skipped: a block has 512
     expected = reference(experts, call)
     layer = build_layer(ENGINE, experts, max_tokens=516)
     for tokens in range(513, 517):

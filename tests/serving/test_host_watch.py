@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -44,13 +44,44 @@ def test_silence_ends_the_server_though_nothing_is_closed(ends, caplog):
     assert "host 1 (10.0.0.2) has not been heard for 2 s, so this server ends" in caplog.text
 
 
-def test_two_ends_that_hear_each_other_go_on(ends, caplog):
+class _Clock:
+    """Time, sleeping and waiting for a connection as the watch has them: the other host says something
+    whenever it is looked at, until `silent`.
+    """
+
+    def __init__(self, other: socket.socket, silent: float) -> None:
+        self.now = 0.0
+        self._other = other
+        self._silent = silent
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def select(self, read: list, write: list, error: list, seconds: float) -> tuple[list, list, list]:
+        if self.now < self._silent:
+            self._other.sendall(b".")
+        ready = select.select(read, write, error, 0)
+        self.now += 0 if ready[0] else seconds
+        return ready
+
+
+def test_an_end_that_is_heard_goes_on_and_silence_counts_from_the_last_sign(ends, monkeypatch):
     mine, other, ended = ends
-    HostWatch(mine, "host 1", ended.set, silence=8)
-    HostWatch(other, "host 0", ended.set, silence=8)
-    time.sleep(9)  # longer than either would wait for the other
-    assert not ended.is_set()
-    assert not caplog.records
+    clock = _Clock(other, silent=60)
+    monkeypatch.setattr(host_watch, "time", clock)
+    monkeypatch.setattr(host_watch, "select", clock)
+    ended_at = []
+
+    def end() -> None:
+        ended_at.append(clock.now)
+        ended.set()
+
+    HostWatch(mine, "host 1", end, silence=8)
+    assert ended.wait(_LONG)
+    assert 60 + 8 - 2 <= ended_at[0] <= 60 + 8 + 2
 
 
 def _met(introductions: list[bytes], monkeypatch) -> list[str]:

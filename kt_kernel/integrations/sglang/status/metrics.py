@@ -99,18 +99,27 @@ class StatusMetrics:
     """`METRICS` in `registry`, brought up to date by `update`."""
 
     def __init__(self, registry: Any) -> None:
-        from prometheus_client import Counter, Gauge
-
+        self._registry = registry
         self._before: dict[tuple[str, str | None], float] = {}
         self._metrics: dict[str, Any] = {}
         for metric in METRICS:
-            labels = [metric.label] if metric.label else []
             if metric.name.endswith("_total"):
-                self._metrics[metric.name] = Counter(metric.name, metric.help, labels, registry=registry)
-            else:
-                self._metrics[metric.name] = Gauge(
-                    metric.name, metric.help, labels, registry=registry, multiprocess_mode="mostrecent"
-                )
+                self._of(metric)
+
+    def _of(self, metric: Metric) -> Any:
+        """Gauges are made with their first value: one without would be shown as 0, which a limit is not."""
+        from prometheus_client import Counter, Gauge
+
+        if metric.name in self._metrics:
+            return self._metrics[metric.name]
+        labels = [metric.label] if metric.label else []
+        if metric.name.endswith("_total"):
+            made = Counter(metric.name, metric.help, labels, registry=self._registry)
+        else:
+            made = Gauge(
+                metric.name, metric.help, labels, registry=self._registry, multiprocess_mode="mostrecent"
+            )
+        return self._metrics.setdefault(metric.name, made)
 
     def update(self, report: Report, metrics: Sequence[Metric] = METRICS) -> None:
         """Figures of `metrics` that are None stay away. Counters never go back: what was counted anew
@@ -122,7 +131,7 @@ class StatusMetrics:
                     self._set(metric, label, value)
 
     def _set(self, metric: Metric, label: str | None, value: float) -> None:
-        child = self._metrics[metric.name]
+        child = self._of(metric)
         if label is not None:
             child = child.labels(label)
         if not metric.name.endswith("_total"):
