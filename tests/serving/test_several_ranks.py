@@ -1,6 +1,7 @@
 """One model on several ranks, stages and hosts: what the server says is what the model says, each process has
 its part of the experts alone, and a host that is gone does not leave the other waiting.
 
+rank_grid.py, a program, compares every format, placement and way; here are some of its cells.
 test_hybrid_server.py serves on two ranks what moves its experts.
 """
 
@@ -18,12 +19,12 @@ import tiny_quantised
 import torch
 from agreement import compare, served_continuation, served_prompt
 from answers import greedy
-from server import Server, free_port, kt_options, serving
+from rank_grid import OPTIONS, on_two_hosts
+from server import Server, kt_options, serving
 from texts import ENGLISH
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from two_hosts import FIRST, TwoHosts, two_hosts
+from two_hosts import FIRST, SECOND, TwoHosts, two_hosts
 
-OPTIONS = ("--dtype", "float32", "--max-total-tokens", "4096", "--kt-activations", "bf16")
 TOKENS = 24
 # The watch waits for 15 s of silence; SGLang's processes then take some seconds to end. It only ends a hang.
 PATIENCE_SECONDS = 120
@@ -55,6 +56,18 @@ def _assert_says_what_the_model_says(server: Server, model: Path, decoded: Path)
 def _expert_bytes(log: str) -> list[float]:
     """MB of each process that has CPU experts."""
     return [float(found) for found in _MEMORY.findall(log)]
+
+
+# ---- ranks ----------------------------------------------------------------------------------
+
+
+def test_two_ranks_whose_experts_are_all_on_the_device_say_what_the_model_says(quantised, tmp_path):
+    """A 4-bit format, of which each rank fills its shard of the device's experts from its share."""
+    folder = quantised("kimi-k2-thinking")
+    model = folder / "served"
+    options = (*kt_options(model, 16), *OPTIONS, "--tp-size", "2")
+    with serving(model, tmp_path / "log", *options) as server:
+        _assert_says_what_the_model_says(server, model, folder / "decoded")
 
 
 # ---- stages -----------------------------------------------------------------------------------
@@ -91,26 +104,11 @@ def hosts(tmp_path_factory) -> Iterator[TwoHosts]:
         pytest.skip(f"NOT RUN: no second network namespace can be made here ({error})")
 
 
-@contextlib.contextmanager
-def _on_two_hosts(
-    model: Path, folder: Path, hosts: TwoHosts, *options: str
-) -> Iterator[tuple[Server, Server]]:
-    """The first answers requests."""
-    together = [*options, "--nnodes", "2", "--dist-init-addr", f"{FIRST}:{free_port()}"]
-    second = Server(model, folder / "second.log", [*together, "--node-rank", "1"], inside=hosts.second)
-    try:
-        together += ["--node-rank", "0"]
-        with serving(model, folder / "first.log", *together, inside=hosts.first) as first:
-            yield first, second
-    finally:
-        second.stop()
-
-
 def test_two_hosts_say_what_one_says_and_notice_when_the_other_is_gone(quantised, hosts, tmp_path):
     folder = quantised("deepseek-v3")
     model = folder / "served"
     options = (*kt_options(model), *OPTIONS, "--tp-size", "2")
-    with _on_two_hosts(model, tmp_path, hosts, *options) as (first, second):
+    with on_two_hosts(model, tmp_path, hosts, *options) as (first, second):
         _assert_says_what_the_model_says(first, model, folder / "decoded")
         sizes = [_expert_bytes(server.log_text()) for server in (first, second)]
         assert sizes[0] == sizes[1] and len(sizes[0]) == 1  # MB with one decimal
@@ -119,5 +117,5 @@ def test_two_hosts_say_what_one_says_and_notice_when_the_other_is_gone(quantised
             requests.get(f"{first.url}/health_generate", timeout=PATIENCE_SECONDS)
         assert first.wait_until_gone(PATIENCE_SECONDS) != 0
         second.wait_until_gone(PATIENCE_SECONDS)
-        assert "host 1 (198.51.100.2) has not been heard for 15 s, so this server ends" in first.log_text()
-        assert "host 0 (198.51.100.1) has not been heard for 15 s, so this server ends" in second.log_text()
+        assert f"host 1 ({SECOND}) has not been heard for 15 s, so this server ends" in first.log_text()
+        assert f"host 0 ({FIRST}) has not been heard for 15 s, so this server ends" in second.log_text()

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Two addresses of a network that nobody has (TEST-NET-2 of RFC 5737 is for documentation).
-FIRST, SECOND = "198.51.100.1", "198.51.100.2"
+# Two addresses of a network that nobody has (TEST-NET-2 of RFC 5737 is for documentation), of which each
+# process takes four: two runs on one machine do not hear each other.
+_NETWORK = 4 * (os.getpid() % 64)
+FIRST, SECOND = f"198.51.100.{_NETWORK + 1}", f"198.51.100.{_NETWORK + 2}"
 _NAMES = f"127.0.0.1 localhost\n{FIRST} kt-first\n{SECOND} kt-second\n"
 
 # With shared memory of its own, and names for the addresses: asking a name server would take its time.
