@@ -113,8 +113,8 @@ MUTANTS = (
     Mutant("moe/layer.cc", "args.routing.top_k > config_.shape.num_experts", "false", ARGUMENTS, LAYER),
     Mutant(
         "moe/weights.cc",
-        "biases_[p].assign(sources[p].size() * rows, 0.0f);",
-        "biases_[p].resize(sources[p].size() * rows, 1.0f);",
+        "std::copy_n(sources[p][e].bias, matrix(p).rows, &biases_[p][e * rows]);",
+        "std::copy_n(sources[p][0].bias, matrix(p).rows, &biases_[p][e * rows]);",
         BIASES,
         WEIGHTS,
     ),

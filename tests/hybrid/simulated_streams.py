@@ -1,4 +1,4 @@
-"""A device that works when it likes: its streams are threads that dawdle.
+"""A device that works when it likes: its streams are threads that dawdle, or work in an order that is set.
 
     serving thread    enqueue ─> serving stream ─ ─ ─ ─ ─ ─ ─ ─> done some time later
     copying thread    enqueue ─> copying stream ─ ─ ─ ─ ─ ─> done some time later
@@ -10,7 +10,9 @@ waited for is not there yet, or is overwritten too early.
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import enum
 import queue
 import random
 import sys
@@ -21,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kt_kernel import kt_kernel_ext
@@ -69,26 +72,72 @@ class SimulatedStream:
             self._work.task_done()
 
 
+class Late(enum.Enum):
+    NEVER = enum.auto()
+    AS_LATE_AS_POSSIBLE = enum.auto()
+
+
+class OrderedStream:
+    """Does its work at once, or only when somebody waits for it: an order that no chance decides.
+
+    `turn`: of the device; one thread at a time does any work, whoever waits.
+    """
+
+    def __init__(self, turn: threading.RLock, late: Late) -> None:
+        self._turn = turn
+        self._late = late
+        self._work: collections.deque[Callable[[], object]] = collections.deque()
+
+    def then(self, work: Callable[[], object]) -> None:
+        with self._turn:
+            self._work.append(work)
+            if self._late is Late.NEVER:
+                self.wait()
+
+    def wait(self) -> None:
+        """Does all of it, on this thread."""
+        self.wait_for(lambda: not self._work)
+
+    def wait_for(self, reached: Callable[[], bool]) -> None:
+        """Works until it is reached."""
+        with self._turn:
+            while not reached():
+                work = self._work.popleft()
+                # Whoever waits may be enqueuing torch operations.
+                with _disable_current_modes(), torch.inference_mode():
+                    work()
+
+    def close(self) -> None:
+        self._work.clear()
+
+
 class SimulatedEvent:
     """See kt_kernel.hybrid.device.Event."""
 
-    def __init__(self, device: SimulatedDevice, stream: SimulatedStream) -> None:
+    def __init__(self, device: SimulatedDevice, stream: SimulatedStream | OrderedStream) -> None:
         self._device = device
+        self._stream = stream
         self._reached = threading.Event()
         stream.then(self._reached.set)
 
     def wait(self) -> None:
         self.hold(self._device.current_stream())
 
-    def hold(self, stream: SimulatedStream) -> None:
+    def hold(self, stream: SimulatedStream | OrderedStream) -> None:
         """Let `stream` wait for it."""
-        stream.then(self._reached.wait)
+        stream.then(self._wait)
 
     def reached(self) -> bool:
         return self._reached.is_set()
 
     def synchronize(self) -> None:
-        self._reached.wait()
+        self._wait()
+
+    def _wait(self) -> None:
+        if isinstance(self._stream, OrderedStream):
+            self._stream.wait_for(self._reached.is_set)
+        else:
+            self._reached.wait()
 
 
 class SimulatedCopies(kt_kernel_ext.DeviceCopies):
@@ -123,15 +172,27 @@ class SimulatedCopies(kt_kernel_ext.DeviceCopies):
         self._used[buffer].hold(self.bus)
 
 
+Streams = tuple[SimulatedStream | OrderedStream, ...]
+
+
+def dawdling_streams(seed: int, most_seconds: float) -> Streams:
+    return tuple(SimulatedStream(seed + i, most_seconds) for i in range(3))
+
+
+def ordered_streams(serving: Late, copying: Late) -> Streams:
+    turn = threading.RLock()
+    return OrderedStream(turn, serving), OrderedStream(turn, copying), OrderedStream(turn, copying)
+
+
 class SimulatedDevice:
-    """See kt_kernel.hybrid.device.Backend; `event` is the type of its events."""
+    """See kt_kernel.hybrid.device.Backend. `streams`: that which serves, that which copies and the bus;
+    `event`: the type of its events.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, seed: int, most_seconds: float, event: type[SimulatedEvent] = SimulatedEvent) -> None:
-        self.serving = SimulatedStream(seed, most_seconds)
-        self._copying = SimulatedStream(seed + 1, most_seconds)
-        self._bus = SimulatedStream(seed + 2, most_seconds)
+    def __init__(self, streams: Streams, event: type[SimulatedEvent] = SimulatedEvent) -> None:
+        self.serving, self._copying, self._bus = streams
         self.event = event
         self._of_thread = threading.local()
 
