@@ -17,7 +17,7 @@ std::vector<Operator> all_operators() {
   for (const auto& family :
        {attention_operators, linear_operators, experts_operators, causal_convolution_operators, gated_delta_operators,
         gated_delta_inputs_operators, norms_operators, heads_operators, router_operators, gates_operators,
-        embedding_operators, latent_attention_operators, shared_expert_operators}) {
+        embedding_operators, sampling_operators, latent_attention_operators, shared_expert_operators}) {
     for (const Operator& one : family()) all.push_back(one);
   }
   return all;

@@ -30,6 +30,7 @@ std::vector<Operator> heads_operators();
 std::vector<Operator> router_operators();
 std::vector<Operator> gates_operators();
 std::vector<Operator> embedding_operators();
+std::vector<Operator> sampling_operators();
 
 // Schemas of all native operators.
 std::vector<std::string> operator_schemas();

@@ -25,6 +25,7 @@ from kt_kernel.operators.reference import (
     mla,
     norms,
     router,
+    sampling,
 )
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def _table(modules: Iterable[Any]) -> dict[str, PythonOperator]:
     }
 
 
-TWINS = _table([attention, embedding, gated_delta, gates, heads, norms, router, *_NATIVE_ONLY])
+TWINS = _table([attention, embedding, gated_delta, gates, heads, norms, router, sampling, *_NATIVE_ONLY])
 
 # torch keeps what a library defines only as long as the library lives.
 _libraries: list[torch.library.Library] = []

@@ -58,6 +58,10 @@ def examples() -> dict[str, tuple]:
         "fused_sigmoid_mul_cpu": (x.clone(), x),
         "fused_linear_sigmoid_mul": (x, gate, None, True, x),
         "kt_kernel::embedding": (positions, cache),
+        "kt_kernel::sample": (
+            *(torch.randn(5, 64), torch.ones(5, 1), torch.full((5,), 9, dtype=torch.int32)),
+            *(torch.ones(5), torch.zeros(5), torch.rand(5, dtype=torch.float64)),
+        ),
     }
 
 

@@ -12,6 +12,7 @@ from kt_kernel.integrations.sglang import (
     cpu_fixes,
     cpu_idle,
     cpu_operators,
+    cpu_sampling,
     cpu_speculation,
     deaths,
     dense_weights,
@@ -350,6 +351,12 @@ CPU_OPERATORS = (
         HookType.AROUND,
         recorded_decode.decode,
         "a decode step is replayed without the model's Python",
+    ),
+    Hook(
+        "sglang.srt.layers.sampler.Sampler.forward",
+        HookType.AROUND,
+        cpu_sampling.sample,
+        "torch sorts the whole vocabulary for each token",
     ),
     Hook(
         "sglang.srt.layers.moe.topk.fused_topk",
