@@ -6,15 +6,12 @@ best of each limit counts: after that nothing is measured any more. Delete the f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kt_kernel.user_cache import cache_root
+from kt_kernel.user_cache import file_of_key, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +58,11 @@ def keep_limits(key: dict[str, str | int], limits: Limits, measurements: int) ->
     path = limits_file(key)
     content = {"key": key, "measurements": measurements, "limits": asdict(limits)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-            json.dump(content, part, indent=1)
-        os.replace(part.name, path)
+        write_json(path, content)
     except OSError as error:
         logger.debug("the measured limits cannot be kept in %s (%s)", path.parent, error)
 
 
 def limits_file(key: dict[str, str | int]) -> Path:
     """Where they are kept."""
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return cache_root() / "limits" / f"{name}.json"
+    return file_of_key("limits", key)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,20 @@ def cache_root() -> Path:
     """The directory, whether it exists or not."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "kt-kernel"
+
+
+def file_of_key(folder: str, key: Mapping[str, str | int]) -> Path:
+    """Where in `folder` of the cache the file for `key` is, whether it exists or not."""
+    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
+    return cache_root() / folder / f"{name}.json"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all, with the folders above it. Raises OSError if it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+        json.dump(content, part, indent=1)
+    os.replace(part.name, path)
 
 
 def cached_directory(target: Path, what: str, write: Callable[[Path], None]) -> Path:

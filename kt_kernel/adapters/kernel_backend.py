@@ -14,10 +14,10 @@ import torch
 from kt_kernel import kt_kernel_ext
 from kt_kernel.adapters.backend import Call, Dropout, ExpertLora, Gradients, Needs, Saved
 from kt_kernel.errors import CallOrderError, InputError
+from kt_kernel.formats.cut import PANEL_COLUMNS
 from kt_kernel.moe import KTMoEWrapper
 
 _TYPES = {torch.bfloat16: 0, torch.float32: 2}
-_PANEL = 32  # what gate and up are saved with has whole panels of columns
 _ALIGNMENT = 64  # bytes, of what the kernels read in place
 
 
@@ -136,7 +136,8 @@ class KernelBackend:
     def _room(self, inputs: _Inputs, needs: Needs) -> Saved:
         """Gate and up, in the dtype of x, and the LoRA's products of A; empty where they are not needed."""
         pairs = max(1, int((inputs.ids >= 0).sum()))  # an empty tensor has no address
-        columns = -(-self.intermediate_size // _PANEL) * _PANEL
+        # What gate and up are saved with has whole panels of columns.
+        columns = -(-self.intermediate_size // PANEL_COLUMNS) * PANEL_COLUMNS
         # bf16 would move numbers onto a clamp's limit, where they have a gradient.
         dtype = torch.float32 if self._clamps else inputs.x.dtype
         rows = (pairs, columns) if needs.any else (0,)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from kt_kernel.key_names import KEY, KEY_FILE
 from kt_kernel.planning.user_options import last_value, matches
 
 FLAG, FILE_FLAG = "--api-key", "--api-key-file"
-KEY, KEY_FILE = "KT_API_KEY", "KT_API_KEY_FILE"  # where the server looks for it
 
 
 def without_key(options: list[str]) -> tuple[list[str], dict[str, str]]:

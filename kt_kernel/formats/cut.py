@@ -20,7 +20,7 @@ from kt_kernel.gguf.types import TYPES_BY_NAME
 
 # Rows of a panel, and the most columns of down that share a scale of rounded activations: a part that begins
 # at a multiple of it rounds what the whole would.
-_PANEL = 32
+PANEL_COLUMNS = 32
 _LARGEST_GGUF_BLOCK = 256  # of the K- and IQ-types
 
 
@@ -28,7 +28,7 @@ def unit_of(method: str) -> int:
     """Good places to cut experts of this method: its multiples."""
     if RECORDS[method].computes_from_files:
         return _LARGEST_GGUF_BLOCK
-    return math.lcm(_PANEL, _block(_encoding(method)))
+    return math.lcm(PANEL_COLUMNS, _block(_encoding(method)))
 
 
 def cut(experts: LayerExperts, method: str, share: CpuShare) -> LayerExperts:

@@ -23,6 +23,7 @@ from kt_kernel.hybrid.model import HybridModel
 from kt_kernel.hybrid.pass_rows import RowSplit
 from kt_kernel.hybrid.placed import PlacedExperts
 from kt_kernel.hybrid.slots import LayerPlacement
+from kt_kernel.hybrid.verify import Computed
 from kt_kernel.moe import KTMoEWrapper
 
 # hidden, ids, weights -> their sum
@@ -61,7 +62,8 @@ class HybridLayer(PlacedExperts):
         self._check_ids(ids)
         output = self._computed(hidden, ids, weights)
         if self._model.verifier is not None:
-            self._model.verifier.look(self, hidden, ids, weights * self._cpu_weight_factor, output)
+            call = Computed(hidden, ids, weights * self._cpu_weight_factor, output)
+            self._model.verifier.look(self, call)
         return output
 
     def _computed(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -25,21 +25,34 @@ def first_alone(whole: int, ranks: int) -> tuple[CpuShare, ...]:
     return (CpuShare.everything(whole), *[CpuShare.nothing(whole)] * (ranks - 1))
 
 
-def cpu_shares(whole: int, threads: Sequence[int], unit: int, *, for_devices: bool) -> tuple[CpuShare, ...]:
+def cpu_shares(whole: int, threads: Sequence[int], unit: int) -> tuple[CpuShare, ...]:
     """Each rank's share of an intermediate size of `whole`, in the ranks' order; all of it together.
 
-    `threads`: those that each rank computes with. A cut falls on multiples of `unit`. `for_devices`: experts
-    are copied from CPU memory to the devices while serving, whose shards are equal: then each rank's share is
-    its device's shard, and goes no further. Where that cannot be, rank 0 has everything.
+    `threads`: those that each rank computes with. A cut falls on multiples of `unit`; where there are fewer
+    of these than ranks, rank 0 has everything.
     """
     ranks = len(threads)
-    if whole % (ranks * unit) and (for_devices or whole // unit < ranks):
+    if whole % (ranks * unit) and whole // unit < ranks:
         return first_alone(whole, ranks)
-    if for_devices:
-        threads = [1] * ranks
     coarse = math.lcm(unit, _USUAL_GROUP)
     if whole % (ranks * coarse) == 0:
         unit = coarse
     units, total = -(-whole // unit), sum(threads)
-    edges = [min(whole, unit * round(units * sum(threads[:rank]) / total)) for rank in range(ranks + 1)]
-    return tuple(CpuShare(begin, end, whole) for begin, end in itertools.pairwise(edges))
+    return _between(
+        [min(whole, unit * round(units * sum(threads[:rank]) / total)) for rank in range(ranks + 1)]
+    )
+
+
+def device_shares(whole: int, ranks: int, unit: int) -> tuple[CpuShare, ...]:
+    """As `cpu_shares`, where experts are copied from CPU memory to the devices while serving.
+
+    Each rank's share is its device's shard, and goes no further; all are equal. Where that cannot be, rank 0
+    has everything.
+    """
+    if whole % (ranks * unit):
+        return first_alone(whole, ranks)
+    return _between([rank * whole // ranks for rank in range(ranks + 1)])
+
+
+def _between(edges: Sequence[int]) -> tuple[CpuShare, ...]:
+    return tuple(CpuShare(begin, end, edges[-1]) for begin, end in itertools.pairwise(edges))

@@ -7,13 +7,10 @@ which says what was measured; one that is damaged, or whose key is another, is m
 from __future__ import annotations
 
 import bisect
-import hashlib
 import json
 import logging
 import math
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kt_kernel.errors import ConfigurationError
-from kt_kernel.user_cache import cache_root
+from kt_kernel.user_cache import file_of_key, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -113,14 +110,10 @@ def write_speeds(key: Key, speeds: ExpertSpeeds) -> None:
     path = _path(key)
     content: dict[str, Any] = {"key": dict(key), "speeds": asdict(speeds)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-            json.dump(content, part, indent=1)
-        os.replace(part.name, path)
+        write_json(path, content)
     except OSError as error:
         logger.warning("the measured speeds cannot be kept in %s (%s)", path.parent, error)
 
 
 def _path(key: Key) -> Path:
-    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
-    return cache_root() / "speeds" / f"{name}.json"
+    return file_of_key("speeds", key)

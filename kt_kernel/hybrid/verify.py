@@ -38,6 +38,21 @@ class VerifyFigures:
     failed: int = 0
 
 
+@dataclass(frozen=True)
+class Computed:
+    """What a layer was given and gave, a row per token. `weights`: those that the sum was made with."""
+
+    hidden: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    output: torch.Tensor
+
+    def row(self, row: int) -> Computed:
+        """A copy of one, in main memory."""
+        whole = self.hidden, self.ids, self.weights, self.output
+        return Computed(*(tensor[row : row + 1].detach().cpu().clone() for tensor in whole))
+
+
 class Verifier:
     """Looks at every `every`th call of a model's layers. `look` belongs to the thread that serves."""
 
@@ -48,62 +63,44 @@ class Verifier:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kt-verify")
         self._running: Future[None] | None = None
 
-    def look(
-        self,
-        layer: PlacedExperts,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        """A call of `layer` and its result; a row of them is copied if it is their turn. `weights`: those
-        that the sum was made with.
-        """
+    def look(self, layer: PlacedExperts, call: Computed) -> None:
+        """At a call of `layer`; a row is copied if it is its turn."""
         self._calls += 1
-        if self._calls % self.figures.every or not len(hidden) or layer.wrapper is None:
+        if self._calls % self.figures.every or not len(call.hidden) or layer.wrapper is None:
             return
         if self._running is not None and not self._running.done():
             self.figures.skipped += 1
             return
-        row = self._choices.randrange(len(hidden))
-        whole = hidden, ids, weights, output
-        call = tuple(tensor[row : row + 1].detach().cpu().clone() for tensor in whole)
-        self._running = self._pool.submit(self._check, layer, *call)
+        row = call.row(self._choices.randrange(len(call.hidden)))
+        self._running = self._pool.submit(self._check, layer, row)
 
     def wait(self) -> None:
         """Until the check that runs, if one does, is done."""
         if self._running is not None:
             self._running.result()
 
-    def _check(self, layer: PlacedExperts, *call: torch.Tensor) -> None:
+    def _check(self, layer: PlacedExperts, token: Computed) -> None:
         try:
-            self._compare(layer, *call)
+            self._compare(layer, token)
         except Exception as error:
             self.figures.failed += 1
             logger.warning("a token of layer %d could not be verified: %s", layer.layer_idx, error)
 
-    def _compare(
-        self,
-        layer: PlacedExperts,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
+    def _compare(self, layer: PlacedExperts, token: Computed) -> None:
         native: Any = layer.wrapper and layer.wrapper.moe
-        expected = torch.empty_like(hidden)
-        call = hidden, ids.to(torch.int64), weights.float().contiguous()
+        expected = torch.empty_like(token.hidden)
+        call = token.hidden, token.ids.to(torch.int64), token.weights.float().contiguous()
         native.forward_reference(*native_arguments(*call, expected), 0)
         size = float(expected.double().square().sum())
-        error = float((output.double() - expected.double()).square().sum())
+        error = float((token.output.double() - expected.double()).square().sum())
         self.figures.checked += 1
-        if error > MOST_ERROR * size or not bool(output.isfinite().all()):
+        if error > MOST_ERROR * size or not bool(token.output.isfinite().all()):
             self.figures.wrong += 1
             logger.error(
                 "layer %d computed a token wrongly: its experts %s gave a result whose error is %.1e of its "
                 "square, at most %.0e is right; the memory, the CPU or the device may be broken",
                 layer.layer_idx,
-                ids.flatten().tolist(),
+                token.ids.flatten().tolist(),
                 error / size if size else float("inf"),
                 MOST_ERROR,
             )

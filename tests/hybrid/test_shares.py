@@ -3,13 +3,16 @@
 import pytest
 
 from kt_kernel.cpu_share import CpuShare
-from kt_kernel.hybrid.shares import cpu_shares, first_alone
+from kt_kernel.hybrid.shares import cpu_shares, device_shares, first_alone
 
 
-def _sizes(whole, threads, unit, for_devices=False):
-    shares = cpu_shares(whole, threads, unit, for_devices=for_devices)
+def _sizes(whole, threads, unit):
+    return _sizes_of(cpu_shares(whole, threads, unit), whole)
+
+
+def _sizes_of(shares, whole):
     assert [share.begin for share in shares] == [0, *(share.end for share in shares[:-1])]
-    assert shares[-1].end == whole or shares == first_alone(whole, len(threads))
+    assert shares[-1].end == whole or shares == first_alone(whole, len(shares))
     return [share.size for share in shares]
 
 
@@ -40,9 +43,9 @@ def test_fewer_blocks_than_ranks_stay_with_the_first(threads):
 
 
 def test_what_is_copied_to_devices_is_cut_as_theirs_or_not_at_all():
-    assert _sizes(2048, [24, 8], 128, for_devices=True) == [1024, 1024]
-    assert _sizes(1408, [1, 1], 128, for_devices=True) == [1408, 0]
+    assert _sizes_of(device_shares(2048, 2, 128), 2048) == [1024, 1024]
+    assert _sizes_of(device_shares(1408, 2, 128), 1408) == [1408, 0]
 
 
 def test_one_rank_has_everything():
-    assert cpu_shares(100, [4], 32, for_devices=False) == (CpuShare.everything(100),)
+    assert cpu_shares(100, [4], 32) == (CpuShare.everything(100),)

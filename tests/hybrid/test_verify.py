@@ -8,6 +8,7 @@ from hybrid_models import DECODER_LAYERS, EXPERTS, MOE_LAYERS, PROMPT, Engine, p
 
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.hybrid.options import HybridOptions
+from kt_kernel.hybrid.verify import Computed
 from kt_kernel.integrations.options import ExpertOptions
 
 
@@ -50,7 +51,7 @@ def test_what_is_no_number_is_noticed():
         layer = engine.layers[MOE_LAYERS[0]]
         hidden = torch.ones(1, layer.wrapper.hidden_size)
         ids, weights = torch.tensor([[0, 1, 2]]), torch.ones(1, 3)
-        engine.model.verifier.look(layer, hidden, ids, weights, hidden * float("nan"))
+        engine.model.verifier.look(layer, Computed(hidden, ids, weights, hidden * float("nan")))
         engine.model.verifier.wait()
         assert engine.model.verifier.figures.wrong == 1
 
@@ -59,7 +60,8 @@ def test_a_check_that_fails_is_counted_and_told(caplog):
     with Engine(masks(), HybridOptions(verify_every=1)) as engine:
         layer, verifier = engine.layers[MOE_LAYERS[0]], engine.model.verifier
         hidden = torch.ones(1, layer.wrapper.hidden_size)
-        verifier.look(layer, hidden[:, :-1], torch.tensor([[0, 1, 2]]), torch.ones(1, 3), hidden)
+        narrow = Computed(hidden[:, :-1], torch.tensor([[0, 1, 2]]), torch.ones(1, 3), hidden)
+        verifier.look(layer, narrow)
         verifier.wait()
         assert (verifier.figures.failed, verifier.figures.checked) == (1, 0)
         assert "could not be verified" in caplog.text

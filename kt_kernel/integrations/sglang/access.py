@@ -16,8 +16,9 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE
+from kt_kernel.key_names import KEY, KEY_FILE
 
-KEY, KEY_FILE, ORIGINS = "KT_API_KEY", "KT_API_KEY_FILE", "KT_ALLOW_ORIGINS"
+ORIGINS = "KT_ALLOW_ORIGINS"
 _SECRETS = ("api_key", "admin_api_key")
 _HIDDEN = "<redacted>"
 _ON_COMMAND_LINE = re.compile(r"(--(?:admin-)?api-key[= ])('[^']*'|\S+)")

@@ -9,7 +9,7 @@ from kt_kernel.cpu_share import CpuShare
 from kt_kernel.errors import FeatureUnavailableError
 from kt_kernel.formats.cut import unit_of
 from kt_kernel.hybrid.ranks import ALONE, Ranks, TorchRanks
-from kt_kernel.hybrid.shares import cpu_shares, first_alone
+from kt_kernel.hybrid.shares import cpu_shares, device_shares, first_alone
 from kt_kernel.integrations.sglang.rank_cores import RanksHere, options_of_rank, threads_of
 from kt_kernel.integrations.sglang.settings import KTSettings
 
@@ -36,10 +36,12 @@ def share_of_rank(settings: KTSettings, whole: int) -> CpuShare:
     shares = first_alone(whole, ranks.size)
     if settings.shares_experts and ranks.size > 1:
         unit = whole if options.gguf_mmap else unit_of(options.method)
-        # What --kt-verify computes again is this share of experts on the device, too.
-        as_devices = copies or bool(options.verify)
         threads = ranks.gather(threads_of(options).threads)
-        shares = cpu_shares(whole, threads, unit, for_devices=as_devices)
+        # What --kt-verify computes again is this share of experts on the device, too.
+        if copies or options.verify:
+            shares = device_shares(whole, ranks.size, unit)
+        else:
+            shares = cpu_shares(whole, threads, unit)
     if ranks.size > 1:
         _say(shares, whole)
         if copies and shares[0].is_whole:
