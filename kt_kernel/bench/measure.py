@@ -39,6 +39,7 @@ class Effort:
     most: int = 48
 
 
+ONE_ROUND = Effort(rounds=1, seconds=0.15, least=2)
 QUICK = Effort(rounds=3, seconds=0.15, least=2)
 THOROUGH = Effort(rounds=5, seconds=0.4, least=2)
 

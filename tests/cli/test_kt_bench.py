@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -104,6 +105,33 @@ def test_ctrl_c_keeps_what_was_measured(tiny, monkeypatch):
         :2
     ]
     assert f"stopped after 2 of {len(kt_kernel_ext.METHODS)} methods" in result.stderr
+
+
+def test_the_time_is_said_and_kept(tiny, monkeypatch):
+    """Methods that take 30 s each, or 10 in one round: less of each where time gets short, then no more."""
+    now, rounds = [0.0], []
+
+    def measure_slowly(method, shape, tokens, threads, effort):
+        rounds.append(effort.rounds)
+        now[0] += 30 if effort.rounds > 1 else 10
+        return []
+
+    monkeypatch.setattr(measure, "measure_method", measure_slowly)
+    monkeypatch.setattr(bench, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    result = kt_bench("--tokens", "1")
+    assert result.exit_code == 0
+    assert f"measuring {len(kt_kernel_ext.METHODS)} methods in at most 120 s" in result.stderr
+    assert rounds[0] > 1 and rounds[1:] == [1] * (len(rounds) - 1) and len(rounds) > 5
+    assert 100 < now[0] <= 120
+    assert f"120 s are over before {kt_kernel_ext.METHODS[len(rounds)]}, " in result.stderr
+    assert f"--method {kt_kernel_ext.METHODS[-1]}" in result.stderr
+
+
+def test_named_methods_are_all_measured(tiny, monkeypatch):
+    now = itertools.count(0, 1000.0)
+    monkeypatch.setattr(bench, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    result = kt_bench("--json", "--tokens", "1", "--method", "FP8", "--method", "MXFP4")
+    assert [json.loads(line)["method"] for line in result.stdout.splitlines()] == ["FP8", "MXFP4"]
 
 
 def test_other_programs_on_the_cores_are_mentioned(tiny, monkeypatch):

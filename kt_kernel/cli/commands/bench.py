@@ -35,9 +35,13 @@ def kernels(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Default: one per physical core.")
     ] = None,
+    seconds: Annotated[
+        int | None,
+        typer.Option("--seconds", min=1, help="Begin nothing that ends later; default: 120 for all methods."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line per measurement.")] = False,
 ) -> None:
-    """Measure every method's speed as a share of this machine's limits; takes about a minute.
+    """Measure every method's speed as a share of this machine's limits, in at most two minutes.
 
     kt bench serve measures a running server.
     """
@@ -45,7 +49,7 @@ def kernels(
         return
     from kt_kernel.cli.bench import plan, print_json, print_table
 
-    chosen = plan(method or (), shape, tokens, threads)
+    chosen = plan(method or (), shape, tokens, threads, seconds)
     raise typer.Exit(print_json(chosen) if json else print_table(chosen))
 
 
