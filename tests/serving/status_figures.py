@@ -80,7 +80,7 @@ class Manager:
     def __init__(self, *reports: dict[str, Any], model: str = "a model") -> None:
         self.served_model_name = model
         self.model_path = "/models/a model"
-        self.server_args = SimpleNamespace()
+        self.server_args = SimpleNamespace(tp_size=2, pp_size=1, dp_size=4)
         self.reports = list(reports)
         self.asked = 0
 

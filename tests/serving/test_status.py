@@ -101,7 +101,8 @@ def test_a_server_without_a_key_shows_everything():
 def test_the_answer_has_the_report_of_the_scheduler_that_has_one_and_no_options_of_the_server():
     status = TestClient(application(Manager(REPORT))).get("/kt/status").json()
     assert status["kt"] == REPORT
-    assert set(status) == {"model", "model_path", "versions", "age", "kt", "memory_usage"}
+    assert status["first_of"] == {"replicas": 4, "stages": 1, "ranks": 2}
+    assert set(status) == {"model", "model_path", "versions", "first_of", "age", "kt", "memory_usage"}
 
 
 def test_many_who_look_cost_one_question_a_second_and_nobody_none(monkeypatch):

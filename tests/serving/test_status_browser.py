@@ -168,6 +168,8 @@ def test_a_server_that_stops_answering_is_said_and_the_last_figures_stay():
 
     async def look(tab: Tab):
         await tab.until("!$('main').hidden")
+        part = await text_of(tab, "part")
+        assert part == "Shown is the first of 4 replicas, of 2 ranks; /metrics has all."
         manager.reports = [None]
         await tab.until("$('trouble').textContent.startsWith('No figures: no scheduler of this server')")
         return await text_of(tab, "tiles")

@@ -67,10 +67,17 @@ def status_of(manager: Any, answer: Answer) -> dict[str, Any]:
         "model": manager.served_model_name,
         "model_path": manager.model_path,
         "versions": {"kt-kernel": __version__, "sglang": sglang.__version__},
+        "first_of": _parts(manager.server_args),
         "age": answer.age,
         "kt": state.get("kt"),
         "memory_usage": state.get("memory_usage"),
     }
+
+
+def _parts(server_args: Any) -> dict[str, int]:
+    """How many schedulers there are of each kind; the first of them reports."""
+    fields = {"replicas": "dp_size", "stages": "pp_size", "ranks": "tp_size"}
+    return {part: getattr(server_args, field, 1) for part, field in fields.items()}
 
 
 # ---- the key -------------------------------------------------------------------------------------
