@@ -170,16 +170,29 @@ class ExpertOptions:
         return method.name
 
     def _check_biases(self, method: str) -> None:
-        """Biases of experts are computed on the CPU only, and not copied to a device."""
-        on_device = bool(self.num_gpu_experts or self.gpu_experts_ratio)
-        if (on_device or self.hybrid().copies_experts) and open_experts(
-            self.weight_path, method
-        ).has_biases():
-            raise FeatureUnavailableError(
-                f"not available yet: the experts of '{os.fspath(self.weight_path)}' have biases, which are "
-                f"computed on the CPU only; leave out {self.spelled('num_gpu_experts')} and what moves "
-                "experts to the device."
+        """Experts with biases are not copied to a device; those that SGLang loads there have theirs."""
+        if self.hybrid().copies_experts and self._has_biases(method):
+            raise self._not_copied(
+                ("gpu_prefill_token_threshold", "enable_dynamic_expert_update", "miss_policy")
             )
+
+    def check_slots_filled_by_copies(self) -> None:
+        """For those who load no device experts of their own: can the CPU's be copied to fill the slots?
+
+        Raises FeatureUnavailableError for experts with biases; the method must be known (`with_method`).
+        """
+        if (self.num_gpu_experts or self.gpu_experts_ratio) and self._has_biases(self.method):
+            raise self._not_copied(("num_gpu_experts", "gpu_experts_ratio"))
+
+    def _has_biases(self, method: str) -> bool:
+        return open_experts(self.weight_path, method).has_biases()
+
+    def _not_copied(self, options: tuple[str, ...]) -> FeatureUnavailableError:
+        spelled = ", ".join(self.spelled(option) for option in options)
+        return FeatureUnavailableError(
+            f"not available yet: the experts of '{os.fspath(self.weight_path)}' have biases, and such "
+            f"experts are not copied to a device; leave out {spelled}."
+        )
 
     @property
     def _weight_storage(self) -> str:

@@ -20,7 +20,8 @@ from kt_kernel.hybrid.prefill_plan import (
 )
 from kt_kernel.planning.dense_storage import on_gpu
 from kt_kernel.planning.errors import DoesNotFitError, gigabytes
-from kt_kernel.planning.machine_facts import UNKNOWN_GPU, MachineFacts
+from kt_kernel.planning.expert_backend import takes_experts
+from kt_kernel.planning.machine_facts import UNKNOWN_GPU, Gpu, MachineFacts
 from kt_kernel.planning.measured_shares import GPU_MULTIPLY, shares_of
 from kt_kernel.planning.model_facts import ModelFacts
 from kt_kernel.planning.requests import States, kept_states, kv_bytes
@@ -125,7 +126,7 @@ def plan_gpus(facts: ModelFacts, machine: MachineFacts, options: UserOptions) ->
         raise DoesNotFitError(
             f"GPU {gpu.index}", gpu.free_bytes - left, gpu.free_bytes, _ways(options, model, tokens, left)
         )
-    experts = _experts(facts, options, left, model, gpu.index)
+    experts = _experts(facts, options, left, model, gpu)
     activations = chunk * model.activation_bytes_per_token
     return GpuPlan(
         ranks=ranks,
@@ -208,16 +209,16 @@ def _kv_tokens(facts: ModelFacts, options: UserOptions, most: float) -> int:
     return max(_LEAST_TOKENS, wanted // _TOKENS_STEP * _TOKENS_STEP)
 
 
-def _experts(facts: ModelFacts, options: UserOptions, left: float, model: PrefillModel, gpu: int) -> int:
+def _experts(facts: ModelFacts, options: UserOptions, left: float, model: PrefillModel, gpu: Gpu) -> int:
     """Of every layer; what was asked for if it fits, else as many as do."""
     layer_of_one = model.moe_layers * model.slot_bytes
     most = min(facts.sizes.experts, max(0, int(left // layer_of_one)))
     asked = _experts_asked(facts, options)
     if asked is None:
-        return 0 if facts.has_biases else most
+        return most if takes_experts(facts, gpu) else 0
     if asked > most and asked <= facts.sizes.experts:
         raise DoesNotFitError(
-            f"GPU {gpu}, for {asked} experts of each layer,",
+            f"GPU {gpu.index}, for {asked} experts of each layer,",
             asked * layer_of_one,
             left,
             [

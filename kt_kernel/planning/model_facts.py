@@ -51,7 +51,7 @@ class ModelFacts:
 
     `method`: which reads the experts; `dense_format`: what most dense weights are stored as, "BF16";
     `dense_parameters`: their number; `container`: "safetensors", "GGUF" or "registry" (nothing was read);
-    `has_biases`: experts have some, hence stay on the CPU.
+    `has_biases`: experts have some, hence are not copied to a GPU while serving.
     """
 
     sizes: Sizes

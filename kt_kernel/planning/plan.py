@@ -12,11 +12,14 @@ from enum import Enum, auto
 from kt_kernel.planning.attention_backend import attention_backend
 from kt_kernel.planning.errors import DoesNotFitError
 from kt_kernel.planning.estimate import Speed, expected_speeds
+from kt_kernel.planning.expert_backend import expert_backend
 from kt_kernel.planning.gpu_plan import GpuPlan, plan_gpus
 from kt_kernel.planning.machine_facts import MachineFacts
 from kt_kernel.planning.memory import Memory, Row, capacities, check_memory, memory_rows
 from kt_kernel.planning.model_facts import ModelFacts
 from kt_kernel.planning.user_options import UserOptions
+
+_BACKEND = "--moe-runner-backend"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def make_plan(
         name=name,
         facts=facts,
         machine=machine,
-        flags=_flags(memory, options, preferences, gpu),
+        flags=_flags(memory, options, preferences, gpu) | _kernels(facts, machine, options, gpu),
         rows=memory.rows,
         capacities=capacities(machine, gpu),
         kv_tokens=memory.kv_tokens,
@@ -131,6 +134,13 @@ def _flags(
     return {flag: values for flag, values in chosen.items() if not options.has(flag)}
 
 
+def _kernels(
+    facts: ModelFacts, machine: MachineFacts, options: UserOptions, gpu: GpuPlan | None
+) -> dict[str, list[str]]:
+    backend = None if gpu is None else expert_backend(facts, machine.gpus[0])
+    return {_BACKEND: [backend]} if backend and not options.has(_BACKEND) else {}
+
+
 def _gpu_flags(gpu: GpuPlan, preferences: Preferences) -> dict[str, list[str]]:
     chosen = {
         "--kt-num-gpu-experts": [str(gpu.experts)],
@@ -160,7 +170,9 @@ def _notes(facts: ModelFacts, machine: MachineFacts, options: UserOptions, gpu: 
         if options.has("--pp-size") or options.has("--dp-size"):
             notes.append("The memory is planned as if each GPU held the whole model.")
         if facts.has_biases:
-            notes.append("Its experts have biases, which are computed on the CPU only.")
+            notes.append(
+                "Its experts have biases and are not copied to a GPU: each stays where it is loaded."
+            )
         if gpu.experts == facts.sizes.experts:
             notes.append("All experts fit on the GPU: SGLang without CPU experts would be faster.")
     if machine.limits.assumed:

@@ -228,7 +228,11 @@ def test_quantised_checkpoints_are_looked_at_first(tmp_path):
     reordered = changed(gptq, desc_act=True)
     cases = [
         (gptq, gptq, [], "accepted"),
-        (biased, biased, ["--kt-num-gpu-experts", "4"], "have biases, which are computed on the CPU only"),
+        (biased, biased, ["--kt-num-gpu-experts", "4"], "accepted"),
+        (
+            *(biased, biased, ["--kt-gpu-prefill-token-threshold", "64"]),
+            "have biases, and such experts are not copied to a device; leave out --kt-gpu-prefill",
+        ),
         (gptq, gptq, ["--kt-method", "RAWINT4"], "holds GPTQ_INT4 experts; give --kt-method GPTQ_INT4"),
         (reordered, reordered, [], "desc_act=false"),
         (reordered, gptq, [], "is quantised with desc_act=true, expected desc_act=false"),

@@ -30,6 +30,17 @@ def run(capability: str) -> None:
     for place, row in enumerate(ROWS):
         outcome, what = outcome_of(row)
         print(json.dumps([place, outcome, what]), flush=True)
+    check_gpt_oss_without_experts()
+
+
+def check_gpt_oss_without_experts() -> None:
+    """A GPU for which SGLang has no kernels of gpt-oss's experts can still have everything else."""
+    import layer_formats
+    from layers import served
+
+    with served("triton"):
+        attributes = layer_formats.ATTRIBUTES["mxfp4_biased"]
+        check_no_slots(loaded(layer_formats.mxfp4_biased(), 0, attributes))
 
 
 def outcome_of(row: Row) -> tuple[str, str]:
@@ -42,7 +53,7 @@ def outcome_of(row: Row) -> tuple[str, str]:
 
     config = getattr(layer_formats, row.format)
     factor = 1.0 if row.format.startswith("compressed_nvfp4") and not row.refused else FACTOR
-    attributes = {"routed_scaling_factor": factor}
+    attributes = {"routed_scaling_factor": factor, **layer_formats.ATTRIBUTES.get(row.format, {})}
     if row.format == "gptq":
         attributes["params_dtype"] = torch.float16
     try:

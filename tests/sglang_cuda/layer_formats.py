@@ -16,8 +16,20 @@ from sglang.srt.layers.quantization.mxfp4 import Mxfp4Config
 from sglang.srt.layers.quantization.w8a8_fp8 import W8A8Fp8Config
 from sglang.srt.layers.quantization.w8a8_int8 import W8A8Int8Config
 
+# What gpt-oss says of its experts.
+_BIASED = {"with_bias": True, "gemm1_alpha": 1.702, "gemm1_clamp_limit": 7.0}
+# Of layers, beside their quantisation.
+ATTRIBUTES = {
+    "unquantised_biased": {**_BIASED, "use_weight_loader_fused": True},
+    "mxfp4_biased": _BIASED,
+}
+
 
 def unquantised() -> None:
+    return None
+
+
+def unquantised_biased() -> None:
     return None
 
 
@@ -69,6 +81,10 @@ def nvfp4() -> ModelOptFp4Config:
 
 def mxfp4() -> Mxfp4Config:
     return Mxfp4Config.from_config({"quant_method": "mxfp4"})
+
+
+def mxfp4_biased() -> Mxfp4Config:
+    return mxfp4()
 
 
 def _codes(bits: int, kind: str, strategy: str, **values: Any) -> dict[str, Any]:

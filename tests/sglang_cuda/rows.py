@@ -35,6 +35,7 @@ _16_BIT, _BLOCK, _TENSOR, _STATIC = (
     "FP8 per tensor, static inputs",
 )
 _CT = "compressed-tensors"
+_BIASED_16_BIT, _BIASED_MXFP4 = "16 bit with biases (gpt-oss)", "MXFP4 with biases (gpt-oss)"
 _NO_IDS = "its kernels take a routing over all experts instead of ids"
 _ROUTES = "its kernels route by themselves, over all experts"
 _EVERY_ID = "its kernels expect every id of a token to be that of an expert"
@@ -51,6 +52,7 @@ ROWS = (
     Row(_16_BIT, "unquantised", "triton_kernel", refused=EVERY_GPU, why=_NO_IDS),
     Row(_16_BIT, "unquantised", "flashinfer_trtllm", refused=EVERY_GPU, why=_ROUTES),
     Row(_16_BIT, "unquantised", "flashinfer_trtllm_routed", refused=EVERY_GPU, why=_EVERY_ID),
+    Row(_BIASED_16_BIT, "unquantised_biased", "triton", works=EVERY_GPU),
     Row(_BLOCK, "fp8_block", "auto", works=EVERY_GPU),
     Row(_BLOCK, "fp8_block", "triton", works=EVERY_GPU),
     Row(_BLOCK, "fp8_block", "cutlass", works=SINCE_9_0),
@@ -83,6 +85,17 @@ ROWS = (
     Row("MXFP4", "mxfp4", "marlin", works=SINCE_9_0),
     Row("MXFP4", "mxfp4", "flashinfer_mxfp4", works=("9.0", "12.0"), refused=("10.0",), why=_ROUTES),
     Row("MXFP4", "mxfp4", "triton_kernel", refused=EVERY_GPU, why=_NO_IDS),
+    Row(_BIASED_MXFP4, "mxfp4_biased", "marlin", works=SINCE_9_0),
+    Row(
+        _BIASED_MXFP4,
+        "mxfp4_biased",
+        "flashinfer_mxfp4",
+        works=("9.0", "12.0"),
+        refused=("10.0",),
+        why=_ROUTES,
+    ),
+    Row(_BIASED_MXFP4, "mxfp4_biased", "triton", refused=EVERY_GPU, why=_UNCHECKED),
+    Row(_BIASED_MXFP4, "mxfp4_biased", "triton_kernel", refused=EVERY_GPU, why=_NO_IDS),
     Row("MXFP8", "mxfp8", "cutlass", works=("10.0",)),
     Row("MXFP8", "mxfp8", "flashinfer_trtllm", refused=EVERY_GPU, why=_ROUTES),
     Row(_V4, "deepseek_v4", "marlin", works=("9.0", "12.0")),

@@ -21,7 +21,7 @@ BEGIN = "<!-- models: written by tests/support/models_page.py -->"
 END = "<!-- end of models -->"
 
 # What tests/serving starts a server for, in test_model_families.py, test_weight_formats.py and others.
-_SERVED = {*tiny_models.FAMILIES, *tiny_quantised.SERVED, "qwen3_next", "qwen3_5_moe", "gpt-oss"}
+_SERVED = {*tiny_models.FAMILIES, *tiny_quantised.SERVED, "qwen3_next", "qwen3_5_moe", "gpt-oss", "gpt_oss"}
 _IN_TRANSFORMERS = {
     *(*test_families.FAMILIES, *test_families.OTHERS),
     *(*test_quantised.LAYOUTS, *test_quantised.ON_CPU),
@@ -34,7 +34,7 @@ LOADED_ALONE = (
     *("gpt-oss-20b", "gpt-oss-bf16", "kimi-k3-experts", "hunyuan-a13b"),
 )
 # Layouts whose experts the tests of SGLang's CUDA code (tests/sglang_cuda) do not put on a device.
-_NOT_ON_A_DEVICE = {"gpt-oss", "gpt_oss", "compressed-mxfp4"}
+_NOT_ON_A_DEVICE = {"compressed-mxfp4"}
 
 
 def table() -> str:

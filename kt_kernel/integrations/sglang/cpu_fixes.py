@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from kt_kernel.errors import ConfigurationError
+from kt_kernel.formats.values import mxfp4
+
 # An attribute of layers whose experts are slots of ours.
 PLAYS_DEVICE = "kt_plays_device"
 
@@ -19,45 +22,86 @@ def moe_forward_skipping(
 ) -> torch.Tensor:
     """Around `moe_forward_native`: x [tokens, hidden] through the experts of ids >= 0; ids of -1 add nothing.
 
-    Written for the experts our layers wrap: SwiGLU, or its clamped variants with gate rows before up rows,
-    which stock code computes wrongly. Other layers get stock code, unless one of these or a negative id is
-    there.
+    Written for the experts our layers wrap: SwiGLU or its clamped variants, with gate rows before up rows or
+    (gpt-oss) in turn, with or without biases. Other layers get stock code, unless a negative id is there, or
+    a clamped variant with gate rows before up rows, which stock code computes wrongly.
     """
     weights, ids, _ = topk_output
     is_ours = getattr(layer, PLAYS_DEVICE, False)
-    if not is_ours and bool((ids >= 0).all()) and not _is_clamped(moe_runner_config):
+    if not is_ours and bool((ids >= 0).all()) and not _is_clamped_in_halves(moe_runner_config):
         return original(layer, x, topk_output, moe_runner_config)
+    w13_bias, w2_bias = (getattr(layer, name, None) for name in ("w13_weight_bias", "w2_weight_bias"))
     output = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids[ids >= 0].unique().tolist():
         token, choice = (ids == expert).nonzero(as_tuple=True)
-        gate, up = _product(x[token], layer.w13_weight[expert]).chunk(2, dim=-1)
-        down = _product(_gated(gate, up, moe_runner_config), layer.w2_weight[expert])
+        both = _product(x[token], layer.w13_weight, w13_bias, expert)
+        down = _product(_gated(both, moe_runner_config), layer.w2_weight, w2_bias, expert)
         output.index_add_(0, token, down.float() * weights[token, choice, None].float())
     return output.to(x.dtype)
 
 
-def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """rows @ weight.t(), the same bits for a row whatever rows are beside it.
+def _product(
+    rows: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor | None, expert: int
+) -> torch.Tensor:
+    """rows [n, K] through one of `weights` [E, N, K], plus its bias [E, N]: the same bits for a row whatever
+    rows are beside it.
 
     torch adds in an order that depends on their number. In float64 that changes the rounded result only if it
     is within some 1e-13 of a tie.
     """
-    return F.linear(rows.double(), weight.double()).to(rows.dtype)
+    bias = None if biases is None else biases[expert].double()
+    return F.linear(rows.double(), weights[expert].double(), bias).to(rows.dtype)
 
 
-def _is_clamped(config: Any) -> bool:
-    if config.gemm1_alpha is not None:
-        return not config.gate_up_interleaved
-    return config.swiglu_limit is not None
+def _is_in_turn(config: Any) -> bool:
+    """SGLang says so of every model, and means it of those with a gate of its own steepness."""
+    return config.gemm1_alpha is not None and config.gate_up_interleaved
 
 
-def _gated(gate: torch.Tensor, up: torch.Tensor, config: Any) -> torch.Tensor:
+def _is_clamped_in_halves(config: Any) -> bool:
+    clamped = config.gemm1_alpha is not None or config.swiglu_limit is not None
+    return clamped and not _is_in_turn(config)
+
+
+def _gated(both: torch.Tensor, config: Any) -> torch.Tensor:
+    gate, up = (both[..., ::2], both[..., 1::2]) if _is_in_turn(config) else both.chunk(2, dim=-1)
     limit = config.swiglu_limit or config.gemm1_clamp_limit
     if limit:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     if config.gemm1_alpha is None:
         return F.silu(gate) * up
     return gate * torch.sigmoid(config.gemm1_alpha * gate) * (up + 1)
+
+
+def decode_mxfp4_experts(original: Callable, method: Any, layer: torch.nn.Module) -> None:
+    """Around `Mxfp4MoEMethod.process_weights_after_loading`: the experts beside ours become bfloat16.
+
+    Stock code asks triton_kernels to decode them, which need a GPU.
+    """
+    if layer.quant_method is method:
+        original(method, layer)  # none of ours
+        return
+    for name in ("w13_weight", "w2_weight"):
+        codes, scales = getattr(layer, name).data, getattr(layer, f"{name}_scale").data
+        decoded = torch.stack([mxfp4(*parts).bfloat16() for parts in zip(codes, scales, strict=True)])
+        setattr(layer, name, torch.nn.Parameter(decoded, requires_grad=False))
+        delattr(layer, f"{name}_scale")
+
+
+def pad_intermediate_size(original: Callable, model_config: Any, name: str, multiple: int) -> Any:
+    """Around `update_intermediate_size`: a size for each layer (Hunyuan's) is left as it is.
+
+    Stock code takes it for a number. Raises ConfigurationError for sizes that it would have to pad.
+    """
+    sizes = getattr(model_config.hf_config, name, None)
+    if not isinstance(sizes, (list, tuple)):
+        return original(model_config, name, multiple)
+    if any(size % multiple for size in sizes):
+        raise ConfigurationError(
+            f"{name} of the model's layers is {sorted(set(sizes))}, expected multiples of {multiple} on a "
+            "CPU; give a smaller --tp-size."
+        )
+    return model_config
 
 
 def attention_handler(original: Callable, registry: type, backend_name: str) -> Callable:

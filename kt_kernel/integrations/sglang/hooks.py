@@ -240,6 +240,18 @@ CPU_ONLY = (
         "ids of -1 (experts of ours) raise in scatter_, and clamped activations are computed wrongly",
     ),
     Hook(
+        "sglang.srt.layers.quantization.mxfp4.Mxfp4MoEMethod.process_weights_after_loading",
+        HookType.AROUND,
+        cpu_fixes.decode_mxfp4_experts,
+        "MXFP4 experts beside ours are decoded by triton_kernels, which need a GPU",
+    ),
+    Hook(
+        "sglang.srt.configs.update_config.update_intermediate_size",
+        HookType.AROUND,
+        cpu_fixes.pad_intermediate_size,
+        "a model with a size for each layer (Hunyuan) fails in arithmetic with a list",
+    ),
+    Hook(
         "sglang.srt.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
         HookType.AROUND,
         cpu_fixes.attention_handler,

@@ -44,7 +44,8 @@ def from_pretrained(
     check_path(path)
     _check_device(torch.device(device))
     expert_options = {"weight_path": path, **expert_options}
-    ExpertOptions(**expert_options).weight_method()  # what is wrong ends here, not after minutes
+    # What is wrong ends here, not after minutes.
+    ExpertOptions(**expert_options).with_method().check_slots_filled_by_copies()
     return patch(without_experts(path, dtype).to(device), **expert_options)
 
 

@@ -67,6 +67,7 @@ def patch(model: Model, **options: Any) -> Model:
     hybrid = HybridModel(chosen.hybrid(), device=device)
     try:
         chosen = chosen.with_method().with_threads()
+        chosen.check_slots_filled_by_copies()
         check_rows(blocks, chosen)
         masks = chosen.device_masks(layout)
         builder = _LayerBuilder(experts_per_token(config), chosen, hybrid, dtype)
