@@ -10,16 +10,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-import sys
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from api_support import EXPERTS, HIDDEN, loaded_wrapper, random_call, random_experts
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
-
 from fake_device import Runtime, Stream, built
 from fake_torch_device import TorchDevice
 from isolation import isolated

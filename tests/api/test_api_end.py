@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from api_support import loaded_wrapper, random_call, random_experts
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
 from isolation import isolated
 
 _THREADS = 3

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import struct
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,15 +23,12 @@ from api_support import (
     save_sharded,
     save_single,
 )
+from isolation import isolated
 
 from kt_kernel.checkpoint.mapped_file import MappedFiles
 from kt_kernel.checkpoint.reader import open_checkpoint
 from kt_kernel.checkpoint.sources import SafetensorsExperts
 from kt_kernel.errors import CheckpointError, KTError
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
-from isolation import isolated
 
 SIZES = {"num_experts": EXPERTS, "hidden": HIDDEN, "intermediate": INTERMEDIATE}
 INDEX = "model.safetensors.index.json"

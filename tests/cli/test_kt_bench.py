@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import speed_table
 from typer.testing import CliRunner
 
 from kt_kernel import kt_kernel_ext
@@ -20,10 +19,6 @@ from kt_kernel.bench.report import verdict
 from kt_kernel.bench.targets import Target, gguf_target, target_for
 from kt_kernel.cli import bench, busy_cores
 from kt_kernel.cli.main import app
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-
-import speed_table
 
 TINY = shapes.Shape("S", hidden=256, intermediate=128, experts=4, top_k=2)
 LIMITS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from fake_hub import COMMIT, FakeHub, running
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -20,10 +20,6 @@ from typer.testing import CliRunner
 from kt_kernel.cli.main import app
 from kt_kernel.cli.models import records
 from kt_kernel.planning.models_dir import find_model
-
-sys.path.append(str(Path(__file__).resolve().parent))
-
-from fake_hub import COMMIT, FakeHub, running
 
 REPOSITORY = "someone/tiny-moe"
 CONFIG = {"model_type": "qwen3_moe", "num_experts": 4}

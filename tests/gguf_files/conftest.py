@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf_qwen3_moe
+import ik_llama
 import pytest
 from gguf_demo import write_demo_moe
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-
-import ik_llama
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from gguf_decoded import write_decoded
 from transformers import AutoModelForCausalLM
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS / "serving"), str(TESTS / "transformers")]
 
 from patched import PROMPT, agreement, load  # noqa: E402
 

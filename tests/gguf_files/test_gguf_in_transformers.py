@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import tiny_models
 import torch
+from agreement import DECIDED_LOGIT_GAP, LEAST_AGREEMENT
 from gguf_published import USUAL, with_rounded_experts, write_published
 from safetensors.torch import load_file, save_file
+from texts import ENGLISH
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kt_kernel.demo import load_dense_model
 from kt_kernel.gguf_model import describe
 from kt_kernel.integrations.transformers import from_pretrained
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
-
-import tiny_models
-from agreement import DECIDED_LOGIT_GAP, LEAST_AGREEMENT
-from texts import ENGLISH
 
 # Families of tests/serving/tiny_models.py -> architecture of the file; test_gguf_served.py has the others.
 FAMILIES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from transformers import AutoModelForCausalLM
 from kt_kernel import demo
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS / "serving"), str(TESTS / "transformers")]
 
 from agreement import compare, served_continuation, served_prompt  # noqa: E402
 from patched import PROMPT  # noqa: E402

@@ -5,24 +5,20 @@ The dense layers in 16 bits, the experts in Q8_0 with int8 inputs, as they are s
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import pytest
+import tiny_models
 import torch
+from agreement import compare, served_continuation, served_prompt
 from gguf_published import USUAL, with_rounded_experts, write_published
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
-
-import tiny_models
-from agreement import compare, served_continuation, served_prompt
 from server import serving
 from texts import ENGLISH
+from transformers import AutoConfig, AutoModelForCausalLM
 
 OPTIONS = ("--kt-cpuinfer", "2", "--dtype", "float32")
 

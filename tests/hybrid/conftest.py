@@ -1,12 +1,7 @@
 """The tests of this folder also use the slow decoders and references of tests/api."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent / "api"))
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
 from isolation import isolated
 
 _SECONDS = 60  # of a child that should end at once

@@ -7,14 +7,10 @@ enqueue is not ours to count: one operation stands for it.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
-
 from device_models import CPU, Model
 from fake_device import Runtime, built
 from fake_torch_device import TorchDevice

@@ -14,9 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from cuda_packages import environment_with_triton
 from hybrid_models import split as deferral_rule
 

@@ -5,20 +5,15 @@ On a simulated bus (simulated_bus.py): figures of a model, of which only the hos
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
 from isolation import isolated
 
 HOST_SECONDS = 25e-6  # per expert, with a wide margin: Python took 100 us and more
 
 
 def shares_of_the_bus(library: str, threads: str) -> None:
-    sys.path.append(str(Path(__file__).parent))
     from simulated_bus import METHODS, NOTHING_BUT_THE_HOST, Rates, SimulatedBus, built
 
     bus = SimulatedBus(built(Path(library)), int(threads))

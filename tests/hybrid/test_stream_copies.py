@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-
 from isolation import isolated
 
 _FAILURE = 700  # cudaErrorIllegalAddress, which ends all work of a process

@@ -89,8 +89,8 @@ def _warm(variables: tuple[tuple[str, str], ...]) -> WarmInterpreter:
 def _variables(environment: dict[str, str]) -> dict[str, str]:
     variables = {**os.environ, **environment}
     variables.pop("PYTEST_CURRENT_TEST", None)
-    if "PYTHONPATH" in environment:  # what the caller itself imports comes from there, too
-        variables["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [environment["PYTHONPATH"], os.environ.get("PYTHONPATH")])
-        )
+    # What the caller itself imports comes from there, too: pythonpath in pyproject.toml.
+    shared = [path for path in sys.path if Path(path).is_relative_to(HERE.parent)]
+    paths = [environment.get("PYTHONPATH"), os.environ.get("PYTHONPATH"), *shared]
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return variables

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
+import amx_counts
 import pytest
 from test_instruction_leaks import of_the_build
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
-import amx_counts
 
 AMX_SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "kernels" / "amx"
 

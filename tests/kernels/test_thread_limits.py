@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 from pathlib import Path
 
 from isolation import isolated
@@ -13,10 +12,9 @@ _THREADS = 64
 
 def without_address_space() -> None:
     """8 MiB of stack for each thread, in what a process has beside what it has mapped."""
-    import kt_kernel  # noqa: F401 - mapped before the limit
-
-    sys.path.append(str(Path(__file__).parents[1] / "api"))
     from api_support import loaded_wrapper, random_experts
+
+    import kt_kernel  # noqa: F401 - mapped before the limit
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))

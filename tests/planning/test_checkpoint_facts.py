@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from miniatures import MINIATURES
 from typer.testing import CliRunner
 
 from kt_kernel.cli.main import app
@@ -15,10 +15,6 @@ from kt_kernel.planning import checkpoint_facts, this_machine
 from kt_kernel.planning.checkpoint_facts import keep_facts, read_facts
 from kt_kernel.planning.config_facts import sizes_of_config
 from kt_kernel.planning.model_facts import GQA, LINEAR, MLA
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
-
-from miniatures import MINIATURES
 
 # name -> (attention, the parsers that its family gets)
 EXPECTED = {
@@ -96,7 +92,6 @@ def test_experts_of_another_folder_count(mixtral, tmp_path):
 
 
 def test_gguf_file_gets_a_plan(tmp_path):
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "gguf_files"))
     from gguf_published import MODELS, published_tensors, random_model, write_published
 
     model = random_model("qwen3moe")

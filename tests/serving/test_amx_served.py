@@ -6,17 +6,12 @@ code that ships.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import trapped_amx
 from agreement import compare, served_continuation, served_prompt
 from server import kt_options, serving
 from texts import ENGLISH
 from transformers import AutoTokenizer
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
-import trapped_amx
 
 FAMILY = "qwen3_moe"
 

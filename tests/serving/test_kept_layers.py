@@ -13,14 +13,11 @@ from pathlib import Path
 import pytest
 import tiny_models
 import tiny_quantised
+from gguf_mixed import write_mixed
+from gguf_published import write_published
 from safetensors.torch import load_file
 from server import clean_environment, free_port
 from transformers import AutoConfig
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "gguf_files"))
-
-from gguf_mixed import write_mixed
-from gguf_published import write_published
 
 # What int8 activations add to the rounding of decoded weights.
 MOST_DIFFERENCE = 0.012

@@ -4,23 +4,19 @@ and they take less memory than decoded ones.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tiny_models
 import tiny_quantised
 import torch
 from agreement import Agreement, compare, served_continuation, served_prompt
+from gguf_decoded import write_decoded
+from gguf_mixed import write_mixed
+from gguf_published import VOCABULARY, write_published
 from safetensors.torch import load_file
 from server import kt_options, serving
 from texts import ENGLISH
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "gguf_files"))
-
-from gguf_decoded import write_decoded
-from gguf_mixed import write_mixed
-from gguf_published import VOCABULARY, write_published
 
 OPTIONS = ("--dtype", "bfloat16", "--max-total-tokens", "4096")
 TOKENS = 900

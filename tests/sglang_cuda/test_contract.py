@@ -7,8 +7,6 @@ python -c "import contract; contract.run('9.0')" in this folder, with cuda_code.
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from rows import EVERY_GPU, ROWS
@@ -41,7 +39,6 @@ def test_the_table_covers_every_backend_of_ours():
 
 
 def test_the_page_says_what_the_rows_say():
-    sys.path.append(str(Path(__file__).parents[2] / "scripts"))
     import device_formats
 
     page = device_formats.PAGE.read_text(encoding="utf-8")

@@ -6,12 +6,8 @@ They run in triton's interpreter, as SGLang launches them for a layer of our met
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 from cuda_code import environment
 from isolation import isolated
 

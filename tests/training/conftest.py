@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
-
 import tiny_models
+import torch
 from training_families import SIZES
 
 

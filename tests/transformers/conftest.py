@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
-
 import tiny_models
 import tiny_quantised
+import torch
+from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import accuracy
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kt_kernel.bench.measure import kernels
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-
-import accuracy
 
 
 @pytest.fixture
