@@ -19,7 +19,7 @@ def test_losses_are_those_of_dense_transformers(tiny, family):
     assert ours[-1] < 0.5 * ours[0]
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_dense_transformers_in_bfloat16(tiny, family):
     """With small steps: the router of a random model in bfloat16 turns the last bit into another expert."""
     model = trainable(tiny(family), dtype=torch.bfloat16)

@@ -1,0 +1,95 @@
+"""LLaMA-Factory with our experts: `python -m kt_kernel.training.llamafactory train.yaml`.
+
+The YAML is LLaMA-Factory's own, with a block `kt_kernel` of options of `kt_kernel.training.load`. Three
+names that its loader has imported are given other meanings in this process; nothing of it is changed on disk.
+
+    llamafactory.model.loader.AutoModelForCausalLM    -> kt_kernel.training.load
+    llamafactory.model.adapter.LoraConfig             -> with LoRA on the experts
+    llamafactory.model.adapter.PeftModel              -> kt_kernel.training.load_adapter
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+import yaml
+
+import kt_kernel.training as training
+from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
+
+OPTIONS = "kt_kernel"
+_TUNERS = ("lora", "full")  # of finetuning_type
+
+
+def main(arguments: list[str]) -> None:
+    """Train as the YAML says. Raises a KTError in one sentence if it cannot be used."""
+    if len(arguments) != 1:
+        raise ConfigurationError(f"got {len(arguments)} arguments, expected one, LLaMA-Factory's YAML file.")
+    settings = yaml.safe_load(Path(arguments[0]).read_text())
+    plug_in(settings.pop(OPTIONS, None) or {}, settings.get("finetuning_type", "lora"))
+    importlib.import_module("llamafactory.train.tuner").run_exp(settings)
+
+
+def plug_in(options: dict[str, Any], tuner: str = "lora") -> None:
+    """From now on LLaMA-Factory loads causal language models with our experts.
+
+    `options`: of `kt_kernel.training.load`. `tuner`: its finetuning_type. Raises FeatureUnavailableError for
+    others than lora and full.
+    """
+    if tuner not in _TUNERS:
+        raise FeatureUnavailableError(
+            f"finetuning_type is {tuner!r}, but experts are trained as {' or '.join(_TUNERS)}; use "
+            "one of these."
+        )
+    loader: Any = importlib.import_module("llamafactory.model.loader")
+    adapter: Any = importlib.import_module("llamafactory.model.adapter")
+    loader.AutoModelForCausalLM = _Models({"train_experts": tuner, **options})
+    adapter.LoraConfig = _expert_lora
+    adapter.PeftModel = _Adapters
+
+
+class _Models:
+    """Stands where AutoModelForCausalLM stood."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def from_pretrained(
+        self, pretrained_model_name_or_path: str | os.PathLike, **options: Any
+    ) -> transformers.PreTrainedModel:
+        """`options`: what LLaMA-Factory gives transformers, of which the dtype is taken."""
+        dtype = options.get("torch_dtype", options.get("dtype"))
+        return training.load(
+            transformers.AutoModelForCausalLM,
+            pretrained_model_name_or_path,
+            dtype=dtype if isinstance(dtype, torch.dtype) else None,
+            **self._options,
+        )
+
+
+class _Adapters:
+    """Stands where PeftModel stood."""
+
+    @staticmethod
+    def from_pretrained(
+        model: torch.nn.Module,
+        path: str | os.PathLike,
+        is_trainable: bool = False,  # noqa: FBT001, FBT002
+        **options: Any,
+    ) -> peft.PeftModel:
+        return training.load_adapter(model, path, trainable=is_trainable)
+
+
+def _expert_lora(**options: Any) -> peft.LoraConfig:
+    return training.lora_config(peft.LoraConfig(**options), experts=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
