@@ -1,8 +1,10 @@
 """Bad input gives one clear sentence, and the layer goes on working afterwards."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -144,10 +146,16 @@ def test_a_submitted_call_that_nobody_fetched_does_not_disturb_the_next(wrapper)
 
 
 def test_a_layer_may_go_away_while_its_call_is_queued():
+    layers = []
     for seed in range(10):
         wrapper = loaded_wrapper(_EXPERTS)
         wrapper.submit_forward(*random_call(seed, 64))
+        layers.append(weakref.ref(wrapper))
         del wrapper
+    gc.collect()
+    assert not any(layer() for layer in layers)
+    call = random_call(0, 5)
+    assert_close(loaded_wrapper(_EXPERTS).forward(*call), reference(_EXPERTS, *call))
 
 
 @pytest.mark.parametrize(

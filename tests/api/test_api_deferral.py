@@ -15,7 +15,7 @@ from api_support import (
     reference,
 )
 
-from kt_kernel.calls.deferral import select_deferred_experts
+from kt_kernel.calls.deferral import select_deferred_experts, without_experts
 from kt_kernel.errors import InputError
 
 
@@ -28,6 +28,13 @@ def slow_rule(ids, weights, protected_k):
     immediate = [[e if e in protected else -1 for e in row] for row in ids.tolist()]
     deferred = [[e if e not in protected else -1 for e in row] for row in ids.tolist()]
     return torch.tensor(immediate, dtype=ids.dtype), torch.tensor(deferred, dtype=ids.dtype)
+
+
+def test_leaving_experts_out_does_not_change_the_callers_ids():
+    ids = torch.tensor([[0, 3, -1], [2, 3, EXPERTS + 1]])
+    before, skipped = ids.clone(), torch.tensor([e in (0, 3) for e in range(EXPERTS + 1)])
+    assert without_experts(ids, skipped).tolist() == [[-1, -1, -1], [2, -1, EXPERTS + 1]]
+    assert torch.equal(ids, before)
 
 
 @pytest.mark.parametrize("protected_k", range(TOP_K + 2))
@@ -245,3 +252,4 @@ def test_a_model_may_go_away_in_the_middle_of_a_pass():
         model = Model([0, 1], 2)
         model.layers[0].forward(*random_call(seed, 32))
         del model
+    Model([0, 1], 2).check_pass(seed=0, tokens=5)

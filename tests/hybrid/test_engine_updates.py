@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -83,8 +84,15 @@ def test_a_prefill_that_begins_during_an_update_reads_no_slot_that_is_being_writ
         assert engine.model.report()["experts_moved"] > 0
 
 
+def _copying_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("kt-copies")}
+
+
 def test_a_model_may_be_closed_while_experts_move():
+    before = _copying_threads()
     with Engine(_masks(), HybridOptions(update_interval=1), device_experts=_Poisoned) as engine:
         for number in range(3):
             engine.model.begin_step()
             engine.decoder().forward(prompt(number, 5))
+        assert _copying_threads() > before
+    assert _copying_threads() <= before

@@ -48,6 +48,17 @@ def test_token_result_does_not_depend_on_neighbours_or_threads(dtype, columns):
         assert same(linear(x[rows], again, None, threads), together[rows].contiguous())
 
 
+@pytest.mark.parametrize(("rows", "columns", "count"), [(96, 72, 20), (2560, 2560, 6)])
+def test_matrices_that_share_memory_keep_their_own_numbers(rows, columns, count):
+    """Small ones, and more than fill one buffer of 64 MiB."""
+    x = numbers(2, columns, dtype=BF16, seed=0)
+    packed, alone = [], []
+    for seed in range(count):
+        packed.append(native("convert_weight_packed")(numbers(rows, columns, dtype=BF16, seed=seed + 1)))
+        alone.append(linear(x, packed[-1], None))
+    assert all(same(linear(x, each, None), before) for each, before in zip(packed, alone, strict=True))
+
+
 def test_a_head_gives_the_sums_that_others_round():
     weight = numbers(1000, 328, dtype=torch.bfloat16, seed=1)
     x = numbers(3, 328, dtype=torch.bfloat16, seed=2)
