@@ -157,9 +157,9 @@ MUTANTS = (
     ),
     Mutant(
         "kernels/avx2/integer_rows.cc",
-        "if (b >= 0x7F800000)",
-        "if (b > 0x7F800000)",
-        some("special_values", "bad_hidden"),
+        "least > kLeastScale ? least : kLeastScale",
+        "least",
+        some("special_values", "zero_hidden"),
         INTEGER_ROWS,
     ),
     Mutant(
@@ -173,7 +173,7 @@ MUTANTS = (
         "kernels/avx2/integer_rows.cc",
         "columns - k < sum_k ? columns - k : sum_k",
         "sum_k",
-        some("stray_reads_and_writes", "walk_calls"),
+        exact(f"{EVERY_COUNT} and AMXINT8 and by-int8 and not 2048x768 and not 64x4096"),
         INTEGER_ROWS,
     ),
     Mutant(
@@ -194,10 +194,10 @@ MUTANTS = (
     Mutant("formats/panel.cc", "group % kSmallestStepK != 0 || ", "", BAD_WEIGHTS, ("formats/panel.cc",)),
     Mutant(
         "formats/panel.cc",
-        "layout.int8_sum_k / 2 > INT16_MAX",
-        "layout.int8_sum_k / 4 > INT16_MAX",
-        some("integer_sums", "largest"),
-        ("formats/panel.cc", *INTEGER_ROWS),
+        "layout.integer_factor = whole ? 1 : 0.5f;",
+        "layout.integer_factor = 1;",
+        some("integer_sums", "random_codes and MXFP4"),
+        ("formats/panel.cc",),
     ),
     Mutant(
         "formats/panel.cc",

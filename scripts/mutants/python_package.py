@@ -11,6 +11,8 @@ FILES = ("tests/api/test_api_hostile_files.py",)
 CHECKPOINT = ("tests/api/test_api_checkpoint.py",)
 OWN_FILES = ("tests/cli/test_server_files.py",)
 KEY = ("tests/cli/test_server_key.py",)
+DEFERRAL = ("tests/api/test_api_deferral.py",)
+PLACEMENT = ("tests/hybrid/test_placement.py",)
 STATISTICS = ("tests/hybrid/test_statistics.py", *UPDATE)
 
 MUTANTS = (
@@ -67,4 +69,20 @@ MUTANTS = (
     Mutant("server_files.py", " or not _is_private(status)", "", OWN_FILES),
     Mutant("cli/server_key.py", 'KEY: key, KEY_FILE: ""', "KEY: key", KEY),
     Mutant("cli/server_key.py", 'skip = not skip and "=" not in option', "skip = not skip", KEY),
+    Mutant(
+        "calls/deferral.py",
+        "torch.where(skipped[ids.long().clamp(-1, skipped.numel() - 1)], -1, ids)",
+        "ids.masked_fill_(skipped[ids.long().clamp(-1, skipped.numel() - 1)], -1)",
+        DEFERRAL,
+    ),
+    Mutant(
+        "calls/deferral.py",
+        "rank.argsort(dim=1, descending=True",
+        "rank.argsort(dim=1, descending=False",
+        DEFERRAL,
+    ),
+    Mutant("calls/deferral.py", "    protected[num_experts] = True\n", "", DEFERRAL),
+    Mutant("hybrid/slots.py", "Placement(self.version + 1, ", "Placement(self.version, ", PLACEMENT),
+    Mutant("hybrid/slots.py", "if len(set(experts)) != len(experts):", "if False:", PLACEMENT),
+    Mutant("hybrid/slots.py", "        if empty < 0:\n", "        if False:\n", PLACEMENT),
 )
