@@ -5,4 +5,6 @@ backend.py          the seam between autograd and what computes the experts of a
 kernel_backend.py   ... by the extension's kernels
 files.py            what an adapter's folder holds
 layout.py           names and shapes in adapter files
+limits.py           what an adapter may have that is not computed
+merged.py           a LoRA in the weights themselves
 """

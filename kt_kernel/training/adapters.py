@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from kt_kernel.training.peft_config import lora_config
 def load_adapter(
     model: nn.Module, path: str | os.PathLike, *, adapter_name: str = "default", trainable: bool = False
 ) -> PeftModel:
-    """`model` of `kt_kernel.training.load` with the adapter in the folder `path`.
+    """`model` of `kt_kernel.training.load` with the adapter in the folder `path`, as `adapter_name`.
+
+    A model that has adapters already gets one more, which `set_adapter` chooses.
 
     Reads PEFT's files with LoRA of experts in either layout (kt_kernel/adapters/layout.py), and the
     original's. Modules get LoRA as the file has it. `trainable`: to go on training, with the dropout of its
@@ -31,27 +34,46 @@ def load_adapter(
     Raises CheckpointPathError or CheckpointError if there is no such adapter, or it is one of another model.
     """
     folder = Path(path)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     paths = {
-        layer_of(name): name for name, module in model.named_modules() if isinstance(module, TrainableExperts)
+        layer_of(name): name.removesuffix(".base_layer")
+        for name, module in base.named_modules()
+        if isinstance(module, TrainableExperts)
     }
     experts, rest = read_adapter(folder, paths)
     config = LoraConfig.from_pretrained(os.fspath(folder))
     config.inference_mode = not trainable
-    config.target_modules, config.target_parameters = _targets(model, rest), None
+    config.target_modules, config.target_parameters = _targets(base, rest), None
     config.rank_pattern = _without_experts(config.rank_pattern)
     config.alpha_pattern = _without_experts(config.alpha_pattern)
-    peft_model = get_peft_model(model, lora_config(config, experts=bool(experts)), adapter_name=adapter_name)
+    config = lora_config(config, experts=bool(experts))
+    peft_model = _with_config(model, config, adapter_name)
     _fill_experts(peft_model, adapter_name, experts)
     result = set_peft_model_state_dict(peft_model, rest, adapter_name=adapter_name)
-    _check_complete(folder, result)
+    _check_complete(folder, adapter_name, result)
     return peft_model if trainable else peft_model.eval()
+
+
+def _with_config(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
+    if not isinstance(model, PeftModel):
+        return get_peft_model(model, config, adapter_name=adapter_name)
+    if adapter_name in model.peft_config:
+        raise CheckpointError(
+            f"the model has an adapter '{adapter_name}' already; give adapter_name another name."
+        )
+    model.add_adapter(adapter_name, config)
+    return model
 
 
 def _targets(model: nn.Module, rest: Mapping[str, torch.Tensor]) -> set[str]:
     """The modules that have LoRA: by their last names, where these mean no others."""
     paths = {match[1] for key in rest if (match := LORA_KEY.fullmatch(key))}
     names = {path.rpartition(".")[2] for path in paths}
-    meant = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in names}
+    meant = {
+        path
+        for path, _ in model.named_modules()
+        if path.rpartition(".")[2] in names and not path.endswith(".base_layer")
+    }
     return names if meant == paths else paths
 
 
@@ -83,17 +105,21 @@ def _fill_experts(model: PeftModel, adapter_name: str, experts: Experts) -> None
 
 
 def _without_experts(pattern: Mapping[str, float] | None) -> dict:
-    """Ranks and alphas of the fused layout, which are doubled for gate and up together, left out."""
+    """Ranks and alphas of the fused layout, which are doubled for gate and up together, left out.
+
+    PEFT writes them as `.*\\.gate_up_proj`; other layers' stay.
+    """
     return {
         name: value
         for name, value in (pattern or {}).items()
-        if not name.endswith(("gate_up_proj", "down_proj"))
+        if not name.endswith("gate_up_proj") and f"{EXPERTS}." not in name.replace("\\", "")
     }
 
 
-def _check_complete(folder: Path, result: Any) -> None:
+def _check_complete(folder: Path, adapter_name: str, result: Any) -> None:
     filled = f".{EXPERTS}.lora_"
-    missing = [key for key in result.missing_keys if ".lora_" in key and filled not in key]
+    own = re.compile(rf"\.lora_(?:embedding_)?[AB]\.{re.escape(adapter_name)}(?:\.|$)")
+    missing = [key for key in result.missing_keys if own.search(key) and filled not in key]
     if missing or result.unexpected_keys:
         wrong = f"'{missing[0]}' is missing" if missing else f"'{result.unexpected_keys[0]}' has no place"
         raise CheckpointError(

@@ -13,6 +13,7 @@ from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import ExpertsBlock, find_experts, replace_module
 from kt_kernel.integrations.transformers.loading import check_path, without_experts
 from kt_kernel.integrations.transformers.patching import MOST_TOKENS, check_rows, experts_per_token
+from kt_kernel.training.adapter_names import name_experts
 from kt_kernel.training.chosen import KERNELS, choose_backend
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.full import FULL, LORA, FullExperts, check_trained, saves_as_transformers
@@ -73,6 +74,7 @@ def load(
     if train_experts == FULL:
         return saves_as_transformers(model)
     model.save_pretrained = _refuse_to_save(path)
+    model.register_load_state_dict_pre_hook(name_experts)
     return model
 
 

@@ -20,22 +20,9 @@ from torch import nn
 from kt_kernel.adapters import layout as adapter_layout
 from kt_kernel.adapters.backend import Dropout, ExpertLora
 from kt_kernel.adapters.layout import PROJECTIONS
+from kt_kernel.adapters.limits import VARIANTS, first_set
 from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.training.experts import LOAD_IT_OTHERWISE, TrainableExperts
-
-# What PEFT can do with the LoRA of a linear layer, and nobody has defined for experts.
-_REFUSED = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "lora_bias",
-    "monteclora_config",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "velora_config",
-)
-
 
 _NO_MODULE = nn.Module()
 # Of an adapter that the module does not have.
@@ -158,7 +145,8 @@ class LoraExperts(nn.Module, LoraLayer):
         """Raises FeatureUnavailableError: packed experts cannot take a LoRA in."""
         raise FeatureUnavailableError(
             "the experts are packed and cannot take the adapter in; write a merged checkpoint instead, with "
-            "kt_kernel.training.merge or kt sft export RUN.yaml --to FOLDER."
+            "kt_kernel.training.merge or kt sft export RUN.yaml --to FOLDER. PEFT may have merged other "
+            "layers before it came to these: load the model again."
         )
 
     def _move_adapter_to_device_of_base_layer(self, *arguments: Any, **options: Any) -> None:
@@ -193,11 +181,11 @@ class LoraExperts(nn.Module, LoraLayer):
 
 
 def _refuse_variants(config: LoraConfig) -> None:
-    for name in _REFUSED:
-        if getattr(config, name, None):
-            raise FeatureUnavailableError(
-                f"{name} is set, but the experts have plain LoRA only; leave it out, or the experts."
-            )
+    name = first_set(config, VARIANTS)
+    if name is not None:
+        raise FeatureUnavailableError(
+            f"{name} is set, but the experts have plain LoRA only; leave it out, or the experts."
+        )
     if config.init_lora_weights not in (True, False, "gaussian"):
         raise FeatureUnavailableError(
             f"init_lora_weights is {config.init_lora_weights!r}, but the LoRA of experts starts as True or "

@@ -21,6 +21,9 @@ from safetensors.torch import save_file
 
 from kt_kernel.adapters.backend import ExpertLora, WeightSource
 from kt_kernel.adapters.files import layer_of
+from kt_kernel.adapters.layout import PROJECTIONS
+from kt_kernel.adapters.limits import BESIDE_LORA, VARIANTS, first_set
+from kt_kernel.adapters.merged import merged_matrix
 from kt_kernel.checkpoint.families import ExpertNames, expert_layers
 from kt_kernel.checkpoint.reader import Checkpoint, open_checkpoint
 from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
@@ -70,16 +73,10 @@ def merge(model: PeftModel, output: str | os.PathLike) -> Path:
 def _check_whole(model: PeftModel) -> None:
     """Raises FeatureUnavailableError for what an adapter may train beside the LoRA that is added here."""
     for adapter in model.active_adapters:
-        config = model.peft_config[adapter]
-        for name in ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias"):
-            if getattr(config, name, None):
-                raise FeatureUnavailableError(
-                    f"the adapter has {name}, which is not merged; serve it beside its base instead."
-                )
-        if getattr(config, "bias", "none") != "none":
+        name = first_set(model.peft_config[adapter], (*BESIDE_LORA, *VARIANTS))
+        if name is not None:
             raise FeatureUnavailableError(
-                f"the adapter has trained biases (bias is {config.bias!r}), which are not merged; serve it "
-                "beside its base instead."
+                f"the adapter has {name}, which is not merged; serve it beside its base instead."
             )
 
 
@@ -168,14 +165,11 @@ def _experts(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for e in range(source.num_experts):
         matrices = source.expert(e)
-        for place, (name, matrix) in enumerate(
-            ((names.gate, matrices.gate), (names.up, matrices.up), (names.down, matrices.down))
-        ):
-            merged = matrix.float()
-            for one in loras:
-                a, b = one.tensors[2 * place][e].detach(), one.tensors[2 * place + 1][e].detach()
-                merged = merged + one.scale * (b @ a)
-            yield f"{base}.{e}.{name}.weight", merged.to(torch.bfloat16)
+        for projection in PROJECTIONS:
+            merged = getattr(matrices, projection)
+            for lora in loras:
+                merged = merged_matrix(merged, lora, e, projection)
+            yield f"{base}.{e}.{getattr(names, projection)}.weight", merged.to(torch.bfloat16)
 
 
 def _stored_as(tensor: torch.Tensor) -> torch.dtype:

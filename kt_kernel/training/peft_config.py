@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 from peft import LoraConfig
 
 from kt_kernel.adapters.files import EXPERTS
 from kt_kernel.adapters.layout import NAMINGS, ProjectionNames
+from kt_kernel.adapters.limits import PATTERNS
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
@@ -39,7 +41,8 @@ def lora_config(config: LoraConfig, *, experts: bool = True) -> LoraConfig:
     """`config` with LoRA on gate, up and down of every routed expert, or as it is; a new object.
 
     Rank, alpha, dropout and the rest are those of `config`; other `target_modules` stay, None becomes the
-    experts alone. Raises ConfigurationError for "all-linear", which means other modules in every model.
+    experts alone. Raises ConfigurationError for "all-linear", which means other modules in every model, and
+    for ranks and alphas of experts that are not `config`'s own.
     """
     if not experts:
         return copy.copy(config)
@@ -54,6 +57,13 @@ def lora_config(config: LoraConfig, *, experts: bool = True) -> LoraConfig:
             f"target_parameters is {config.target_parameters}, but the experts of this model are no "
             "parameters; leave it out, experts=True stands for them."
         )
+    for pattern in PATTERNS:
+        for key in getattr(config, pattern) or ():
+            if re.fullmatch(rf"(?:.*\.)?(?:{key})", f"model.layers.0.mlp.{EXPERTS}"):
+                raise ConfigurationError(
+                    f"{pattern} has '{key}', which means experts, but they have one rank and alpha, r and "
+                    "lora_alpha; give these what experts should have, and other modules patterns."
+                )
     if config.use_rslora and (config.rank_pattern or config.alpha_pattern):
         raise ConfigurationError(
             "use_rslora is set beside rank_pattern or alpha_pattern, which is not available with experts; "

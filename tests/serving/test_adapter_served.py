@@ -8,7 +8,7 @@ import pytest
 import torch
 from agreement import compare, served_continuation, served_prompt
 from peft import LoraConfig, PeftModel, get_peft_model
-from server import kt_options, serving
+from server import Server, kt_options, serving
 from texts import ENGLISH
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -53,21 +53,48 @@ def adapter(tiny_checkpoint, lesson, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_server_says_what_was_trained(tiny_checkpoint, adapter, lesson, tmp_path):
+@pytest.fixture(scope="module")
+def prompt(tiny_checkpoint) -> list[int]:
+    return AutoTokenizer.from_pretrained(tiny_checkpoint("qwen3_moe"))(ENGLISH).input_ids[:240]
+
+
+def answers_of(server: Server, prompt: list[int]):
+    return served_prompt(server, prompt), served_continuation(server, prompt[:40], 16)
+
+
+def says_the_lesson(server: Server, lesson: list[int]) -> bool:
+    sampling = {"temperature": 0, "max_new_tokens": len(lesson) - KNOWN, "ignore_eos": True}
+    said = server.post("/generate", input_ids=lesson[:KNOWN], sampling_params=sampling)["output_ids"]
+    return said == lesson[KNOWN:]
+
+
+def test_the_server_says_what_was_trained(tiny_checkpoint, adapter, lesson, prompt, tmp_path):
     path = tiny_checkpoint("qwen3_moe")
-    ids = AutoTokenizer.from_pretrained(path)(ENGLISH).input_ids[:240]
     options = (*kt_options(path), "--kt-expert-lora-path", str(adapter), *SERVED)
     with serving(path, tmp_path / "log", *options) as server:
-        answers = served_prompt(server, ids), served_continuation(server, ids[:40], 16)
-        said = server.post(
-            "/generate",
-            input_ids=lesson[:KNOWN],
-            sampling_params={"temperature": 0, "max_new_tokens": len(lesson) - KNOWN, "ignore_eos": True},
-        )["output_ids"]
-    assert said == lesson[KNOWN:]
+        answers = answers_of(server, prompt)
+        assert says_the_lesson(server, lesson)
+        assert "decode steps are not replayed" not in server.log_text()
     base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     untrained = compare(base.eval(), *answers)
     trained = compare(PeftModel.from_pretrained(base, adapter).eval(), *answers)
     assert trained.decided > 80
     assert trained.holds_for_int8(), str(trained)  # the experts' activations are bfloat16
     assert not untrained.holds_for_int8(), str(untrained)
+
+
+def test_experts_on_the_device_and_those_of_every_rank_have_it_too(
+    tiny_checkpoint, adapter, lesson, prompt, tmp_path
+):
+    """What --kt-verify computes again is all experts of a token with the adapter, wherever they were."""
+    path = tiny_checkpoint("qwen3_moe")
+    ranks = ("--tp-size", "2", "--kt-verify", "10")
+    options = (*kt_options(path, device_experts=5), "--kt-lora-path", str(adapter), *SERVED, *ranks)
+    with serving(path, tmp_path / "log", *options) as server:
+        answers = answers_of(server, prompt)
+        assert says_the_lesson(server, lesson)
+        verified = server.report()["verify"]
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    trained = compare(PeftModel.from_pretrained(base, adapter).eval(), *answers)
+    assert trained.holds_for_int8(), str(trained)
+    assert verified["checked"] > 0 and verified["wrong"] == verified["failed"] == 0

@@ -120,8 +120,8 @@ REFUSED = {
     ),
     "adapter": (["--kt-expert-lora-path", "adapter"], "there is no adapter_config.json in 'adapter'"),
     "adapter and moving experts": (
-        ["--kt-lora-path", "adapter", "--kt-num-gpu-experts", "2"],
-        "not available yet: --kt-expert-lora-path together with experts on the device",
+        ["--kt-lora-path", "adapter", "--kt-num-gpu-experts", "2", "--kt-gpu-prefill-token-threshold", "64"],
+        "not available yet: --kt-expert-lora-path together with options that copy experts to the device",
     ),
     "paged experts": (["--enable-paged-experts"], "not available yet: --enable-paged-experts together with"),
     "redundant experts": (

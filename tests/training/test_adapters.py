@@ -155,7 +155,7 @@ def test_an_adapter_of_attention_alone_is_merged_with_all_experts(tiny, tmp_path
     ("options", "match"),
     [
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "lora_only"}, "biases"),
+        ({"bias": "lora_only"}, "has bias"),
         ({"use_dora": True}, "use_dora"),
     ],
 )
@@ -176,8 +176,37 @@ def test_pefts_own_loading_does_not_leave_the_experts_out(tiny, tmp_path):
     model = trained(tiny())
     model.load_adapter(tmp_path, "default")
     model.add_adapter("second", training.lora_config(lora()))
-    with pytest.raises(CheckpointError, match="one of the adapters default, second"):
-        model.load_adapter(tmp_path, "default")
+    model.load_adapter(tmp_path, "default")
+
+
+def test_one_more_adapter_does_not_replace_the_first(tiny, tmp_path):
+    """Neither PEFT's own loading, which has lost the adapter's name by then, nor ours."""
+    other, model = trained(tiny()), trained(tiny())
+    other.save_pretrained(tmp_path)
+    first, second = logits(model), logits(other)
+    with pytest.raises(CheckpointError, match=r"have default, not\s+second alone"):
+        model.load_adapter(tmp_path, "second")
+    assert torch.equal(logits(model), first)
+    model = trained(tiny())
+    first = logits(model)
+    training.load_adapter(model, tmp_path, adapter_name="second")
+    assert torch.equal(logits(model), first)
+    model.set_adapter("second")
+    torch.testing.assert_close(logits(model), second)
+    model.load_adapter(tmp_path, "default")  # into the one of two that is named
+    torch.testing.assert_close(logits(model), second)
+    model.set_adapter("default")
+    torch.testing.assert_close(logits(model), second)
+    with pytest.raises(CheckpointError, match="already"):
+        training.load_adapter(model, tmp_path, adapter_name="second")
+
+
+def test_ranks_of_other_layers_survive_the_disk(tiny, tmp_path):
+    config = lora(init_lora_weights=False, rank_pattern={"q_proj": 7}, alpha_pattern={"q_proj": 5})
+    model = trainable(tiny(), config)
+    model.save_pretrained(tmp_path)
+    base = training.load(AutoModelForCausalLM, tiny(), dtype=torch.float32, threads=2)
+    torch.testing.assert_close(logits(training.load_adapter(base, tmp_path)), logits(model))
 
 
 def test_stock_peft_scales_an_rslora_adapter_alike(tiny, tmp_path):
@@ -200,6 +229,7 @@ def test_merging_in_memory_is_refused(tiny):
         ({"use_dora": True}, FeatureUnavailableError, "use_dora"),
         ({"init_lora_weights": "pissa"}, FeatureUnavailableError, "init_lora_weights"),
         ({"target_modules": "all-linear"}, ConfigurationError, "all-linear"),
+        ({"rank_pattern": {r"layers\.\d\.mlp\.experts": 2}}, ConfigurationError, "means experts"),
         ({"target_parameters": ["experts.gate_up_proj"]}, ConfigurationError, "target_parameters"),
     ],
 )

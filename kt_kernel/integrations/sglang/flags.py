@@ -197,7 +197,7 @@ FLAGS = (
     Flag(
         "expert_lora_path",
         "--kt-expert-lora-path",
-        "folder of an adapter that is served with the model, on a CPU ([training](training.md#serving))",
+        "folder of an adapter that is served with the model ([training](training.md#serving))",
         "none",
         {},
     ),

@@ -14,6 +14,7 @@ from sglang.srt.layers.moe.fused_moe_triton import layer as fused_moe
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.topk import TopKOutputChecker
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from sglang.srt.utils import is_cuda
 
 from kt_kernel.cpu_share import CpuShare
@@ -36,7 +37,7 @@ from kt_kernel.integrations.sglang.device_experts import (
 )
 from kt_kernel.integrations.sglang.pipeline import last_layer_here
 from kt_kernel.integrations.sglang.rank_cores import options_of_rank
-from kt_kernel.integrations.sglang.served_adapter import AdaptedExperts, adapted_experts
+from kt_kernel.integrations.sglang.served_adapter import DeviceDelta, adapt, forget_adapter
 from kt_kernel.integrations.sglang.served_model import FAILURES, ServedModel, serve
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.integrations.sglang.startup_failure import reported
@@ -51,7 +52,6 @@ _OWN_ATTRIBUTES = (
     "placement",
     "served",
     "hybrid",
-    "_adapted",
     "_operator_handle",
 )
 
@@ -72,7 +72,6 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self.placement: LayerPlacement | None = None
         self.served: ServedModel | None = None
         self.hybrid: HybridLayer | None = None
-        self._adapted: AdaptedExperts | None = None
         self._operator_handle: int | None = None
         # Read by SGLang, whose own test asks for the class of the method, and by the models' routing.
         self.fuse_routed_scaling_factor_in_topk = False
@@ -98,9 +97,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
             )
             if self.share.size:
                 self.wrapper = self._make_wrapper(layer, num_experts, hidden_size)
+            delta = self._device_delta()
         # The loaders of `layer` follow the layout of the method that really holds weights.
         layer.weight_load_method = self.gpu_method
-        attributes["weight_loader"] = _SlotLoader(layer, self.placement.current)
+        attributes["weight_loader"] = _SlotLoader(layer, self.placement.current, delta)
         # Some methods size their tensors, or loop, by these instead of by the argument.
         slots = self.placement.current.capacity
         layer.num_local_experts = layer.moe_runner_config.num_local_experts = slots
@@ -113,6 +113,13 @@ class HybridMoEMethod(FusedMoEMethodBase):
             **attributes,
         )
         self._make_room_for_all_input_scales(layer, num_experts)
+
+    def _device_delta(self) -> DeviceDelta | None:
+        """None without experts on the device."""
+        if not self.placement.current.capacity:
+            return None
+        is_unquantised = isinstance(self.gpu_method, UnquantizedFusedMoEMethod)
+        return DeviceDelta(self.settings, self.layer_idx, is_unquantised=is_unquantised)
 
     def _make_room_for_all_input_scales(self, layer: torch.nn.Module, num_experts: int) -> None:
         """Input scales that SGLang reduces over the experts are loaded for all of them, also the CPU's.
@@ -181,12 +188,13 @@ class HybridMoEMethod(FusedMoEMethodBase):
         with reported():
             if self.wrapper is not None:
                 self.wrapper.load_weights(None)
-                self._adapted = adapted_experts(self.settings, self.wrapper, self.layer_idx)
+                adapt(self.settings, self.wrapper, self.layer_idx)
             self.served = serve(self.settings, device_of(layer), self.share)
             self.hybrid = self._hybrid_layer(layer)
             if self.layer_idx == last_layer_here(self.settings):
                 # SGLang gives what memory is left now to the KV cache.
                 self.served.hybrid.prepare()
+                forget_adapter()
             self._operator_handle = self._handle_for_operator(layer)
             if self._operator_handle is not None:
                 self.hybrid.statistics.count_from(lambda: self.wrapper.moe.expert_uses)
@@ -202,7 +210,6 @@ class HybridMoEMethod(FusedMoEMethodBase):
             and options.gpu_prefill_token_threshold == 0
             and not self.settings.records
             and not options.verify
-            and self._adapted is None
         )
         return self.wrapper.moe.handle if alone and cpu_operators.is_open() else None
 
@@ -258,10 +265,6 @@ class HybridMoEMethod(FusedMoEMethodBase):
         return StandardCombineInput(hidden_states=output)
 
     def _computed(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        if self._adapted is not None:
-            refuse_recording("experts with an adapter")
-            self.hybrid.statistics.count(ids)
-            return self._adapted.compute(hidden, ids, weights)
         if self._operator_handle is None:
             refuse_recording("experts of which some may be on a device")
             return self.hybrid.forward(hidden, ids, weights)
@@ -293,9 +296,10 @@ class _SlotLoader:
     except their input scales where SGLang reduces these over all experts.
     """
 
-    def __init__(self, layer: torch.nn.Module, placement: Placement) -> None:
+    def __init__(self, layer: torch.nn.Module, placement: Placement, delta: DeviceDelta | None) -> None:
         self._layer = layer
         self._placement = placement
+        self._delta = delta
         cold = (expert for expert in range(placement.num_experts) if placement.slot(expert) == EMPTY)
         # expert -> row of a tensor with a row for each: never a slot's.
         self._row_of_cold = {expert: placement.capacity + at for at, expert in enumerate(cold)}
@@ -317,6 +321,8 @@ class _SlotLoader:
             if not getattr(param, "kt_has_all_experts", False):
                 return
             row = self._row_of_cold[expert_id]
+        elif self._delta is not None and loaded_weight.dim() == 2:  # not a bias
+            loaded_weight = self._delta.added(loaded_weight, expert_id, shard_id)
         self._layer._weight_loader_impl(
             param=param,
             loaded_weight=loaded_weight,
@@ -335,6 +341,8 @@ class _SlotLoader:
                     f"{self._placement.num_experts} experts; download the checkpoint again."
                 )
         if self._placement.count:
+            if self._delta is not None:
+                self._delta.refuse_stacked(weight_name)
             chosen = loaded_weight[list(self._placement.expert_of_slot)]
             self._layer.weight_loader_fused(param, chosen, weight_name, shard_id)
 

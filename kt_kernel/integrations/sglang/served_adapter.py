@@ -1,8 +1,8 @@
 """An adapter for the whole server: LoRA of the experts beside their packed weights, of other layers in them.
 
-The experts' LoRA is computed as it was trained, by the forward pass of training (kt_kernel/training), so
-packed weights of every format stay as they are. Linear layers take theirs in while SGLang loads them, where
-their weights are unquantised in the checkpoint or decoded on their way.
+On the CPU it is computed with the experts (kt_kernel/adapters/attach.py), so packed weights of every format
+stay as they are. Experts on the device and linear layers take theirs in while SGLang loads them, where their
+weights are unquantised in the checkpoint or decoded on their way.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 
-from kt_kernel.adapters.backend import Call, ExpertLora, Needs
+from kt_kernel.adapters.attach import attach
+from kt_kernel.adapters.backend import ExpertLora
 from kt_kernel.adapters.files import CONFIGURATION, LORA_KEY, layer_of, read_adapter
-from kt_kernel.adapters.kernel_backend import KernelBackend
 from kt_kernel.adapters.layout import lora_scale, stack
+from kt_kernel.adapters.limits import BESIDE_LORA, PATTERNS, VARIANTS, first_set
+from kt_kernel.adapters.merged import merged_matrix
 from kt_kernel.errors import CheckpointError, FeatureUnavailableError, InputError
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.moe import KTMoEWrapper
 
-_NOTHING = Needs(x=False, weights=False, lora=False)
-_REFUSED = ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "trainable_token_indices")
+_PROJECTIONS = {"w1": "gate", "w3": "up", "w2": "down"}  # what SGLang calls them
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def _read(path: str, layers: tuple[int, ...], num_experts: int) -> Adapter:
     folder = Path(path)
     found, rest = read_adapter(folder, {layer: f"layers.{layer}.experts" for layer in layers})
     config = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
-    for name in _REFUSED:
-        if config.get(name):
-            raise FeatureUnavailableError(
-                f"not available yet: the adapter '{path}' has {name}, which a server cannot apply; write a "
-                "merged checkpoint with kt sft export."
-            )
+    name = first_set(config, (*VARIANTS, *BESIDE_LORA, *PATTERNS))
+    if name is not None:
+        raise FeatureUnavailableError(
+            f"not available yet: the adapter '{path}' has {name}, which a server cannot apply; write a "
+            "merged checkpoint with kt sft export."
+        )
     rank = config["r"]
     scale = lora_scale(rank, config["lora_alpha"], use_rslora=bool(config.get("use_rslora")))
     experts = {}
@@ -113,48 +114,63 @@ def _added(
         )
 
 
-class AdaptedExperts:
-    """The experts of one layer with their LoRA, on the CPU."""
-
-    def __init__(self, wrapper: KTMoEWrapper, lora: ExpertLora) -> None:
-        self._backend, self._lora = KernelBackend(wrapper), lora
-
-    def compute(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The weighted sum of each token's experts, like `hidden` [T, H]; ids and weights [T, k]."""
-        x = hidden.float() if hidden.dtype is torch.float16 else hidden
-        call = Call(x, ids.to(torch.int64), weights.float(), self._lora)
-        return self._backend.forward(call, _NOTHING)[0].to(hidden.dtype)
+def adapt(settings: KTSettings, wrapper: KTMoEWrapper, layer: int) -> None:
+    """Experts of a loaded `wrapper` compute with the adapter's LoRA from now on, if it has one for them."""
+    lora = _lora_of(settings, layer)
+    if lora is None:
+        return
+    try:
+        attach(wrapper, lora)
+    except InputError as error:
+        raise CheckpointError(f"{error} Take the adapter's own model.") from error
 
 
-def adapted_experts(settings: KTSettings, wrapper: KTMoEWrapper | None, layer: int) -> AdaptedExperts | None:
-    """What computes that layer of a loaded `wrapper` where the adapter has LoRA for it; raises InputError."""
+class DeviceDelta:
+    """What a layer's experts on the device get besides while they are loaded: the adapter's LoRA in them.
+
+    Raises FeatureUnavailableError where they are not unquantised.
+    """
+
+    def __init__(self, settings: KTSettings, layer: int, *, is_unquantised: bool) -> None:
+        self._lora = _lora_of(settings, layer)
+        if self._lora is not None and not is_unquantised:
+            raise FeatureUnavailableError(
+                f"not available yet: --kt-expert-lora-path with quantised experts on the device (layer "
+                f"{layer}); leave --kt-num-gpu-experts out, or serve a merged checkpoint of kt sft export."
+            )
+
+    def added(self, weight: torch.Tensor, expert: int, shard: str) -> torch.Tensor:
+        """`weight` of that expert with it, rounded once; `shard`: SGLang's name of the projection."""
+        if self._lora is None:
+            return weight
+        return merged_matrix(weight.cpu(), self._lora, expert, _PROJECTIONS[shard]).to(weight)
+
+    def refuse_stacked(self, name: str) -> None:
+        """Raises FeatureUnavailableError with a LoRA: `name` is of all experts in one tensor."""
+        if self._lora is not None:
+            raise FeatureUnavailableError(
+                f"not available yet: --kt-expert-lora-path with experts on the device that are stored in one "
+                f"tensor, '{name}'; leave --kt-num-gpu-experts out."
+            )
+
+
+def forget_adapter() -> None:
+    """What was read of it: the layers have it by now."""
+    _read.cache_clear()
+
+
+def _lora_of(settings: KTSettings, layer: int) -> ExpertLora | None:
     adapter = adapter_of(settings)
-    if adapter is None or wrapper is None or layer not in adapter.experts:
-        return None
-    lora = adapter.experts[layer]
-    sizes = (lora.gate_a.shape[2], lora.gate_b.shape[1])
-    expected = (wrapper.hidden_size, wrapper.moe_intermediate_size)
-    if sizes != expected:
-        raise InputError(
-            f"the adapter's experts of layer {layer} have hidden and intermediate sizes {sizes}, the model's "
-            f"{expected}; take the adapter's own model."
-        )
-    return AdaptedExperts(wrapper, lora)
+    return None if adapter is None else adapter.experts.get(layer)
 
 
 def check_adapter(settings: KTSettings, options: Any) -> None:
     """Raise a KTError for what an adapter cannot be together with; `options`: SGLang's."""
     if settings.adapter is None:
         return
-    experts = settings.options
     for is_so, what in (
-        (options.device != "cpu", f"--device {options.device}"),
-        (options.tp_size > 1, f"--tp-size {options.tp_size}"),
         (options.pp_size > 1, f"--pp-size {options.pp_size}"),
-        (settings.device_experts > 0, "experts on the device"),
-        (experts.max_deferred_experts_per_token > 0, "--kt-max-deferred-experts-per-token"),
-        (experts.gguf_mmap, "--kt-gguf-mmap"),
-        (bool(experts.verify), "--kt-verify"),
+        (settings.options.hybrid().copies_experts, "options that copy experts to the device"),
         (options.speculative_algorithm is not None, "speculative decoding"),
     ):
         if is_so:

@@ -1,0 +1,15 @@
+"""A LoRA in the weights themselves."""
+
+from __future__ import annotations
+
+import torch
+
+from kt_kernel.adapters.backend import ExpertLora
+from kt_kernel.adapters.layout import PROJECTIONS
+
+
+def merged_matrix(weight: torch.Tensor, lora: ExpertLora, expert: int, projection: str) -> torch.Tensor:
+    """`weight` [out, in] of that expert plus scale * B A, in float32; `projection`: gate, up or down."""
+    place = 2 * PROJECTIONS.index(projection)
+    a, b = (matrices[expert].detach() for matrices in lora.tensors[place : place + 2])
+    return weight.float() + lora.scale * (b @ a)
