@@ -459,6 +459,12 @@ class KTMoEWrapper:
         if self._stored is None:
             raise self._not_loaded()
         self._require_no_biases()
+        return self.encoding_of_matrices(ranks)
+
+    def encoding_of_matrices(self, ranks: int) -> ExpertEncoding:
+        """`encoding` of experts that may have biases, which it leaves out (`biases`)."""
+        if self._stored is None:
+            raise self._not_loaded()
         config = self._config
         return ExpertEncoding(
             self.method,
@@ -468,6 +474,15 @@ class KTMoEWrapper:
             self._stored.group_size,
             self._stored.scale_dtype,
         )
+
+    def biases(self, expert_id: int) -> tuple[torch.Tensor | None, ...]:
+        """Of gate, up and down of one expert (physical slot), float32 [rows]; None where there is none.
+
+        Raises CallOrderError before the weights are loaded.
+        """
+        if self._stored is None:
+            raise self._not_loaded()
+        return self._stored.biases[expert_id] if self._stored.has_biases else (None, None, None)
 
     @property
     def global_scales(self) -> torch.Tensor:
@@ -543,7 +558,11 @@ class _Stored:
     group_size: int
     scale_dtype: torch.dtype | None
     global_scales: torch.Tensor
-    has_biases: bool
+    biases: tuple[tuple[torch.Tensor | None, ...], ...]  # by slot: of gate, up, down; empty without any
+
+    @property
+    def has_biases(self) -> bool:
+        return bool(self.biases)
 
     @classmethod
     def of(cls, experts: LayerExperts, order: list[int]) -> _Stored:
@@ -556,7 +575,7 @@ class _Stored:
             experts.group_size,
             None if scale is None else scale.dtype,
             torch.tensor(factors, dtype=torch.float32),
-            bool(experts.bias_addresses(order)),
+            experts.biases(order),
         )
 
 

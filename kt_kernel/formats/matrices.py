@@ -59,6 +59,21 @@ class LayerExperts:
             for matrices in (self.gate, self.up, self.down)
         ]
 
+    def biases(self, order: list[int]) -> tuple[tuple[torch.Tensor | None, ...], ...]:
+        """By slot: copies of the biases of gate, up and down; () if there are no biases at all."""
+        if all(matrix.bias is None for matrix in self.all()):
+            return ()
+        return tuple(
+            tuple(
+                None if (bias := matrices[expert].bias) is None else bias.clone() for matrices in self._three
+            )
+            for expert in order
+        )
+
+    @property
+    def _three(self) -> tuple[list[ExpertMatrix], ...]:
+        return (self.gate, self.up, self.down)
+
     def hand_over(self, native: kt_kernel_ext.MoeLayer, order: list[int], storage: str) -> None:
         """Load these experts into a layer; `storage` is one of WEIGHT_STORAGES. Raises ValueError.
 

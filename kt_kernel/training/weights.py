@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kt_kernel.adapters.backend import ExpertWeights
-from kt_kernel.errors import ConfigurationError
+from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
 from kt_kernel.formats.decoding import decode_expert
 from kt_kernel.formats.methods import METHODS
 from kt_kernel.formats.quantize.experts import quantize_experts
@@ -27,7 +27,7 @@ class PackedWeights:
 
     def __init__(self, wrapper: KTMoEWrapper) -> None:
         self._wrapper = wrapper
-        self._encoding = wrapper.encoding(1)
+        self._encoding = wrapper.encoding_of_matrices(1)
         self._image = self._encoding.views(torch.empty(self._encoding.bytes, dtype=torch.uint8))
         self.num_experts = wrapper.num_experts
         self.hidden_size = wrapper.hidden_size
@@ -38,7 +38,7 @@ class PackedWeights:
         self._wrapper.write_expert(expert, [self._image])
         gate_up, down = decode_expert(self._image, self._encoding, torch.float32)
         gate, up = gate_up.chunk(2)
-        return ExpertWeights(gate, up, down)
+        return ExpertWeights(gate, up, down, *self._wrapper.biases(expert))
 
 
 def method_of(experts: str, stored: str) -> str:
@@ -66,6 +66,11 @@ def load_experts(options: ExpertOptions, method: str, layer: dict[str, Any]) -> 
     wrapper.load_weights(None)
     if method == options.method:
         return wrapper
+    if any(bias is not None for bias in wrapper.biases(0)):
+        raise FeatureUnavailableError(
+            f"the experts of layer {wrapper.layer_idx} have biases, and are stored as {options.method}: "
+            f"such experts are not turned into {method}; give experts='{AS_STORED}'."
+        )
     source = PackedWeights(wrapper)
     sizes = (source.num_experts, source.intermediate_size, source.hidden_size)
     gate, up = (torch.empty(sizes, dtype=torch.bfloat16) for _ in range(2))
