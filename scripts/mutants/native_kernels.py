@@ -28,16 +28,15 @@ def some(file: str, which: str) -> tuple[str, ...]:
 LEFT_OVER_BF16 = exact(f"{LEFT_OVER} and BF16")
 LARGE_BF16 = exact(f"{EVERY_COUNT} and BF16 and (192x576 or 95x1409)")
 COUNTS_RAWINT4 = exact(f"{EVERY_COUNT} and RAWINT4 and (160x128 or 192x576)")
-COUNTS_NVFP4 = exact(f"{EVERY_COUNT} and NVFP4 and 160x128")
+COUNTS_NVFP4 = exact(f"{EVERY_COUNT} and NVFP4 and 64x64")
 COUNTS_FP8 = exact(f"{EVERY_COUNT} and FP8-f32 and (129x127 or 300x130)")
 INT8_SUMS = some("integer_sums", "AMXINT8 or RAWINT4")
 ONE_TOKEN = some("result_depends_on_the_token_alone", "neighbours and by-int8 and (AMXINT8 or RAWINT4)")
 Q4_K = some("gguf_panels", "(whole_numbers or own_code) and Q4_K")
-CODES = some("every_code_and_scale", "own_scale or powers_of_two or factors")
+NAN_CODES = some("special_values", "nan_code")
 BAD_WEIGHTS = ("tests/kernels/test_bad_weights.py",)
 WRITE_BACK = ("tests/kernels/test_write_expert.py",)
 SWIGLU = ("tests/kernels/test_swiglu.py",)
-NAN_CODES = some("special_values", "nan_code")
 CONVERTED = ("tests/convert/test_converted_numbers.py",)
 SMALL_ERROR = some("error_is_small", "dtype or rounded")
 
@@ -108,7 +107,7 @@ MUTANTS = (
         "kernels/tiles-inl.h",
         "block.first / P::sum_of(*g.layout)",
         "0",
-        exact(f"{EVERY_COUNT} and AMXINT8 and by-int8 and 2048x768"),
+        exact(f"{EVERY_COUNT} and AMXINT8 and by-int8"),
         INT8,
     ),
     # ---- panels and scales ----
@@ -157,9 +156,9 @@ MUTANTS = (
     ),
     Mutant(
         "kernels/avx2/integer_rows.cc",
-        "least > kLeastScale ? least : kLeastScale",
-        "least",
-        some("special_values", "zero_hidden"),
+        "largest_of(largest) / 127",
+        "largest_of(largest) / 128",
+        INT8_SUMS,
         INTEGER_ROWS,
     ),
     Mutant(
@@ -230,23 +229,23 @@ MUTANTS = (
     ),
     Mutant(
         "formats/panel_scales.cc",
-        "if (local_row % format.rows_per_scale != 0) continue;",
-        "",
+        "entry(layout, panel, r, part.column / layout.group_k)",
+        "entry(layout, panel, r, 0)",
         WRITE_BACK,
         ("formats/panel_scales.cc",),
     ),
     Mutant(
-        "formats/codes/code4.cc",
-        "(word & ~beyond) | (padding & beyond)",
-        "word",
-        CODES,
-        ("formats/codes/code4.cc",),
+        "formats/panel_scales.cc",
+        "return {data, type, 1, static_cast<size_t>(shape.rows)};",
+        "return {data, type, static_cast<size_t>(groups_of(layout, shape)), 1};",
+        exact(f"{EVERY_COUNT} and GPTQ and (256x640 or 72x304)"),
+        ("formats/panel_scales.cc",),
     ),
     Mutant(
         "formats/codes/code4.cc",
-        "    if (r < source.rows) write(panel + 4 * r, to_panel_word(read<uint32_t>(words + 4 * r)));\n",
-        "",
-        exact(f"{EVERY_COUNT} and GPTQ"),
+        "static_cast<size_t>(source.index) * kPanelRows * 4",
+        "static_cast<size_t>(0)",
+        exact(f"{EVERY_COUNT} and GPTQ and (256x640 or 72x304)"),
         ("formats/codes/code4.cc",),
     ),
     Mutant(
