@@ -42,11 +42,14 @@ BackwardPass::BackwardPass(Engine& engine, const LayerConfig& config, const Expe
   if (args.lora != nullptr) lora_.emplace(*args.lora, config.shape, routing.experts(), engine.pools(), buffers.lora);
   const int threads = engine.pools().threads();
   const int panels = config.shape.hidden_panels();
-  hidden_strip_panels_ = std::clamp(panels / (kStripsPerThread * threads), 1, TransposedGemm::kMostStripPanels);
+  if (IntegerBackward::serves(weights, training_kernels(config, weights))) integers_.emplace(engine, weights, routing);
+  inner_strip_panels_ = integers_ ? integers_->inner_strip_panels() : TransposedGemm::kMostStripPanels;
+  const int most = integers_ ? integers_->hidden_strip_panels() : TransposedGemm::kMostStripPanels;
+  hidden_strip_panels_ = std::clamp(panels / (kStripsPerThread * threads), 1, most);
 
   const RowFormat format(down_.kernels().activation, weights.layout(Projection::kDown));
   const size_t output_stride = format.stride(config.shape.hidden_padded());
-  buffers.hidden.reserve(args.routing.tokens * output_stride);
+  if (!integers_) buffers.hidden.reserve(args.routing.tokens * output_stride);
   output_rows_ = {buffers.hidden.data(), output_stride, 0};
   const size_t stride = format.stride(config.shape.intermediate_padded());
   const size_t pairs = routing.pairs();
@@ -74,10 +77,12 @@ void BackwardPass::reserve() {
   for (int worker = 0; worker < pools.threads(); ++worker) {
     WorkerScratch& scratch = engine_.scratch(worker);
     const int node = pools.node_of(pools.subpool_of(worker));
-    for (const ActiveExpert& expert : routing_.experts()) {
-      for (const TransposedGemm* gemm : {&gate_, &up_, &down_}) gemm->reserve(scratch, expert.pairs, node);
+    if (!integers_) {
+      for (const ActiveExpert& expert : routing_.experts()) {
+        for (const TransposedGemm* gemm : {&gate_, &up_, &down_}) gemm->reserve(scratch, expert.pairs, node);
+      }
+      scratch.gate.reserve(size_t{1} * most * kMostColumns * sizeof(float), node);
     }
-    scratch.gate.reserve(size_t{1} * most * kMostColumns * sizeof(float), node);
     scratch.sum.reserve(size_t{1} * args_.routing.tokens * hidden_strip_panels_ * kPanelRows * sizeof(float), node);
     scratch.row.reserve(size_t{1} * kRowsPerBlock * columns * sizeof(float), node);
   }
@@ -94,7 +99,7 @@ BackwardPass::Strip BackwardPass::strip_of(const TransposedGemm& gemm, int index
 void BackwardPass::run() {
   const int experts = static_cast<int>(routing_.experts().size());
   const int tokens = args_.routing.tokens;
-  const int inner_strips = ceil_div(down_.column_panels(), TransposedGemm::kMostStripPanels);
+  const int inner_strips = ceil_div(down_.column_panels(), inner_strip_panels_);
   const bool gradients = args_.lora_gradients != nullptr;
   const bool gate_up_rows_needed = lora_ && (gradients || args_.hidden_gradient != nullptr);
   std::optional<LoraGradientPieces> lora_gradients;
@@ -122,8 +127,8 @@ void BackwardPass::run() {
   const int hidden_strips =
       args_.hidden_gradient == nullptr ? 0 : ceil_div(gate_.column_panels(), hidden_strip_panels_);
   engine_.pools().run(
-      {Phase::of(ceil_div(tokens, kTokensPerPiece), prepare),
-       Phase::of(thin_of_output() ? blocks_.count() : 0, of_output), Phase::of(experts * inner_strips, of_inner),
+      {Phase::of(integers_ ? 0 : ceil_div(tokens, kTokensPerPiece), prepare),
+       Phase::of(reads_output() ? blocks_.count() : 0, of_output), Phase::of(experts * inner_strips, of_inner),
        Phase::of(gate_up_rows_needed ? blocks_.count() : 0, of_gate_up),
        Phase::of(gradients ? lora_gradients->count() : 0, of_lora),
        Phase::of(base_gradients ? base_gradients->count() : 0, of_base), Phase::of(hidden_strips, of_hidden)});
@@ -139,7 +144,7 @@ void BackwardPass::prepare_output_gradient(int token) {
   std::memset(to + hidden * element, 0, (config_.shape.hidden_padded() - hidden) * element);
 }
 
-// What thin products there are with dout: q_down, and <dout, bias of down>.
+// dout as int8 kernels multiply it, and what thin products there are with it: q_down, and <dout, bias of down>.
 void BackwardPass::output_rows(const Worker& worker, int piece) {
   const RowBlock block(routing_, blocks_.at(piece));
   const int columns = config_.shape.hidden_padded();
@@ -149,33 +154,36 @@ void BackwardPass::output_rows(const Worker& worker, int piece) {
     output_gradient_.load(routing_.token_of_pair()[block.first + i], {0, columns, config_.shape.hidden},
                           rows + i * stride);
   }
+  const int expert = routing_.experts()[block.index].expert;
+  if (integers_) {
+    integers_->prepare_output(engine_.scratch(worker.index), expert, block.first, block.count, rows, stride);
+  }
   if (lora_) {
     const size_t rank = lora_->rank();
     kernels_.dot_rows({rows, stride, block.count, lora_->of(block.index).down_b, stride, lora_->rank(), columns,
                        lora_->scale(), thin(Projection::kDown) + block.first * rank, rank});
   }
-  const float* const bias = weights_.bias(Projection::kDown, routing_.experts()[block.index].expert, 0);
+  const float* const bias = weights_.bias(Projection::kDown, expert, 0);
   if (bias == nullptr) return;
   kernels_.dot_rows({rows, stride, block.count, bias, stride, 1, columns, 1.0f, bias_sums_ + block.first, 1});
 }
 
 // sums += the LoRA's part of a product with `which`, columns of the strip.
-void BackwardPass::add_thin(WorkerScratch& scratch, Projection which, const ActiveExpert& expert, const float* a,
-                            size_t a_stride, const Strip& strip, float* sums) const {
+void BackwardPass::add_thin(WorkerScratch& scratch, Projection which, const float* a, size_t a_stride,
+                            const Strip& strip, const ThinRows& rows) const {
   const size_t rank = lora_->rank();
-  const size_t columns = strip.columns();
-  const AddOuterArgs product = {thin(which) + expert.first_pair * rank,
+  const AddOuterArgs product = {thin(which) + rows.first * rank,
                                 rank,
                                 1,
-                                expert.pairs,
+                                rows.count,
                                 lora_->rank(),
                                 a + strip.first * kPanelRows,
                                 a_stride,
                                 strip.columns(),
-                                sums,
-                                columns};
+                                rows.sums,
+                                rows.stride};
   if (lora_->drops()) {
-    add_thin_kept(scratch, product, which, expert.first_pair, strip);
+    add_thin_kept(scratch, product, which, rows.first, strip);
   } else {
     kernels_.add_outer(product);
   }
@@ -204,23 +212,34 @@ void BackwardPass::add_thin_kept(WorkerScratch& scratch, const AddOuterArgs& pro
 
 // dh of an expert's rows and a strip of intermediate columns, and what it becomes there.
 void BackwardPass::inner(const Worker& worker, int piece) {
-  const int strips = ceil_div(down_.column_panels(), TransposedGemm::kMostStripPanels);
+  const int strips = ceil_div(down_.column_panels(), inner_strip_panels_);
   const size_t index = piece / strips;
   const ActiveExpert& expert = routing_.experts()[index];
-  const Strip strip = strip_of(down_, piece % strips, TransposedGemm::kMostStripPanels);
+  const Strip strip = strip_of(down_, piece % strips, inner_strip_panels_);
   WorkerScratch& scratch = engine_.scratch(worker.index);
+  std::optional<IntegerBackward::InnerScales> scales;
+  if (integers_) scales = integers_->inner_scales(expert.expert, strip);
+  const auto finish = [&](float* sums, size_t stride, int first_row, int rows) {
+    const int first = expert.first_pair + first_row;
+    if (lora_) {
+      add_thin(scratch, Projection::kDown, lora_->of(index).down_a, config_.shape.intermediate_padded(), strip,
+               {first, rows, sums, stride});
+    }
+    for (int i = 0; i < rows; ++i) inner_row(first + i, strip, sums + i * stride, scales ? &*scales : nullptr);
+  };
+  if (integers_) {
+    integers_->multiply_down(scratch, expert, strip, finish);
+    return;
+  }
   float* const sums = scratch.gate.as<float>();
   down_.multiply(scratch, expert.expert, strip,
                  {output_rows_, routing_.token_of_pair().data() + expert.first_pair, 0, expert.pairs},
                  Store::kOverwrite, sums);
-  if (lora_) {
-    add_thin(scratch, Projection::kDown, expert, lora_->of(index).down_a, config_.shape.intermediate_padded(), strip,
-             sums);
-  }
-  for (int i = 0; i < expert.pairs; ++i) inner_row(expert.first_pair + i, strip, sums + i * strip.columns());
+  finish(sums, strip.columns(), 0, expert.pairs);
 }
 
-void BackwardPass::inner_row(int pair, const Strip& strip, const float* dh) {
+void BackwardPass::inner_row(int pair, const Strip& strip, const float* dh,
+                             const IntegerBackward::InnerScales* scales) {
   alignas(64) float gate[kMostColumns], up[kMostColumns], h[kMostColumns];
   const int first = strip.first * kPanelRows, columns = strip.columns();
   saved_gate_.load(pair, {first, columns, saved_gate_.columns}, gate);
@@ -231,6 +250,7 @@ void BackwardPass::inner_row(int pair, const Strip& strip, const float* dh) {
   dup_.store(up, pair, first, columns);
   const bool needs_h = args_.lora_gradients != nullptr || args_.base_gradients != nullptr;
   if (needs_h) h_.store(h, pair, first, columns);
+  if (scales != nullptr) integers_->prepare_inner(pair, strip, *scales, gate, up);
 }
 
 // q_gate and q_up.
@@ -252,27 +272,43 @@ void BackwardPass::gate_up_rows(const Worker& worker, int piece) {
 // A strip of dx, of all tokens.
 void BackwardPass::hidden_strip(const Worker& worker, int piece) {
   const Strip strip = strip_of(gate_, piece, hidden_strip_panels_);
-  const size_t columns = strip.columns();
   WorkerScratch& scratch = engine_.scratch(worker.index);
   float* const totals = scratch.sum.as<float>();
-  float* const sums = scratch.gate.as<float>();
-  std::fill_n(totals, args_.routing.tokens * columns, 0.0f);
-  const RowTable dgate = {dgate_.data, dgate_.stride, 0}, dup = {dup_.data, dup_.stride, 0};
-  const size_t a_stride = config_.shape.hidden_padded();
-  for (size_t index = 0; index < routing_.experts().size(); ++index) {
-    const ActiveExpert& expert = routing_.experts()[index];
-    const int first = expert.first_pair;
-    gate_.multiply(scratch, expert.expert, strip, {dgate, nullptr, first, expert.pairs}, Store::kOverwrite, sums);
-    up_.multiply(scratch, expert.expert, strip, {dup, nullptr, first, expert.pairs}, Store::kAccumulate, sums);
-    if (lora_) {
-      const PackedLora::Expert lora = lora_->of(index);
-      add_thin(scratch, Projection::kGate, expert, lora.gate_a, a_stride, strip, sums);
-      add_thin(scratch, Projection::kUp, expert, lora.up_a, a_stride, strip, sums);
-    }
-    rows_.weighted_sum({sums, columns, expert.pairs, strip.columns(), routing_.token_of_pair().data() + first,
-                        ones_.data(), totals, columns});
-  }
+  std::fill_n(totals, size_t{1} * args_.routing.tokens * strip.columns(), 0.0f);
+  const auto add = integers_ ? &BackwardPass::hidden_integer_product : &BackwardPass::hidden_product;
+  for (size_t index = 0; index < routing_.experts().size(); ++index) (this->*add)(scratch, index, strip, totals);
   store_hidden(totals, strip);
+}
+
+void BackwardPass::hidden_product(WorkerScratch& scratch, size_t index, const Strip& strip, float* totals) const {
+  const ActiveExpert& expert = routing_.experts()[index];
+  const RowTable dgate = {dgate_.data, dgate_.stride, 0}, dup = {dup_.data, dup_.stride, 0};
+  const int first = expert.first_pair;
+  float* const sums = scratch.gate.as<float>();
+  gate_.multiply(scratch, expert.expert, strip, {dgate, nullptr, first, expert.pairs}, Store::kOverwrite, sums);
+  up_.multiply(scratch, expert.expert, strip, {dup, nullptr, first, expert.pairs}, Store::kAccumulate, sums);
+  add_hidden(scratch, index, strip, {first, expert.pairs, sums, static_cast<size_t>(strip.columns())}, totals);
+}
+
+void BackwardPass::hidden_integer_product(WorkerScratch& scratch, size_t index, const Strip& strip,
+                                          float* totals) const {
+  const ActiveExpert& expert = routing_.experts()[index];
+  integers_->multiply_gate_up(scratch, expert, strip, [&](float* sums, size_t stride, int first_row, int rows) {
+    add_hidden(scratch, index, strip, {expert.first_pair + first_row, rows, sums, stride}, totals);
+  });
+}
+
+// With the LoRA's part, to the tokens of the rows.
+void BackwardPass::add_hidden(WorkerScratch& scratch, size_t index, const Strip& strip, const ThinRows& rows,
+                              float* totals) const {
+  const size_t columns = strip.columns(), a_stride = config_.shape.hidden_padded();
+  if (lora_) {
+    const PackedLora::Expert lora = lora_->of(index);
+    add_thin(scratch, Projection::kGate, lora.gate_a, a_stride, strip, rows);
+    add_thin(scratch, Projection::kUp, lora.up_a, a_stride, strip, rows);
+  }
+  rows_.weighted_sum({rows.sums, rows.stride, rows.count, strip.columns(), routing_.token_of_pair().data() + rows.first,
+                      ones_.data(), totals, columns});
 }
 
 void BackwardPass::store_hidden(const float* sums, const Strip& strip) const {

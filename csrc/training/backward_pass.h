@@ -10,7 +10,8 @@
 //   dAg = q_gate^T x,  dBg = dg^T p_gate  and the same of up;  dAd = (w q_down)^T h,  dBd = (w dout)^T p_down
 //   dx[t]  = sum over pairs of (dg Wg + du Wu + q_gate Ag + q_up Au)
 //
-// Products with base weights by TransposedGemm, the thin ones in fp32. Phases, each of which needs all of the ones
+// Products with base weights by TransposedGemm or, where the layer multiplies int8 activations and its weights allow,
+// by IntegerBackward, the thin ones in fp32. Phases, each of which needs all of the ones
 // before: outputs' gradients as kernels multiply them; q_down; dh to dg, du, h; q_gate and q_up; gradients of matrices;
 // dx. Sums over the rows of an expert run in ascending pairs, sums over the experts of a token in ascending experts,
 // and dw adds panels of 32 columns in ascending order: no result depends on threads.
@@ -21,6 +22,7 @@
 
 #include "training/base_gradients.h"
 #include "training/forward.h"
+#include "training/integer_backward.h"
 #include "training/row_blocks.h"
 #include "training/transposed_gemm.h"
 
@@ -52,22 +54,33 @@ class BackwardPass {
 
  private:
   using Strip = TransposedGemm::Strip;
+  // Sums of pairs [first, +count), `stride` floats apart.
+  struct ThinRows {
+    int first;
+    int count;
+    float* sums;
+    size_t stride;
+  };
 
   void reserve();
-  bool thin_of_output() const { return lora_ || (args_.weight_gradient != nullptr && has_down_bias()); }
+  bool reads_output() const { return integers_ || lora_ || (args_.weight_gradient != nullptr && has_down_bias()); }
   bool has_down_bias() const { return weights_.bias(Projection::kDown, 0, 0) != nullptr; }
   Strip strip_of(const TransposedGemm& gemm, int index, int panels) const;
 
   void prepare_output_gradient(int token);
   void output_rows(const Worker& worker, int piece);
   void inner(const Worker& worker, int piece);
-  void inner_row(int pair, const Strip& strip, const float* dh);
+  void inner_row(int pair, const Strip& strip, const float* dh, const IntegerBackward::InnerScales* scales);
   void gate_up_rows(const Worker& worker, int piece);
   void hidden_strip(const Worker& worker, int piece);
+  // The product of an expert for a strip of dx, to be added to `totals`.
+  void hidden_product(WorkerScratch& scratch, size_t index, const Strip& strip, float* totals) const;
+  void hidden_integer_product(WorkerScratch& scratch, size_t index, const Strip& strip, float* totals) const;
+  void add_hidden(WorkerScratch& scratch, size_t index, const Strip& strip, const ThinRows& rows, float* totals) const;
   void store_hidden(const float* sums, const Strip& strip) const;
   void weight_gradients() const;
-  void add_thin(WorkerScratch& scratch, Projection which, const ActiveExpert& expert, const float* a, size_t a_stride,
-                const Strip& strip, float* sums) const;
+  void add_thin(WorkerScratch& scratch, Projection which, const float* a, size_t a_stride, const Strip& strip,
+                const ThinRows& rows) const;
   void add_thin_kept(WorkerScratch& scratch, const AddOuterArgs& product, Projection which, int first_pair,
                      const Strip& strip) const;
   // Of gate, up or down: [pairs, rank].
@@ -89,7 +102,9 @@ class BackwardPass {
   TensorRows saved_gate_;
   TensorRows saved_up_;
   std::optional<PackedLora> lora_;
+  std::optional<IntegerBackward> integers_;
   ExpertPieces blocks_;
+  int inner_strip_panels_;
   int hidden_strip_panels_;
   RowTable output_rows_;  // dout by token
   ElementRows dgate_;     // by pair

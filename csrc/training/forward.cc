@@ -129,8 +129,9 @@ class Additions : public PassAdditions {
 
 }  // namespace
 
-PerProjection<const KernelSet*> training_kernels(const ExpertWeights& weights) {
+PerProjection<const KernelSet*> training_kernels(const LayerConfig& config, const ExpertWeights& weights) {
   PerProjection<const KernelSet*> kernels = weights.kernel_sets();
+  if (config.swiglu_limit == 0) return kernels;
   for (const Projection p : kProjections) {
     const DispatchRow* row = chosen_row(Operation::kForward, weights.format(p), Activations::kBf16);
     if (row != nullptr) kernels[p] = row->kernels;
@@ -151,7 +152,7 @@ void training_forward(MoeLayer& layer, const ForwardArgs& args, const Lora* lora
                 size_t{1} * args.routing.tokens * layer.config().shape.hidden * bytes_of_type(args.output_type));
     return;
   }
-  const auto kernels = training_kernels(*weights);
+  const auto kernels = training_kernels(layer.config(), *weights);
   Additions additions(engine, *weights, *kernels[Projection::kDown]->rows, routing, args, lora, saved);
   ForwardPass(engine, engine.pass_buffers(), layer.config(), *weights, kernels, routing, args, &additions).run();
 }

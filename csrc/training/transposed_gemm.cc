@@ -71,10 +71,10 @@ void TransposedGemm::multiply(WorkerScratch& scratch, int expert, const Strip& s
   }
 }
 
-const uint8_t* TransposedGemm::panel(int expert, int index) const {
+const uint8_t* panel_of(const ExpertWeights& weights, Projection which, int expert, int index) {
   int subpool = 0;
-  while (index >= weights_.panels(which_, subpool).end) ++subpool;
-  return weights_.panel(which_, subpool, expert, index - weights_.panels(which_, subpool).begin);
+  while (index >= weights.panels(which, subpool).end) ++subpool;
+  return weights.panel(which, subpool, expert, index - weights.panels(which, subpool).begin);
 }
 
 void TransposedGemm::decode(int expert, int first, int count, const Strip& strip, WorkerScratch& scratch,
@@ -90,7 +90,7 @@ void TransposedGemm::decode_panel(int expert, int index, const Strip& strip, uin
                                   size_t distance) const {
   const Format& format = weights_.format(which_);
   const PanelLayout& layout = weights_.layout(which_);
-  const uint8_t* const source = panel(expert, index);
+  const uint8_t* const source = panel_of(weights_, which_, expert, index);
   const int first = strip.first * kPanelRows;
   const int columns = strip.columns();
   if (unpacks()) {

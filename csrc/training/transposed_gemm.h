@@ -14,6 +14,9 @@
 
 namespace kt {
 
+// Panel `index` of a whole matrix, whatever sub-pool has it.
+const uint8_t* panel_of(const ExpertWeights& weights, Projection which, int expert, int index);
+
 class TransposedGemm {
  public:
   // Panels of 32 columns of W.
@@ -48,7 +51,6 @@ class TransposedGemm {
   // Whether panels are decoded by way of rows in checkpoint order.
   bool unpacks() const;
   int block_panels(int first) const { return std::min(kBlockRows / kPanelRows, panels_ - first); }
-  const uint8_t* panel(int expert, int index) const;
   void decode(int expert, int first, int count, const Strip& strip, WorkerScratch& scratch, uint8_t* to) const;
   void decode_panel(int expert, int index, const Strip& strip, uint8_t* room, uint8_t* to, size_t distance) const;
   void spread_nan(const uint8_t* panel, const Strip& strip, uint8_t* to, size_t distance) const;

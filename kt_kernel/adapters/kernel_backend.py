@@ -1,6 +1,6 @@
 """KernelBackend: the experts of one layer by the kernels of csrc/training/, on the threads of its engine.
 
-Forward multiplies with bf16 activations, whatever the layer serves with, and backward multiplies by the same
+Forward multiplies with the activations that the layer serves with (its `activations`), and backward by the same
 packed weights: dX needs no second copy of them. Gradients of the LoRA are float32.
 """
 
