@@ -2,8 +2,8 @@
 tokens, experts and rank, on as many threads, in turns within one run.
 
 The peer runs in a process of its own, which is stopped while ours computes. Figures are medians of the rounds
-in ms, a ratio theirs / ours, with its range over the rounds: above 1 we are faster. Its LoRA and gradients are
-bfloat16, ours float32. It is neither needed nor installed by this package. To have it:
+in ms, a ratio theirs / ours, with its range over the rounds: above 1 we are faster. Its LoRA and gradients
+are bfloat16, ours float32. It is neither needed nor installed by this package. To have it:
 
     pip install --no-deps --target DIR kt-kernel==0.7.2
     export KT_SFT_PEER=DIR

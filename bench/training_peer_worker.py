@@ -2,9 +2,9 @@
 
     python -S training_peer_worker.py PACKAGES SITE METHOD MOST_TOKENS RANK THREADS FOLDER SHAPES_FILE
 
-PACKAGES: the folder with the peer's wheel; SITE: one with torch; FOLDER: for files that it needs. Each line of
-its input, "tokens seed", is a call; it answers "forward_ms backward_ms". Without a GPU nothing can be pinned,
-so that is left out where it asks for it.
+PACKAGES: the folder with the peer's wheel; SITE: one with torch; FOLDER: for files that it needs. Each line
+of its input, "tokens seed", is a call; it answers "forward_ms backward_ms". Without a GPU nothing can be
+pinned, so that is left out where it asks for it.
 """
 
 from __future__ import annotations
