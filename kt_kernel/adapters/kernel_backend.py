@@ -1,7 +1,7 @@
 """KernelBackend: the experts of one layer by the kernels of csrc/training/, on the threads of its engine.
 
-Forward multiplies with the activations that the layer serves with (its `activations`), and backward by the same
-packed weights: dX needs no second copy of them. Gradients of the LoRA are float32.
+Forward multiplies with the activations that the layer serves with (its `activations`), and backward by the
+same packed weights: dX needs no second copy of them. Gradients of the LoRA are float32.
 """
 
 from __future__ import annotations
