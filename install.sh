@@ -328,13 +328,18 @@ $CUDA_TEST_PACKAGES: set PIP_EXTRA_INDEX_URL to an index that has it, or KT_PYTH
     install_cuda_test_packages
 }
 
-# What `check` leaves to `test`: whole folders with servers or models, emulated CPUs, machine code, other processes.
+# What `check` leaves to `test`, by these rules: whole folders with servers or models; modules that emulate CPUs, read
+# machine code or install; and modules that take more than 10 s alone (tests/support/cpu_seconds.py measures them).
 readonly NOT_CHECKED=(convert gguf_files serving sglang_cuda training transformers
   cli/test_serve_demo.py cli/test_install_sh.py cli/test_demo_cache.py
   hybrid/test_capture.py hybrid/test_forked_child.py hybrid/test_ranks.py hybrid/test_routing.py
   hybrid/test_simulated_bus.py
   kernels/test_amx_instructions.py kernels/test_device_headers.py kernels/test_every_cpu_variant.py
-  kernels/test_idle_threads.py kernels/test_instruction_leaks.py kernels/test_old_cpus.py kernels/test_training.py)
+  kernels/test_idle_threads.py kernels/test_instruction_leaks.py kernels/test_old_cpus.py kernels/test_training.py
+  api/test_api_device_capture.py api/test_api_memory.py api/test_api_write_back.py
+  hybrid/test_stream_copies.py
+  kernels/test_device_stream.py kernels/test_graph_lifetimes.py kernels/test_queue.py
+  operators/test_attention.py)
 
 check() {
   local left_out

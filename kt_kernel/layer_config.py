@@ -102,3 +102,46 @@ class LayerConfig:
             if number < least:
                 raise ConfigurationError(f"{name} is {number}, expected an integer >= {least}.")
             object.__setattr__(self, name, number)
+
+
+class ConfiguredLayer:
+    """What a layer says of itself, from its configuration."""
+
+    _config: LayerConfig
+
+    @property
+    def layer_idx(self) -> int:
+        return self._config.layer_idx
+
+    @property
+    def num_experts(self) -> int:
+        return self._config.num_experts
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        return self._config.num_experts_per_tok
+
+    @property
+    def hidden_size(self) -> int:
+        return self._config.hidden_size
+
+    @property
+    def moe_intermediate_size(self) -> int:
+        return self._config.moe_intermediate_size
+
+    @property
+    def swiglu_limit(self) -> float:
+        return self._config.swiglu_limit
+
+    @property
+    def share(self) -> CpuShare:
+        """What of every expert is here."""
+        return self._config.part
+
+    @property
+    def chunked_prefill_size(self) -> int:
+        return self._config.chunked_prefill_size
+
+    @property
+    def max_deferred_experts_per_token(self) -> int:
+        return self._config.max_deferred_experts_per_token

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from kt_kernel.errors import (
     InputError,
     KTError,
 )
+from kt_kernel.expert_copies import ExpertCopies
 from kt_kernel.formats.cut import cut
 from kt_kernel.formats.expert_image import ExpertEncoding, ExpertTensors
 from kt_kernel.formats.matrices import LayerExperts
@@ -43,7 +43,7 @@ from kt_kernel.formats.methods import (
 )
 from kt_kernel.formats.quantize.experts import quantize_experts
 from kt_kernel.formats.weight_order import check_expert_tensors, logical_order
-from kt_kernel.layer_config import MAPPED, PACKED, LayerConfig
+from kt_kernel.layer_config import MAPPED, PACKED, ConfiguredLayer, LayerConfig
 from kt_kernel.modes import SFT, require_inference
 from kt_kernel.threads import plan_threads
 
@@ -51,7 +51,7 @@ DEFAULT_MOST_TOKENS = 8192  # tokens of one call; SGLang cuts prompts into piece
 _PLAIN_METHOD = "BF16"  # without a checkpoint that has a format of its own
 
 
-class KTMoEWrapper:
+class KTMoEWrapper(ConfiguredLayer):
     """The experts of one layer. Those marked as living on the accelerator are loaded too, but skipped.
 
     Needed are `layer_idx` (>= 0) and four sizes: `num_experts`, `num_experts_per_tok`, `hidden_size`, and
@@ -157,48 +157,11 @@ class KTMoEWrapper:
         self._chain.join(self, self._config.layer_idx)
         self._cpu: CpuPath | None = None
         self._device: DevicePath | None = None
-        self._stored: _Stored | None = None
+        self._copies: ExpertCopies | None = None
         self._mapped: LayerExperts | None = None  # what the kernels read where the file is mapped
         self._has_cpu_experts: bool | None = None
 
     # ---- what other code reads ---------------------------------------------------------------
-
-    @property
-    def layer_idx(self) -> int:
-        return self._config.layer_idx
-
-    @property
-    def num_experts(self) -> int:
-        return self._config.num_experts
-
-    @property
-    def num_experts_per_tok(self) -> int:
-        return self._config.num_experts_per_tok
-
-    @property
-    def hidden_size(self) -> int:
-        return self._config.hidden_size
-
-    @property
-    def moe_intermediate_size(self) -> int:
-        return self._config.moe_intermediate_size
-
-    @property
-    def swiglu_limit(self) -> float:
-        return self._config.swiglu_limit
-
-    @property
-    def share(self) -> CpuShare:
-        """What of every expert is here."""
-        return self._config.part
-
-    @property
-    def chunked_prefill_size(self) -> int:
-        return self._config.chunked_prefill_size
-
-    @property
-    def max_deferred_experts_per_token(self) -> int:
-        return self._config.max_deferred_experts_per_token
 
     @property
     def gpu_experts_mask(self) -> torch.Tensor:
@@ -303,7 +266,7 @@ class KTMoEWrapper:
         else:
             announce_kernels(self.method, experts.formats or (self.method,), config.activations)
         self.moe = native
-        self._stored = _Stored.of(experts, order)
+        self._copies = ExpertCopies(self.method, config, native, experts, order)
         reads = (self._gpu_experts_mask, self._mapped)
         shared = (config, self.cpu_infer, self._chain, native, reads)
         self._cpu = CpuPath(*shared)
@@ -437,14 +400,8 @@ class KTMoEWrapper:
         Raises InputError if the expert cannot be cut into that many parts, FeatureUnavailableError if experts
         have biases.
         """
-        if self.moe is None:
-            raise self._not_loaded()
-        self._require_no_biases()
         lists = (w13_weight_ptrs, w13_scale_ptrs, w2_weight_ptrs, w2_scale_ptrs)
-        try:
-            self.moe.submit_write_expert(expert_id, gpu_tp_count, *(list(addresses) for addresses in lists))
-        except ValueError as error:
-            raise InputError(f"layer {self.layer_idx}: {error}") from None
+        self._loaded_copies.submit(expert_id, gpu_tp_count, lists)
 
     def sync_write_weight_scale_to_buffer(self) -> None:
         """Wait until everything queued on the engine is done; its errors are raised here."""
@@ -456,33 +413,18 @@ class KTMoEWrapper:
         Raises ConfigurationError if they cannot be cut so, FeatureUnavailableError if they have biases,
         CallOrderError before the weights are loaded.
         """
-        if self._stored is None:
-            raise self._not_loaded()
-        self._require_no_biases()
-        return self.encoding_of_matrices(ranks)
+        return self._loaded_copies.encoding(ranks)
 
     def encoding_of_matrices(self, ranks: int) -> ExpertEncoding:
         """`encoding` of experts that may have biases, which it leaves out (`biases`)."""
-        if self._stored is None:
-            raise self._not_loaded()
-        config = self._config
-        return ExpertEncoding(
-            self.method,
-            ranks,
-            config.hidden_size,
-            config.part.size,
-            self._stored.group_size,
-            self._stored.scale_dtype,
-        )
+        return self._loaded_copies.encoding_of_matrices(ranks)
 
     def biases(self, expert_id: int) -> tuple[torch.Tensor | None, ...]:
         """Of gate, up and down of one expert (physical slot), float32 [rows]; None where there is none.
 
         Raises CallOrderError before the weights are loaded.
         """
-        if self._stored is None:
-            raise self._not_loaded()
-        return self._stored.biases[expert_id] if self._stored.has_biases else (None, None, None)
+        return self._loaded_copies.biases_of(expert_id)
 
     @property
     def global_scales(self) -> torch.Tensor:
@@ -490,9 +432,7 @@ class KTMoEWrapper:
 
         Raises CallOrderError before the weights are loaded.
         """
-        if self._stored is None:
-            raise self._not_loaded()
-        return self._stored.global_scales
+        return self._loaded_copies.global_scales
 
     def write_expert(self, expert_id: int, shards: Sequence[ExpertTensors]) -> None:
         """Write one expert (physical slot), a shard per rank, into tensors of `encoding(len(shards))`.
@@ -500,16 +440,13 @@ class KTMoEWrapper:
         At once, on any thread, beside calls that are queued or running: it shares neither their order nor
         their errors. Raises InputError.
         """
-        if self.moe is None:
+        self._loaded_copies.write(expert_id, shards)
+
+    @property
+    def _loaded_copies(self) -> ExpertCopies:
+        if self._copies is None:
             raise self._not_loaded()
-        lists = [[_address(shard[part]) for shard in shards] for part in range(4)]
-        try:
-            self.moe.write_expert(expert_id, len(shards), *lists)
-        except ValueError as error:
-            raise InputError(f"layer {self.layer_idx}: {error}") from None
-        for shard in shards:
-            if shard.global_scales is not None:
-                shard.global_scales.copy_(self._stored.global_scales[expert_id])
+        return self._copies
 
     # ---- process-wide caches -----------------------------------------------------------------
 
@@ -540,43 +477,8 @@ class KTMoEWrapper:
             )
         return self._device
 
-    def _require_no_biases(self) -> None:
-        if self._stored.has_biases:
-            raise FeatureUnavailableError(
-                f"not available yet: the experts of layer {self.layer_idx} have biases, and such experts are "
-                "not copied to a device; use no option that moves experts, and no device experts."
-            )
-
     def _not_loaded(self) -> CallOrderError:
         return CallOrderError(f"layer {self.layer_idx}: the weights are not loaded; call load_weights first.")
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What the bytes of this layer's experts leave open; `global_scales` float32 [E, 3] by physical slot."""
-
-    group_size: int
-    scale_dtype: torch.dtype | None
-    global_scales: torch.Tensor
-    biases: tuple[tuple[torch.Tensor | None, ...], ...]  # by slot: of gate, up, down; empty without any
-
-    @property
-    def has_biases(self) -> bool:
-        return bool(self.biases)
-
-    @classmethod
-    def of(cls, experts: LayerExperts, order: list[int]) -> _Stored:
-        scale = experts.gate[0].scale
-        factors = [
-            [matrices[expert].global_scale for matrices in (experts.gate, experts.up, experts.down)]
-            for expert in order
-        ]
-        return cls(
-            experts.group_size,
-            None if scale is None else scale.dtype,
-            torch.tensor(factors, dtype=torch.float32),
-            experts.biases(order),
-        )
 
 
 def _thread_argument(option: str) -> str:
@@ -590,7 +492,3 @@ def _engine(threads: int | None, pools: int | None, numa_nodes: Sequence[int] | 
         plan = plan_threads(kt_kernel_ext.topology(), threads, pools, numa_nodes, _thread_argument)
         threads, pools, numa_nodes = plan.threads, plan.pools, plan.numa_nodes
     return get_engine(threads, pools, numa_nodes)
-
-
-def _address(part: torch.Tensor | None) -> int:
-    return 0 if part is None else part.data_ptr()

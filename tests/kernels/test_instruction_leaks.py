@@ -84,6 +84,7 @@ for _family in _FAMILIES:
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*(?:\{\w+\} )?(\S*)\s*(.*)$")
 # Segment, address-size and lock prefixes may stand before VEX (c4, c5) and EVEX (62); nothing else may.
 PREFIXES = {"26", "2e", "36", "3e", "64", "65", "67"}
+_LEADING = ("c4", "c5", "62", *PREFIXES)
 
 
 def needed_feature(code: list[str], mnemonic: str, operands: str) -> str | None:
@@ -109,7 +110,16 @@ def dispatch_table() -> list[dict]:
 def features_in(listing: str) -> dict[str, str]:
     """feature -> the first line of an objdump listing that needs it."""
     found: dict[str, str] = {}
+    seen: set[tuple[str, str, bool]] = set()
     for line in listing.splitlines():
+        # There are millions of lines, and some hundred kinds of what needed_feature looks at.
+        fields = line.split("\t", 2)
+        if len(fields) < 3 or not fields[1].startswith(_LEADING):
+            continue
+        kind = (fields[1][:2], fields[2].partition(" ")[0], "%k" in fields[2])
+        if kind in seen and fields[1][:2] not in PREFIXES and not kind[1].startswith("{"):
+            continue
+        seen.add(kind)
         if match := INSTRUCTION.match(line):
             feature = needed_feature(match[1].split(), match[2], match[3])
             if feature:
