@@ -219,6 +219,32 @@ def a_sync_wider_than_the_graph(library: str) -> None:
     assert same_bits(inside, expected)
 
 
+def a_replay_that_begins_while_the_last_one_left_a_task_running(library: str) -> None:
+    """The end of what was left is not taken for that of the new replay's first task."""
+    engine, layer, call = engine_and_layer()
+    long = engine_and_layer(tokens=1024)[2]
+    stream = Runtime(library).stream()
+    expected = run(layer, call)
+    first, left = poisoned(call.hidden.shape, F32), poisoned(long.hidden.shape, F32)
+    with stream.capture() as graph:
+        submit(stream, layer, call, first)
+        submit(stream, layer, long, left)
+        engine.sync_on_stream(stream.handle, 1)
+    executable = graph.instantiate_only()
+    complete = []
+
+    def look() -> None:
+        complete.append(same_bits(first, expected))
+        first[:] = np.nan
+
+    for _ in range(6):
+        executable.launch(stream)
+        stream.then(look)
+    stream.wait()
+    engine.sync()
+    assert complete == [True] * 6
+
+
 SCENES = [
     operations_of_a_layer,
     a_stream_in_order_across_graphs_and_plain_calls,
@@ -228,6 +254,7 @@ SCENES = [
     one_capture_launched_in_turn_on_two_streams,
     three_graphs_on_three_streams,
     a_sync_wider_than_the_graph,
+    a_replay_that_begins_while_the_last_one_left_a_task_running,
 ]
 
 
