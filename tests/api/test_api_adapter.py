@@ -128,3 +128,17 @@ def test_what_does_not_fit_is_refused():
     wrong = ExpertLora(*lora.tensors[:5], lora.down_b[:, :-1], scale=1.0)
     with pytest.raises(InputError, match=r"expected\s+float32 \[6, 160, 5\]"):
         attach(loaded(), wrong)
+
+
+def test_deferred_experts_have_it_too():
+    """The next layer, which has none of the call's experts, adds what was deferred."""
+    first, second = (
+        loaded(lora=random_lora(), layer_idx=index, max_deferred_experts_per_token=2 - index)
+        for index in range(2)
+    )
+    hidden, ids, weights = call_of(3, torch.float32)
+    now = first.forward(hidden, ids, weights)
+    later = second.forward(hidden, torch.full_like(ids, -1), weights)
+    whole = loaded(lora=random_lora()).forward(hidden, ids, weights)
+    assert later.any() and now.any()
+    assert nmse(now + later, whole.double()) <= 1e-10

@@ -28,6 +28,8 @@ from gguf_layers import (
 from safetensors.torch import save_file
 
 from kt_kernel import KTMoEWrapper, detect_method, kt_kernel_ext
+from kt_kernel.adapters.attach import attach
+from kt_kernel.adapters.backend import ExpertLora
 from kt_kernel.errors import (
     CheckpointError,
     ConfigurationError,
@@ -104,6 +106,28 @@ def test_map_puts_experts_of_the_file_into_slots(tmp_path, storage):
     made = wrapper(path, weight_storage=storage)
     made.load_weights(order)
     assert error_of(made, tuple(matrices[order] for matrices in layer.numbers)) <= NMSE_BOUNDS["auto"]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_lora_is_added_to_what_the_file_means(tmp_path, storage):
+    layer = random_layer("Q4_K", "Q4_K", "Q6_K")
+    made = wrapper(
+        write_model(tmp_path / "model.gguf", stacked("blk.0", layer)),
+        activations="bf16",
+        weight_storage=storage,
+    )
+    made.load_weights()
+    generator = torch.Generator().manual_seed(1)
+
+    def pair(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = (EXPERTS, 4, columns), (EXPERTS, rows, 4)
+        return tuple(torch.randn(size, generator=generator) / size[-1] ** 0.5 for size in sizes)
+
+    pairs = pair(INTERMEDIATE, HIDDEN), pair(INTERMEDIATE, HIDDEN), pair(HIDDEN, INTERMEDIATE)
+    attach(made, ExpertLora.of([matrix for each in pairs for matrix in each], 2.0))
+    merged = tuple(w + 2.0 * (b @ a).to(w) for w, (a, b) in zip(layer.numbers, pairs, strict=True))
+    assert error_of(made, merged) <= NMSE_BOUNDS["bf16"]
+    assert error_of(made, layer.numbers) > 0.01
 
 
 def test_auto_takes_gguf_by_file_and_by_directory(tmp_path):
