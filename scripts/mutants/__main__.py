@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from extension import Build
@@ -25,7 +27,8 @@ from python_package import MUTANTS as PYTHON_PACKAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = (*NATIVE_KERNELS, *NATIVE_CORE, *PYTHON_PACKAGE, *PYTHON_INTEGRATIONS)
-SECONDS = 300  # a hang is seen, too
+SECONDS = 300
+HANGS = f"hangs: more than {SECONDS} s"
 
 # An editable installation leads every import to its sources, before any path is looked at.
 WITHOUT_THE_INSTALLED_ONE = """
@@ -67,13 +70,11 @@ class Tree:
         self._extension = folder / "kt_kernel" / self._whole.name
         shutil.copy(self._whole, self._extension)
         (folder / "sitecustomize.py").write_text(WITHOUT_THE_INSTALLED_ONE)
-        self._passed: set[tuple[str, ...]] = set()
+        self._seconds: dict[tuple[str, ...], float] = {}  # of tests that passed
 
     def seen(self, mutant: Mutant) -> str | None:
-        """How the tests fail with it, if they do; ValueError where they fail without it."""
-        if mutant.tests not in self._passed and self._failure(mutant) is not None:
-            raise ValueError(f"{mutant.tests}: they do not pass here without any defect")
-        self._passed.add(mutant.tests)
+        """How the tests fail with it, if they do; ValueError where that cannot be told."""
+        unbroken = self._unbroken_seconds(mutant)
         path = self._folder / mutant.path
         original = path.read_text()
         if original.count(mutant.before) != 1:
@@ -83,30 +84,50 @@ class Tree:
             if mutant.compiled:
                 self._extension.unlink()  # a process may still have it mapped
                 Build(ROOT).link(self._folder, mutant.compiled, self._extension)
-            return self._failure(mutant)
+            failure = self._failure(mutant)
         finally:
             path.write_text(original)
             if mutant.compiled:
                 self._extension.unlink(missing_ok=True)
                 shutil.copy(self._whole, self._extension)
+        if failure == HANGS and unbroken > SECONDS / 3:
+            raise ValueError(f"{mutant}: no hang can be told, its tests take {unbroken:.0f} s without it")
+        return failure
+
+    def _unbroken_seconds(self, mutant: Mutant) -> float:
+        """Of its tests without the defect; ValueError where they fail."""
+        if mutant.tests not in self._seconds:
+            begin = time.monotonic()
+            if failure := self._failure(mutant):
+                raise ValueError(f"{mutant.tests}: they do not pass here without any defect ({failure})")
+            self._seconds[mutant.tests] = time.monotonic() - begin
+        return self._seconds[mutant.tests]
 
     def _failure(self, mutant: Mutant) -> str | None:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
         environment = os.environ | {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}
         if any(source.startswith("kernels/avx2/") for source in mutant.compiled):
             environment["KT_KERNEL_CPU_VARIANT"] = "avx2"
-        try:
-            done = subprocess.run(
-                command, cwd=self._folder, env=environment, capture_output=True, text=True, timeout=SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return f"more than {SECONDS} s"
+        with subprocess.Popen(
+            command,
+            cwd=self._folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # the processes of the tests, too
+                return HANGS
         # 4 and 5: no such test. A negative status is a signal.
-        if done.returncode in (4, 5):
-            raise RuntimeError(f"{mutant}: pytest ended with {done.returncode}:\n{done.stdout[-2000:]}")
-        if done.returncode == 0:
+        if process.returncode in (4, 5):
+            raise RuntimeError(f"{mutant}: pytest ended with {process.returncode}:\n{said[-2000:]}")
+        if process.returncode == 0:
             return None
-        return "failed" if done.returncode == 1 else f"pytest ended with {done.returncode}"
+        return "failed" if process.returncode == 1 else f"pytest ended with {process.returncode}"
 
 
 if __name__ == "__main__":

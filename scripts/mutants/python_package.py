@@ -8,6 +8,7 @@ UPDATE = ("tests/hybrid/test_update.py",)
 MISSES = ("tests/hybrid/test_misses.py",)
 GROUPS = ("tests/api/test_api_group_size.py",)
 FILES = ("tests/api/test_api_hostile_files.py",)
+PLAIN_FILES = (*FILES, "-k", "plain_files")
 CHECKPOINT = ("tests/api/test_api_checkpoint.py",)
 OWN_FILES = ("tests/cli/test_server_files.py",)
 KEY = ("tests/cli/test_server_key.py",)
@@ -55,7 +56,7 @@ MUTANTS = (
     Mutant("checkpoint/safetensors_file.py", "    if info.end > size:\n", "    if False:\n", CHECKPOINT),
     Mutant("checkpoint/safetensors_file.py", "if data_begin > size:", "if False:", CHECKPOINT),
     Mutant("checkpoint/reader.py", "not os.path.normpath(path).startswith(", "(lambda _: False)(", FILES),
-    Mutant("checkpoint/mapped_file.py", "flags | os.O_NONBLOCK", "flags", FILES),
+    Mutant("checkpoint/mapped_file.py", "flags | os.O_NONBLOCK", "flags", PLAIN_FILES),
     Mutant("checkpoint/mapped_file.py", "if not stat.S_ISREG(mode):", "if False:", FILES),
     Mutant("checkpoint/mapped_file.py", "watch is not None and watch.cut_off", "False", FILES),
     Mutant("server_files.py", "            _remove(folder)\n", "", OWN_FILES),
@@ -63,7 +64,7 @@ MUTANTS = (
         "server_files.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except",
         "fcntl.LOCK_SH)\n    except",
-        OWN_FILES,
+        (*OWN_FILES, "-k", "no_lock or named_alike"),
     ),
     Mutant("server_files.py", "not _OURS.fullmatch(folder.name) or ", "", OWN_FILES),
     Mutant("server_files.py", " or not _is_private(status)", "", OWN_FILES),

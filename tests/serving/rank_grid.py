@@ -98,6 +98,14 @@ def served(model: Path, folder: Path, device_experts: int, way: str | None) -> l
         return answers(first)
 
 
+def _cell(model: Path, folder: Path, device_experts: int, way: str, alone: list[Answer]) -> Compared | str:
+    """What is printed of it; a sentence where the servers did not answer."""
+    try:
+        return compared(alone, served(model, folder, device_experts, way))
+    except (AssertionError, OSError) as error:
+        return f"no answer: {str(error).splitlines()[0]}"
+
+
 def main() -> int:
     """Prints a line for each cell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -113,8 +121,8 @@ def main() -> int:
             for count in DEVICE_EXPERTS if chosen.device_experts is None else (chosen.device_experts,):
                 alone = served(model, folder, count, None)
                 for way in WAYS if chosen.way is None else (chosen.way,):
-                    cell = compared(alone, served(model, folder, count, way))
-                    held = held and cell.only_ties()
+                    cell = _cell(model, folder, count, way, alone)
+                    held = held and isinstance(cell, Compared) and cell.only_ties()
                     print(f"| {format_name} | {count} of 16 | {way} | {cell} |", flush=True)
     return 0 if held else 1
 
