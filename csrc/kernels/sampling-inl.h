@@ -31,8 +31,8 @@ struct Sampling {
     const Vec top = Ops::set(largest(logits, count)), divisor = Ops::set(temperature), least = Ops::set(-140.0f);
     All::for_vectors(count, [&](int i, auto extent) {
       const Vec below = Ops::div(Ops::sub(load<F32>(logits + i, extent), top), divisor);
-      // The second operand where the first is NaN.
-      store<F32>(Rows<Ops>::exp(Ops::max(below, least)), weights + i, extent);
+      // The second operand where one is NaN.
+      store<F32>(Rows<Ops>::exp(Ops::max(least, below)), weights + i, extent);
     });
   }
 };

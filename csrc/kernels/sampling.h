@@ -7,7 +7,8 @@
 namespace kt {
 
 struct SamplingKernels {
-  // weights[i] = exp((logits[i] - largest) / temperature): 1 for the largest logit, 0 for minus infinity and for NaN.
+  // weights[i] = exp((logits[i] - largest) / temperature): 1 for the largest logit, 0 for minus infinity, NaN for NaN.
+  // Where the largest is infinite, some are NaN, too.
   void (*weigh)(const float* logits, float* weights, int count, float temperature);
 };
 

@@ -24,21 +24,17 @@ double sum_of(const float* weights, int64_t count) {
 }
 
 // How many weigh at least so much.
-int heavier(const float* weights, int64_t count, float least) {
-  int found = 0;
+int64_t heavier(const float* weights, int64_t count, float least) {
+  int32_t found = 0;
   for (int64_t i = 0; i < count; ++i) found += weights[i] >= least;
   return found;
 }
 
-// The first of weight 1, or -1.
 int64_t first_of_largest(const float* weights, int64_t count) {
   constexpr int64_t kBlock = 64;
-  for (int64_t first = 0; first < count; first += kBlock) {
-    const int64_t end = std::min(first + kBlock, count);
-    if (heavier(weights + first, end - first, 1.0f) == 0) continue;
-    return std::find_if(weights + first, weights + end, [](float w) { return w >= 1; }) - weights;
-  }
-  return -1;
+  int64_t first = 0;
+  while (first + kBlock < count && heavier(weights + first, kBlock, 1.0f) == 0) first += kBlock;
+  return std::find_if(weights + first, weights + count, [](float w) { return w >= 1; }) - weights;
 }
 
 // Where no filter takes anything away: whole blocks are passed by their sums.
@@ -212,9 +208,10 @@ class Kept {
 }  // namespace
 
 int64_t draw_token(const float* weights, int64_t count, const TokenFilter& filter, double uniform) {
-  const int64_t largest = first_of_largest(weights, count);
-  if (largest < 0) throw std::invalid_argument("a row of logits has no finite number; expected some");
-  if (filter.top_k <= 1) return largest;
+  if (heavier(weights, count, 0.0f) < count) {
+    throw std::invalid_argument("a row of logits has NaN or infinity, or only minus infinity; expected numbers");
+  }
+  if (filter.top_k <= 1) return first_of_largest(weights, count);
   if (filter.keeps_all(count)) return draw_from_all(weights, count, uniform);
   thread_local Scratch scratch;
   return Kept(weights, count, filter, scratch).draw(uniform);

@@ -18,7 +18,8 @@ struct TokenFilter {
 
 // An index with the probability weight / sum of the weights that stay, by inversion: the first in ascending order at
 // which their sum exceeds `uniform` in [0, 1) of the whole. `weights` are in [0, 1] and the largest is 1, as
-// SamplingKernels::weigh leaves them; otherwise std::invalid_argument, which says that a row has no finite logit.
+// SamplingKernels::weigh makes them of numbers; NaN among them means that the row's logits were none, and throws
+// std::invalid_argument.
 int64_t draw_token(const float* weights, int64_t count, const TokenFilter& filter, double uniform);
 
 }  // namespace kt

@@ -96,17 +96,20 @@ def test_a_row_is_drawn_alone_as_among_others():
     assert together.tolist() == torch.cat(alone).tolist()
 
 
-def test_the_last_token_is_in_reach_and_nan_is_not():
-    logits = torch.tensor([[0.0, torch.nan, 1.0, -torch.inf]])
+def test_first_and_last_token_are_in_reach():
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]])
     for uniform, token in ((0.0, 0), (1 - 1e-16, 2)):
         arguments = one_row(logits, 1.0, ALL, 1.0, 0.0, 1)
         assert native(SAMPLE)(*arguments, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
 
 
-@pytest.mark.parametrize("value", [-torch.inf, torch.nan, torch.inf])
-def test_rows_without_a_finite_number_are_refused(value):
-    arguments = one_row(torch.full((1, 50), value), 1.0, ALL, 1.0, 0.0, 1)
-    with pytest.raises(ValueError, match="no finite number"):
+@pytest.mark.parametrize("top_k", [1, 5, ALL])
+@pytest.mark.parametrize(("value", "rest"), [(-torch.inf, -torch.inf), (torch.nan, 0.0), (torch.inf, 0.0)])
+def test_a_row_that_is_no_numbers_is_refused(value, rest, top_k):
+    logits = torch.full((1, 50), rest)
+    logits[0, 33] = value
+    arguments = one_row(logits, 1.0, top_k, 1.0, 0.0, 1)
+    with pytest.raises(ValueError, match="NaN or infinity"):
         native(SAMPLE)(*arguments, torch.zeros(1, dtype=torch.float64))
 
 

@@ -10,8 +10,7 @@ def probabilities(
     logits: Tensor, temperatures: Tensor, top_ks: Tensor, top_ps: Tensor, min_ps: Tensor
 ) -> Tensor:
     """[rows, tokens] float64: how each token is drawn; csrc/operators/token_choice.h has the filters."""
-    logits = torch.where(logits.isnan(), -torch.inf, logits.double())
-    shares = torch.softmax(logits / temperatures.view(-1, 1).double(), dim=-1)
+    shares = torch.softmax(logits.double() / temperatures.view(-1, 1).double(), dim=-1)
     ordered, tokens = shares.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     rank = torch.arange(logits.shape[-1]).view(1, -1)
