@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import threading
 from types import SimpleNamespace
@@ -135,3 +136,16 @@ def test_other_hosts_reach_one_whose_name_is_a_loopback_address_to_itself(name_o
 def test_an_address_between_the_hosts_is_listened_behind():
     with host_watch._listen("192.0.2.1") as listener:  # of no machine (RFC 5737)
         assert listener.getsockname()[0] == "0.0.0.0"
+
+
+def test_the_launching_process_is_told_and_never_whoever_came_in_its_place(monkeypatch):
+    """A process whose parent has ended is given to another one, such as that with the id 1."""
+    sent, parent = [], [4711]
+    monkeypatch.setattr(host_watch.os, "getppid", lambda: parent[0])
+    monkeypatch.setattr(host_watch.os, "kill", lambda *call: sent.append(call))
+    end = host_watch.ending_of_server()
+    end()
+    assert sent == [(4711, signal.SIGQUIT)]
+    parent[0] = 1
+    end()
+    assert sent[1:] == [(os.getpid(), signal.SIGKILL)]

@@ -5,6 +5,7 @@ The checks before a running server: tests/cli/served_hostile.py.
 
 from __future__ import annotations
 
+import json
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -118,3 +119,18 @@ def test_where_a_grammar_leaves_only_the_end_it_can_be_sampled():
     assert torch.softmax(only_the_end / 1e-6, dim=-1).tolist() == [[0.0, 1.0, 0.0]]
     free = torch.tensor([[1.0, 5.0, 1.0]]) + penalty.stop_token_penalties
     assert torch.softmax(free, dim=-1).tolist() == [[0.5, 0.0, 0.5]]
+
+
+def nested(levels: int) -> str:
+    schema: dict[str, Any] = {"type": "string", "pattern": '[[{{"'}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return json.dumps(schema)
+
+
+@pytest.mark.parametrize("name", ["json_schema", "structural_tag"])
+def test_a_schema_that_takes_minutes_to_compile_is_refused(name):
+    check({name: nested(63)})
+    with pytest.raises(ValueError, match=f"{name} is nested deeper than 128 levels"):
+        check({name: nested(64)})
+    check({name: "[" * 128 + "]" * 128 + "[" * 100})

@@ -28,7 +28,8 @@ def served_ranks() -> Ranks:
 def share_of_rank(settings: KTSettings, whole: int) -> CpuShare:
     """Of layers with this intermediate size; the first call for it is collective.
 
-    Raises FeatureUnavailableError where experts would have to be copied to another host's device.
+    Raises FeatureUnavailableError where experts would have to be copied to another host's device, and for
+    --kt-verify where rank 0 has them all.
     """
     ranks = served_ranks()
     options = options_of_rank(settings)
@@ -44,6 +45,11 @@ def share_of_rank(settings: KTSettings, whole: int) -> CpuShare:
             shares = cpu_shares(whole, threads, unit)
     if ranks.size > 1:
         _say(shares, whole)
+        if options.verify and shares[0].is_whole:
+            raise FeatureUnavailableError(
+                f"not available yet: --kt-verify where rank 0 computes the CPU's experts for all {ranks.size} "
+                "ranks, of which none has what gives its own result; leave it out, or give --kt-cpu-ranks auto."
+            )
         if copies and shares[0].is_whole:
             _check_one_host()
     return shares[ranks.rank]

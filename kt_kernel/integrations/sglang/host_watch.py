@@ -105,11 +105,11 @@ def begin(runner: Any, *_: Any, **__: Any) -> None:
     offer = None if listener is None else (listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
     port, token = group.broadcast_object(offer, src=0)
     if listener is not None:
-        _accept(listener, token, parallel.nnodes - 1, end_server)
+        _accept(listener, token, parallel.nnodes - 1, ending_of_server())
     elif first_of_host:
         connection = socket.create_connection((address, port), timeout=_SECONDS_OF_SILENCE)
         connection.sendall(token + parallel.node_rank.to_bytes(2, "big"))
-        HostWatch(connection, f"host 0 ({address})", end_server)
+        HostWatch(connection, f"host 0 ({address})", ending_of_server())
 
 
 def _listen(address: str) -> socket.socket:
@@ -151,6 +151,16 @@ def _introduced(connection: socket.socket, token: bytes) -> int | None:
     return int.from_bytes(said[len(token) : len(token) + 2], "big") if known else None
 
 
-def end_server() -> None:
-    """As a scheduler of SGLang ends its server: the launching process ends all of its children."""
-    os.kill(os.getppid(), signal.SIGQUIT)
+def ending_of_server() -> Ending:
+    """As a scheduler of SGLang ends its server: the launching process, whose child this process must be now, ends
+    all of its children. Where that is gone by then, this process ends alone.
+    """
+    launcher = os.getppid()
+
+    def end() -> None:
+        if os.getppid() == launcher:
+            os.kill(launcher, signal.SIGQUIT)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return end
