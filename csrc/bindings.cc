@@ -11,6 +11,7 @@
 #include "core/device_calls.h"
 #include "core/device_signals.h"
 #include "core/device_stream.h"
+#include "core/fault.h"
 #include "core/mapped_reads.h"
 #include "core/release_later.h"
 #include "core/topology.h"
@@ -480,6 +481,8 @@ PYBIND11_MODULE(kt_kernel_ext, m) {
   m.def(
       "page_lock", [](uintptr_t memory, size_t bytes) { return kt::page_lock(reinterpret_cast<void*>(memory), bytes); },
       py::arg("address"), py::arg("bytes"), py::call_guard<kt::Unlocked>());
+  m.def("fault_points", &kt::fault_points);
+  m.def("arm_fault", &kt::arm_fault, py::arg("point"), py::arg("nth") = 1);
   m.def("release_finished", &kt::release_now);
   py::class_<kt::MappedReads>(m, "MappedReads")
       .def(py::init<uintptr_t, size_t>(), py::arg("address"), py::arg("bytes"))

@@ -40,6 +40,11 @@ class CallOrderError(KTError, RuntimeError):
 class CheckpointError(KTError):
     """A checkpoint is damaged or does not hold what the layer needs."""
 
+    def __str__(self) -> str:
+        # Names come from the file: a line break or a terminal's command among them would reach the log.
+        message = super().__str__()
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+
 
 class CheckpointPathError(CheckpointError, FileNotFoundError):
     """The checkpoint, or a file that its index names, is not there."""

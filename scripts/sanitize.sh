@@ -21,7 +21,7 @@ build="$PWD/build/sanitize-${sanitizers//,/-}"
 mkdir -p "$build"
 # The compute threads by themselves first, as a program: a minute.
 "${CXX:-c++}" -std=c++17 -O1 -g "-fsanitize=$sanitizers" -fno-sanitize-recover=all -pthread -Icsrc -o "$build/scenes" \
-  tests/kernels/thread_pools.cc csrc/core/thread_pool.cc csrc/core/worker_placement.cc
+  tests/kernels/thread_pools.cc csrc/core/thread_pool.cc csrc/core/worker_placement.cc csrc/core/fault.cc
 for scene in every_piece_once threads_stopped_anywhere late_workers exceptions call_from_a_piece; do
   echo "thread_pools.cc: $scene"
   "$build/scenes" "$scene"

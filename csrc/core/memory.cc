@@ -6,14 +6,23 @@
 
 #include <cerrno>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "core/fault.h"
 
 namespace kt {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+
+void* reserved(size_t bytes) {
+  if (fails(Fault::kAllocation)) {
+    errno = ENOMEM;
+    return MAP_FAILED;
+  }
+  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
 
 // mbind(2) with MPOL_PREFERRED: a full node spills to its neighbours instead of killing the process.
 void prefer_node(void* data, size_t bytes, int node) {
@@ -32,11 +41,9 @@ Buffer::Buffer(size_t bytes, int numa_node) {
   if (bytes == 0) return;
   // Huge pages need 2 MiB alignment: take one page more and give the ends back.
   const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* raw =
-      mmap(nullptr, rounded + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const raw = reserved(rounded + kHugePage);
   if (raw == MAP_FAILED) {
-    throw std::runtime_error("could not reserve " + std::to_string(bytes) +
-                             " bytes of memory: " + std::strerror(errno));
+    throw OutOfMemory("could not reserve " + std::to_string(bytes) + " bytes of memory: " + std::strerror(errno));
   }
   const uintptr_t begin = reinterpret_cast<uintptr_t>(raw);
   const uintptr_t aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;

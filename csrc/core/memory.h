@@ -4,13 +4,26 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
+#include <string>
+#include <utility>
 
 namespace kt {
+
+// MemoryError in Python.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::string what) : what_(std::move(what)) {}
+  const char* what() const noexcept override { return what_.c_str(); }
+
+ private:
+  std::string what_;
+};
 
 class Buffer {
  public:
   Buffer() = default;
-  // Zero-filled; `numa_node` < 0 leaves placement to first touch. Throws std::runtime_error with the size asked for.
+  // Zero-filled; `numa_node` < 0 leaves placement to first touch. Throws OutOfMemory with the size asked for.
   explicit Buffer(size_t bytes, int numa_node = -1);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -12,7 +13,10 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
+
+#include "core/fault.h"
 
 namespace kt {
 namespace {
@@ -147,7 +151,14 @@ TaskQueue::~TaskQueue() {
 }
 
 void TaskQueue::start_consumer() {
-  if (!consumer_.joinable()) consumer_ = std::thread([state = state_] { consume(state); });
+  if (consumer_.joinable()) return;
+  try {
+    if (fails(Fault::kThreadStart)) throw std::system_error(EAGAIN, std::generic_category());
+    consumer_ = std::thread([state = state_] { consume(state); });
+  } catch (const std::system_error& error) {
+    throw std::runtime_error(std::string("cannot start the thread of the task queue (") + error.what() +
+                             "); allow more threads (ulimit -u, pids.max of the control group) or more memory");
+  }
 }
 
 void TaskQueue::submit(Task task) { submit(std::move(task), Caller::kCpu); }
@@ -273,6 +284,7 @@ void TaskQueue::State::run_first(std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   std::exception_ptr thrown;
   try {
+    if (fails(Fault::kQueueTask)) throw std::runtime_error("a queued task was made to fail by KT_FAULT");
     entry.task();
   } catch (...) {
     thrown = std::current_exception();

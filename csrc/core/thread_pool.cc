@@ -7,10 +7,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <climits>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
+
+#include "core/fault.h"
 
 namespace kt {
 namespace {
@@ -175,6 +178,7 @@ ThreadPools::ThreadPools(const PoolConfig& config, const Topology& topology)
   }
   try {
     for (int i = 1; i < threads(); ++i) {
+      if (fails(Fault::kThreadStart)) throw std::system_error(EAGAIN, std::generic_category());
       threads_.emplace_back([this, i] { worker_loop(i); });
       activities_[i].clock = cpu_clock(threads_.back().native_handle());
       placement_.add(i, threads_.back().native_handle());

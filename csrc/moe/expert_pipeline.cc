@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
+
+#include "core/fault.h"
 
 namespace kt {
 namespace {
@@ -103,6 +106,10 @@ void ExpertPipeline::write(const PipelineJob& job, int expert, int buffer) {
 void ExpertPipeline::enqueue(const PipelineJob& job, size_t index, int buffer, DeviceCopies& copies) {
   const uint8_t* const source = image(config_.rank, buffer);
   marked_[buffer] = 1;
+  if (fails(Fault::kDeviceCopy)) {
+    throw std::runtime_error("copying expert " + std::to_string(job.experts[index]) +
+                             " to the device failed: made to fail by KT_FAULT");
+  }
   if (job.staging != nullptr) {
     copies.wait_until_used(buffer);
     copies.copy(job.staging + buffer * config_.image_bytes, source, config_.image_bytes);

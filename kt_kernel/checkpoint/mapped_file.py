@@ -5,6 +5,7 @@ What the files of every container have in common; a subclass reads the header in
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from kt_kernel.errors import CheckpointError, CheckpointPathError, MissingTensorError
+from kt_kernel.faults import fails
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -51,6 +53,8 @@ class MappedFile:
         try:
             with open(path, "rb", opener=_open_without_waiting) as file:
                 _require_plain_file(path, file.fileno())
+                if fails("file-read"):
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
                 self.size = os.fstat(file.fileno()).st_size
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
         except FileNotFoundError:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from kt_kernel.errors import CallOrderError
+from kt_kernel.faults import fails
 from kt_kernel.hybrid.device import Backend, Event
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class CopyWorker:
             # Weights made in inference mode, as servers do, may be written in that mode only.
             with torch.inference_mode(), self._backend.copy_stream():
                 before.wait()
+                if fails("copy-job"):
+                    raise RuntimeError("copying experts was made to fail by KT_FAULT")
                 result = job()
                 return result, self._backend.record()
 

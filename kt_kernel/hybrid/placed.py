@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from kt_kernel.errors import ConfigurationError
+from kt_kernel.faults import fails
 from kt_kernel.formats.expert_image import ExpertEncoding
 from kt_kernel.hybrid.context import HybridContext
 from kt_kernel.hybrid.experts import DeviceExperts
@@ -69,6 +70,8 @@ class PlacedExperts:
 
     def new_experts(self, count: int) -> DeviceExperts:
         """Room for `count` experts of this layer's kind."""
+        if fails("device-memory"):
+            raise torch.OutOfMemoryError(f"no memory for {count} experts")
         # Made in inference mode, the tensors could be written in that mode only.
         with torch.inference_mode(mode=False):
             return self._new_experts(count)

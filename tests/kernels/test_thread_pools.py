@@ -26,7 +26,12 @@ SECONDS_WITH_NEIGHBOURS = 2.0
 def scenes(tmp_path_factory) -> Path:
     program = tmp_path_factory.mktemp("thread_pools") / "thread_pools"
     command = [tool("c++", "g++", "clang++"), "-std=c++17", "-O1", "-Wall", "-Wextra", "-pthread"]
-    sources = [HERE / "thread_pools.cc", CORE / "thread_pool.cc", CORE / "worker_placement.cc"]
+    sources = [
+        HERE / "thread_pools.cc",
+        CORE / "thread_pool.cc",
+        CORE / "worker_placement.cc",
+        CORE / "fault.cc",
+    ]
     subprocess.run([*command, f"-I{CORE.parent}", "-o", program, *sources], check=True)
     return program
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import requests
@@ -64,6 +65,11 @@ def _address(family: int, digits: str) -> str:
 
 def kill_and_check(server: Server, process: int, sentence: str) -> None:
     """Kill one process of a server that is answering: the client is told, all end, and nothing stays."""
+    end_and_check(server, lambda: os.kill(process, signal.SIGKILL), sentence)
+
+
+def end_and_check(server: Server, end: Callable[[], None], sentence: str) -> None:
+    """The same where `end()` lets one of its processes end."""
     name = server_name(server)
     assert left_of(name)
     sampling = {"temperature": 0, "max_new_tokens": 100_000, "ignore_eos": True}
@@ -71,7 +77,7 @@ def kill_and_check(server: Server, process: int, sentence: str) -> None:
     with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=PATIENCE_SECONDS) as answer:
         lines = answer.iter_lines()
         next(lines)
-        os.kill(process, signal.SIGKILL)
+        end()
         with contextlib.suppress(requests.RequestException):  # cut off, or an error as the last event
             assert all(
                 "finish_reason" not in json.loads(line[6:]) for line in lines if line.startswith(b"data: {")

@@ -1,5 +1,5 @@
 """A plug-in for a test's server: when a file appears, CPU experts are asked once for one that there is not,
-or SGLang's own code raises.
+SGLang's own code raises, or a fault point of ours is armed (kt_kernel/faults.py).
 
 `install` writes what makes SGLang find it beside ours; only servers with `environment` have it. The errors
 are the extension's own: of a task on its threads, or of the copy of an expert to the device.
@@ -28,12 +28,18 @@ def switch(folder: Path, what: str = COMPUTING) -> Path:
     return folder / f"fail-{what}"
 
 
+def arm(folder: Path, point: str) -> None:
+    """Let the next use of a fault point fail, from the next step on."""
+    switch(folder, point).touch()
+
+
 def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     runner = "sglang.srt.model_executor.model_runner.ModelRunner"
     for name, what in (("forward", MODEL), ("sample", SAMPLER)):
         HookRegistry.register(f"{runner}.{name}", _raising(what), HookType.BEFORE)
+    HookRegistry.register(f"{runner}.forward", _arm_when_told_to, HookType.BEFORE)
     from kt_kernel.calls.cpu_path import CpuPath
     from kt_kernel.hybrid.feed import Channel
 
@@ -50,6 +56,15 @@ def _told_to(what: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _arm_when_told_to(*_: object, **__: object) -> None:
+    from kt_kernel import faults
+
+    for point in faults.POINTS:
+        # All ranks count, and the last one dies.
+        if switch(Path(os.environ[_FOLDER]), point).exists() if point == "rank-death" else _told_to(point):
+            faults.arm(point)
 
 
 def _raising(what: str) -> Callable:

@@ -16,7 +16,7 @@ import requests
 import torch
 from agreement import DECIDED_LOGIT_GAP, compare, served_continuation, served_prompt
 from answers import Answer, events, greedy, streamed
-from endings import kill_and_check, process_named
+from endings import end_and_check, kill_and_check, process_named
 from server import Server, kt_options, serving
 from texts import ENGLISH
 from transformers import AutoTokenizer
@@ -254,6 +254,31 @@ def test_an_exception_between_two_tokens_ends_the_stream(server, alone, folder, 
     assert alone[3].differs_from(greedy(server, PROMPTS[3], TOKENS), DECIDED_LOGIT_GAP) is None
 
 
+# ---- faults made on purpose (kt_kernel/faults.py) ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("point", "sentence", "of_an_update"),
+    [
+        ("queue-task", "a queued task was made to fail", None),
+        ("device-copy", "to the device failed: made to fail", "they stay on the CPU until the next update"),
+        ("copy-job", "copying experts was made to fail", "they stay on the CPU until the next update"),
+    ],
+)
+def test_a_fault_ends_its_batch_and_nothing_else(server, alone, folder, point, sentence, of_an_update):
+    """Of the copies, some are an update's, which nobody waits for: its experts stay on the CPU."""
+    forget(server)
+    before = len(server.log_text())
+    failing_experts.arm(folder / "plugin", point)
+    body = {"text": ENGLISH[: 5 * CHUNK], "sampling_params": {"temperature": 0, "max_new_tokens": TOKENS}}
+    reply = requests.post(f"{server.url}/generate", json=body, timeout=60)
+    if reply.ok:
+        assert of_an_update is not None and of_an_update in server.log_text()[before:]
+    else:
+        assert reply.status_code == 500 and sentence in reply.text, reply.text
+    assert alone[2].differs_from(greedy(server, PROMPTS[2], TOKENS), DECIDED_LOGIT_GAP) is None
+
+
 # ---- two ranks --------------------------------------------------------------------------------
 
 
@@ -272,8 +297,10 @@ def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_refe
         assert SENTENCE in refused(ranks, PROMPTS[6])
         answers.append(greedy(ranks, PROMPTS[6], TOKENS))
         report = ranks.report()
-        kill_and_check(
-            ranks, process_named(ranks, "scheduler_TP1"), "the process scheduler_1 of this server ended"
+        end_and_check(
+            ranks,
+            lambda: failing_experts.arm(tmp_path / "plugin", "rank-death"),
+            "the process scheduler_1 of this server ended (exit code -9, SIGKILL",
         )
     wrong = [
         mine.differs_from(other, DECIDED_LOGIT_GAP) for mine, other in zip(alone[:7], answers, strict=True)

@@ -23,7 +23,9 @@ def share(monkeypatch, ranks: int, verify: int):
 
 
 def test_verifying_is_refused_where_rank_0_computes_for_all(monkeypatch):
-    with pytest.raises(FeatureUnavailableError, match="--kt-verify where rank 0 computes .* for all 2 ranks"):
+    with pytest.raises(
+        FeatureUnavailableError, match=r"--kt-verify where rank 0 computes .* for all 2 ranks"
+    ):
         share(monkeypatch, ranks=2, verify=5)
     assert share(monkeypatch, ranks=2, verify=0).size == 0
     assert share(monkeypatch, ranks=1, verify=5).size == 128

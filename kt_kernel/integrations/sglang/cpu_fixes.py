@@ -24,18 +24,23 @@ def moe_forward_skipping(
 
     Written for the experts our layers wrap: SwiGLU or its clamped variants, with gate rows before up rows or
     (gpt-oss) in turn, with or without biases. Other layers get stock code, unless a negative id is there, or
-    a clamped variant with gate rows before up rows, which stock code computes wrongly.
+    a clamped variant with gate rows before up rows, which stock code computes wrongly. Ours round as the
+    CPU's experts do, so that a token's result hardly depends on who computes an expert: what is multiplied to
+    bfloat16, sums to float32.
     """
     weights, ids, _ = topk_output
     is_ours = getattr(layer, PLAYS_DEVICE, False)
     if not is_ours and bool((ids >= 0).all()) and not _is_clamped_in_halves(moe_runner_config):
         return original(layer, x, topk_output, moe_runner_config)
     w13_bias, w2_bias = (getattr(layer, name, None) for name in ("w13_weight_bias", "w2_weight_bias"))
+    multiplied, summed = (torch.bfloat16, torch.float32) if is_ours else (x.dtype, x.dtype)
+    rows = x.to(multiplied)
     output = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids[ids >= 0].unique().tolist():
         token, choice = (ids == expert).nonzero(as_tuple=True)
-        both = _product(x[token], layer.w13_weight, w13_bias, expert)
-        down = _product(_gated(both, moe_runner_config), layer.w2_weight, w2_bias, expert)
+        both = _product(rows[token], layer.w13_weight, w13_bias, expert).to(summed)
+        middle = _gated(both, moe_runner_config).to(multiplied)
+        down = _product(middle, layer.w2_weight, w2_bias, expert).to(summed)
         output.index_add_(0, token, down.float() * weights[token, choice, None].float())
     return output.to(x.dtype)
 
@@ -43,14 +48,14 @@ def moe_forward_skipping(
 def _product(
     rows: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor | None, expert: int
 ) -> torch.Tensor:
-    """rows [n, K] through one of `weights` [E, N, K], plus its bias [E, N]: the same bits for a row whatever
-    rows are beside it.
+    """rows [n, K] through one of `weights` [E, N, K], plus its bias [E, N], in float64: once rounded, the same
+    bits for a row whatever rows are beside it.
 
-    torch adds in an order that depends on their number. In float64 that changes the rounded result only if it
-    is within some 1e-13 of a tie.
+    torch adds in an order that depends on their number. In float64 that changes the rounded result only if
+    it is within some 1e-13 of a tie.
     """
     bias = None if biases is None else biases[expert].double()
-    return F.linear(rows.double(), weights[expert].double(), bias).to(rows.dtype)
+    return F.linear(rows.double(), weights[expert].double(), bias)
 
 
 def _is_in_turn(config: Any) -> bool:

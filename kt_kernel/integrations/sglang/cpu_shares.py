@@ -47,8 +47,9 @@ def share_of_rank(settings: KTSettings, whole: int) -> CpuShare:
         _say(shares, whole)
         if options.verify and shares[0].is_whole:
             raise FeatureUnavailableError(
-                f"not available yet: --kt-verify where rank 0 computes the CPU's experts for all {ranks.size} "
-                "ranks, of which none has what gives its own result; leave it out, or give --kt-cpu-ranks auto."
+                "not available yet: --kt-verify where rank 0 computes the CPU's experts for all "
+                f"{ranks.size} ranks, of which none has what gives its own result; leave it out, or give "
+                "--kt-cpu-ranks auto."
             )
         if copies and shares[0].is_whole:
             _check_one_host()

@@ -152,8 +152,8 @@ def _introduced(connection: socket.socket, token: bytes) -> int | None:
 
 
 def ending_of_server() -> Ending:
-    """As a scheduler of SGLang ends its server: the launching process, whose child this process must be now, ends
-    all of its children. Where that is gone by then, this process ends alone.
+    """As a scheduler of SGLang ends its server: the launching process, whose child this process must be now,
+    ends all of its children. Where that is gone by then, this process ends alone.
     """
     launcher = os.getppid()
 

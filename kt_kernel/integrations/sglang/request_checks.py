@@ -21,8 +21,8 @@ MOST_SAMPLES = 1024
 # SGLang's limits, which it checks after the expressions would have been compiled here.
 MOST_PATTERNS = 32
 LONGEST_PATTERN = 256
-# Braces and brackets inside each other in a schema. The time to compile grows with the cube: nested objects take
-# xgrammar 0.05 s with 128 braces, 0.4 s with 256, 3.2 s with 512 (Zen 4, busy, 2026-11-30).
+# Braces and brackets inside each other in a schema. The time to compile grows with the cube: nested objects
+# take xgrammar 0.05 s with 128 braces, 0.4 s with 256, 3.2 s with 512 (Zen 4, busy, 2026-11-30).
 DEEPEST_SCHEMA = 128
 # With a temperature of 1e-6, SGLang's least, and the least repetition penalty below, logits stay finite in
 # float32; infinite ones make probabilities NaN, and the sampler raises.
@@ -172,8 +172,8 @@ def _check_depth(name: str, schema: Any) -> None:
         depth += (found[0] in "[{") - (found[0] in "]}")
         if depth > DEEPEST_SCHEMA:
             raise ValueError(
-                f"{name} is nested deeper than {DEEPEST_SCHEMA} levels of braces and brackets, expected at most "
-                "so many; refer to definitions ($defs) instead."
+                f"{name} is nested deeper than {DEEPEST_SCHEMA} levels of braces and brackets, expected at "
+                "most so many; refer to definitions ($defs) instead."
             )
 
 

@@ -5,6 +5,8 @@ server.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from kt_kernel.cpu_share import CpuShare
 from kt_kernel.errors import KTError
+from kt_kernel.faults import fails
 from kt_kernel.hybrid.model import HybridModel
 from kt_kernel.hybrid.pass_rows import RequestRows
 from kt_kernel.hybrid.ranks import ALONE
@@ -53,6 +56,8 @@ class ServedModel:
 
     def begin_step(self) -> None:
         """Before each forward pass of the model, also before a graph is replayed."""
+        if self.ranks.rank == self.ranks.size - 1 and fails("rank-death"):
+            os.kill(os.getpid(), signal.SIGKILL)
         try:
             self.hybrid.begin_step(self._requests)
         except FAILURES as error:
