@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from kt_kernel.errors import ConfigurationError
+from kt_kernel.errors import ConfigurationError, KTError
 from kt_kernel.hybrid.layout import expert_layout
 from kt_kernel.kv_budget import StateValues, cached_values, layers_with_cache
 from kt_kernel.planning.model_facts import GQA, LINEAR, MLA, Sizes
 
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
 _INTERMEDIATE = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+_MOST_LAYERS = 10_000  # each is looked at
+# What values of wrong types end in.
+_DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
 _USUAL_CONTEXT = 32768  # of a configuration that names none
 
 
@@ -24,7 +27,28 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def sizes_of_config(config: Mapping[str, Any]) -> Sizes:
     """Raises ConfigurationError if the model has no routed experts, or does not say how large it is."""
+    try:
+        sizes = _sizes(config)
+    except _DAMAGE as error:
+        if isinstance(error, KTError):
+            raise
+        raise ConfigurationError(
+            f"the model's configuration cannot be read: {error}; expected a config.json as its makers publish "
+            "it."
+        ) from error
+    for name in ("layers", "experts", "top_k", "hidden", "intermediate", "heads", "kv_heads", "head_dim"):
+        if getattr(sizes, name) < 1 or sizes.layers > _MOST_LAYERS:
+            raise ConfigurationError(
+                f"the model's configuration says {name} {getattr(sizes, name)} and {sizes.layers} layers, "
+                f"expected 1 or more, and at most {_MOST_LAYERS} layers."
+            )
+    return sizes
+
+
+def _sizes(config: Mapping[str, Any]) -> Sizes:
     text = text_config(config)
+    if _integer(text, "num_hidden_layers") > _MOST_LAYERS:
+        raise ConfigurationError(f"the model's configuration says more than {_MOST_LAYERS} layers.")
     layout = expert_layout(SimpleNamespace(**_with_usual_names(text)))
     heads = _integer(text, "num_attention_heads")
     hidden = _integer(text, "hidden_size")

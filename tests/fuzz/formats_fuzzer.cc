@@ -27,7 +27,10 @@ class Input {
  public:
   Input(const uint8_t* data, size_t size) : data_(data), size_(size) {}
 
-  int below(int end) { return next() * 256 % end + next() % end; }
+  int below(int end) {
+    const int high = next();
+    return (high * 256 + next()) % end;
+  }
   uint8_t next() { return at_ < size_ ? data_[at_++] : 0; }
 
   // Exactly so many bytes, from what is left of the input.
@@ -138,7 +141,7 @@ void fuzz_routing(Input& input) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
   try {
-    input.next() % 4 == 0 ? fuzz_routing(input) : fuzz_panels(input);
+    input.below(4) == 0 ? fuzz_routing(input) : fuzz_panels(input);
   } catch (const std::invalid_argument&) {
     // a sentence for whoever loads such a file
   }
