@@ -33,8 +33,8 @@ def sizes_of_config(config: Mapping[str, Any]) -> Sizes:
         if isinstance(error, KTError):
             raise
         raise ConfigurationError(
-            f"the model's configuration cannot be read: {error}; expected a config.json as its makers publish "
-            "it."
+            f"the model's configuration cannot be read: {error}; expected a config.json as its makers "
+            "publish it."
         ) from error
     for name in ("layers", "experts", "top_k", "hidden", "intermediate", "heads", "kv_heads", "head_dim"):
         if getattr(sizes, name) < 1 or sizes.layers > _MOST_LAYERS:

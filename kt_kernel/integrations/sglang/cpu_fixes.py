@@ -48,8 +48,8 @@ def moe_forward_skipping(
 def _product(
     rows: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor | None, expert: int
 ) -> torch.Tensor:
-    """rows [n, K] through one of `weights` [E, N, K], plus its bias [E, N], in float64: once rounded, the same
-    bits for a row whatever rows are beside it.
+    """rows [n, K] through one of `weights` [E, N, K], plus its bias [E, N], in float64: once rounded, the
+    same bits for a row whatever rows are beside it.
 
     torch adds in an order that depends on their number. In float64 that changes the rounded result only if
     it is within some 1e-13 of a tie.
