@@ -24,11 +24,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell gives it."""
 
 USUAL_SECONDS = 120
-"""For all methods, unless more are asked for: two cores take as long when nothing else uses them."""
-
-
-# Layer S, tokens 1,16,1024: 13 methods in 104 s (AMD Zen 4 VM, 2 cores).
-_USUAL_SECONDS_OF_A_METHOD = 8
+"""For all methods, unless more are asked for. No method is begun that is expected to end later."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +140,8 @@ class _Clock:
         count = len(self._chosen.methods)
         what = "1 method" if count == 1 else f"{count} methods"
         if self._chosen.seconds is None:
-            return f"measuring {what}, about {count * _USUAL_SECONDS_OF_A_METHOD} s on two cores"
-        return f"measuring {what} in at most {self._chosen.seconds} s (--seconds)"
+            return f"measuring {what}, some seconds each"
+        return f"measuring {what}; none is begun that would end after {self._chosen.seconds} s (--seconds)"
 
     def effort(self, done: int) -> Effort | None:
         """For the next method after so many: less where time gets short, None where there is none left."""

@@ -7,16 +7,20 @@ from typing import Any
 
 from kt_kernel.errors import ConfigurationError
 
+_TOP_KS = ("num_experts_per_tok", "moe_topk")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """`moe_layers`: the layers that have routed experts, ascending; each has `num_experts`."""
+    """`moe_layers`: the layers that have routed experts, ascending; each has `num_experts`. `top_k`: of them
+    a token has so many; 0 = the configuration has no one number for it.
+    """
 
     num_layers: int
     num_experts: int
     moe_layers: tuple[int, ...]
+    top_k: int = 0
 
 
 def expert_layout(config: Any) -> ExpertLayout:
@@ -33,7 +37,14 @@ def expert_layout(config: Any) -> ExpertLayout:
         )
     num_layers = config.num_hidden_layers
     moe_layers = tuple(layer for layer in range(num_layers) if _has_experts(config, layer))
-    return ExpertLayout(num_layers, num_experts, moe_layers)
+    return ExpertLayout(num_layers, num_experts, moe_layers, _top_k(config))
+
+
+def _top_k(config: Any) -> int:
+    """Hunyuan has a list with a number for each layer."""
+    found = next((n for name in _TOP_KS if (n := getattr(config, name, None))), 0)
+    numbers = set(found) if isinstance(found, (list, tuple)) else {found}
+    return numbers.pop() if len(numbers) == 1 else 0
 
 
 def _has_experts(config: Any, layer: int) -> bool:

@@ -9,11 +9,12 @@ end with status 0 in time. Arguments are strings. The process is forked from one
 
 from __future__ import annotations
 
-import functools
+import atexit
 import os
 import subprocess
 import sys
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 
 from tools import tool
@@ -80,10 +81,26 @@ def isolated(module: str, function: str, *arguments: str, timeout: float = 240, 
     return printed
 
 
-# The last few: tests ask for two or three environments in turn. One that is forgotten reads its end and goes.
-@functools.lru_cache(maxsize=4)
+# Tests ask for two or three environments in turn.
+_MOST_WARM = 4
+_WARM: OrderedDict[tuple[tuple[str, str], ...], WarmInterpreter] = OrderedDict()
+
+
 def _warm(variables: tuple[tuple[str, str], ...]) -> WarmInterpreter:
-    return WarmInterpreter(dict(variables))
+    """The one for this environment; the one that was not asked for longest goes."""
+    warm = _WARM.pop(variables, None)
+    if warm is None or not warm.is_alive():
+        warm = WarmInterpreter(dict(variables))
+    _WARM[variables] = warm
+    if len(_WARM) > _MOST_WARM:
+        _WARM.popitem(last=False)[1].close()
+    return warm
+
+
+@atexit.register
+def _close_all() -> None:
+    while _WARM:
+        _WARM.popitem()[1].close()
 
 
 def _variables(environment: dict[str, str]) -> dict[str, str]:

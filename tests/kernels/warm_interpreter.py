@@ -48,8 +48,15 @@ class WarmInterpreter:
             raise RuntimeError(f"the interpreter that forks ended with status {self._process.wait()}")
         return int(answer)
 
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def close(self) -> None:
-        self._process.communicate()
+        """It reads the end of what it is asked, and goes."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.wait()
 
 
 # ---- inside the interpreter ---------------------------------------------------------------------

@@ -21,7 +21,15 @@ BEGIN = "<!-- models: written by tests/support/models_page.py -->"
 END = "<!-- end of models -->"
 
 # What tests/serving starts a server for, in test_model_families.py, test_weight_formats.py and others.
-_SERVED = {*tiny_models.FAMILIES, *tiny_quantised.SERVED, "qwen3_next", "qwen3_5_moe", "gpt-oss", "gpt_oss"}
+_SERVED = {
+    *tiny_models.FAMILIES,
+    *tiny_quantised.SERVED,
+    "qwen3_next",
+    "qwen3_5_moe",
+    "gpt-oss",
+    "gpt_oss",
+    "ernie4_5_moe",
+}
 _IN_TRANSFORMERS = {
     *(*test_families.FAMILIES, *test_families.OTHERS),
     *(*test_quantised.LAYOUTS, *test_quantised.ON_CPU),

@@ -41,7 +41,7 @@ def kernels(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line per measurement.")] = False,
 ) -> None:
-    """Measure every method's speed as a share of this machine's limits, in at most two minutes.
+    """Measure every method's speed as a share of this machine's limits, in about two minutes.
 
     kt bench serve measures a running server.
     """

@@ -98,7 +98,7 @@ def pad_intermediate_size(original: Callable, model_config: Any, name: str, mult
 
     Stock code takes it for a number. Raises ConfigurationError for sizes that it would have to pad.
     """
-    sizes = getattr(model_config.hf_config, name, None)
+    sizes = _looked_up(model_config, name)
     if not isinstance(sizes, (list, tuple)):
         return original(model_config, name, multiple)
     if any(size % multiple for size in sizes):
@@ -107,6 +107,13 @@ def pad_intermediate_size(original: Callable, model_config: Any, name: str, mult
             "CPU; give a smaller --tp-size."
         )
     return model_config
+
+
+def _looked_up(model_config: Any, name: str) -> Any:
+    """From where stock code takes it: `model_config` is a ModelConfig, or a part of a configuration."""
+    whole = getattr(model_config, "hf_config", None)
+    holders = (getattr(whole, "text_config", None), whole, model_config)
+    return next((getattr(holder, name) for holder in holders if hasattr(holder, name)), None)
 
 
 def attention_handler(original: Callable, registry: type, backend_name: str) -> Callable:

@@ -141,7 +141,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
         return options_of_rank(self.settings).wrapper(
             layer_idx=self.layer_idx,
             num_experts=num_experts,
-            num_experts_per_tok=layer.top_k,
+            # SGLang's code for Hunyuan does not tell the layer.
+            num_experts_per_tok=layer.top_k or self.settings.layout.top_k,
             hidden_size=hidden_size,
             moe_intermediate_size=self.share.whole,
             share=self.share,
