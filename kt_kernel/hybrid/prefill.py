@@ -60,6 +60,7 @@ class LayerwisePrefill:
     ) -> None:
         self.threshold = threshold
         self.chunks = 0
+        self.mixed = 0  # calls of which some rows are streamed and some are not
         self.fallbacks = 0
         self.bytes_copied = 0
         self._context = context
@@ -101,7 +102,9 @@ class LayerwisePrefill:
             return None
         if self._rows is None:
             return ALL_ROWS if hidden.shape[0] >= self.threshold else None
-        return self._rows.split(hidden.shape[0])
+        split = self._rows.split(hidden.shape[0])
+        self.mixed += split is not None and split.others is not None
+        return split
 
     def run(
         self, layer: PlacedExperts, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor

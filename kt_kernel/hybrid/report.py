@@ -47,6 +47,7 @@ def report(
         "prefill": {
             "threshold": prefill.threshold,
             "chunks": prefill.chunks,
+            "mixed": prefill.mixed,
             "fallbacks": prefill.fallbacks,
         },
         "cpu": _cpu(layers),

@@ -240,7 +240,7 @@ def test_the_report_is_plain_values_that_add_up():
     rates = [layer["hit_rate"] for layer in figures["layers"]]
     assert figures["hit_rate"] == pytest.approx(sum(rates) / len(rates)) and 0 < figures["hit_rate"] < 1
     assert figures["bytes"] == {"update": 0, "prefill": 0, "misses": 0} and figures["bytes_copied"] == 0
-    assert figures["prefill"] == {"threshold": PROMPT, "chunks": 0, "fallbacks": 0}
+    assert figures["prefill"] == {"threshold": PROMPT, "chunks": 0, "mixed": 0, "fallbacks": 0}
     assert figures["deferred"] == 2 and figures["miss_policy"] == "cpu"
     cpu = {name: figures["cpu"][name] - before["cpu"][name] for name in ("calls", "seconds", "bytes")}
     assert cpu["calls"] >= len(MOE_LAYERS) and cpu["seconds"] > 0 and cpu["bytes"] > 0

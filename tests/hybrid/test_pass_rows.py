@@ -80,21 +80,22 @@ def test_a_request_beside_others_gets_the_bits_that_it_gets_alone(options):
     requests = [RequestRows(*pair) for pair in zip(lengths, streamed, strict=True)]
     with engine(**options) as served:
         layer = served.layers[LAYER]
+        placement = layer.placement.current
         alone = []
         for part, request in zip(parts, requests, strict=True):
             served.model.begin_step([request])
             alone.append(layer.forward(*part))
         runs = len(served.cpu_runs)
-        placement = layer.placement.current
         served.model.begin_step(requests)
         together = layer.forward(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         assert len(served.cpu_runs) == runs + 1
         assert len(served.cpu_runs[-1].ids) == sum(lengths) - sum(streamed)
-        if layer.placement.current is placement:
+        if options:  # what resides, and so rounding, has changed meanwhile
+            assert layer.placement.current is not placement
+            assert torch.allclose(together, torch.cat(alone), rtol=0.05, atol=0.05)
+        else:
             assert torch.equal(together, torch.cat(alone))
-        assert not torch.equal(together[:4], together[4:8])
-        (used,) = {int(layer.statistics.totals().sum())}
-        assert used == 2 * sum(lengths) * TOP_K
+        assert int(layer.statistics.totals().sum()) == 2 * sum(lengths) * TOP_K
 
 
 def test_the_two_ways_of_a_token_differ_in_bits():

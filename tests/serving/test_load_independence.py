@@ -73,6 +73,7 @@ def test_on_a_device_too_neighbours_change_no_bit(checkpoint, tmp_path):
     options = (*kt_options(checkpoint, device_experts=5), *OPTIONS, *HYBRID)
     with serving(checkpoint, tmp_path / "log", *options, "--chunked-prefill-size", "160") as server:
         alone = [log_probabilities(server, number) for number in range(PROMPTS)]
-        chunks = server.report()["prefill"]["chunks"]
+        before = server.report()["prefill"]
+        assert before["chunks"] > 0 and before["mixed"] == 0
         assert at_once(server, 64) == [alone[number % PROMPTS] for number in range(64)]
-        assert server.report()["prefill"]["chunks"] > chunks > 0
+        assert server.report()["prefill"]["mixed"] > 0, "no batch had rows of both kinds"
