@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ class Peer:
         command += [here.parent / "kt_kernel" / "bench" / "shapes.py"]
         arguments = list(map(str, command))
         if method == "AMXINT8_SFT":  # the first process writes its files
-            subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=True)
         self._process = subprocess.Popen(
             arguments,
             stdin=subprocess.PIPE,
@@ -56,7 +56,7 @@ class Peer:
             text=True,
             bufsize=1,
         )
-        self._answer()
+        self._answer()  # raises where the process has ended
         self._process.send_signal(signal.SIGSTOP)
 
     def run(self, tokens: int, seed: int) -> tuple[float, float]:
@@ -124,12 +124,11 @@ def main() -> None:
     for method in options.method or CELLS:
         with tempfile.TemporaryDirectory() as folder:
             peer = Peer(CELLS[method], max(tokens), options.rank, options.threads, Path(folder))
-            layer = RandomLayer(method, shape, threads=options.threads, max_tokens=max(tokens))
-            with suppress(KeyboardInterrupt):
+            with closing(peer):
+                layer = RandomLayer(method, shape, threads=options.threads, max_tokens=max(tokens))
                 for count in tokens:
                     print(compare(layer, peer, count, options.rank, options.rounds), flush=True)
-            peer.close()
-            del layer
+                del layer
 
 
 if __name__ == "__main__":

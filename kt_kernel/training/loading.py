@@ -42,7 +42,8 @@ def load(
     Everything else is loaded to `device` in `dtype` (default: what config.json says), and has gradients as
     transformers leaves them. `threads` compute the experts, one per usable core by default; `expert_options`
     are further fields of ExpertOptions (`numa_nodes`, `threadpool_count`, ...). `backend`: "kernels", which
-    multiply in bfloat16, or "reference", which computes in float32, slowly, for comparisons.
+    multiply as a server does (with `activations="bf16"` among the options, also int8 and 4-bit experts by
+    bfloat16), or "reference", which computes in float32, slowly, for comparisons.
 
     Raises a KTError in one sentence if the model or its files cannot be used.
     """
