@@ -64,7 +64,7 @@ MUTANTS = (
         "server_files.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except",
         "fcntl.LOCK_SH)\n    except",
-        (*OWN_FILES, "-k", "no_lock or named_alike"),
+        (*OWN_FILES, "-k", "killed_server_leaves"),
     ),
     Mutant("server_files.py", "not _OURS.fullmatch(folder.name) or ", "", OWN_FILES),
     Mutant("server_files.py", " or not _is_private(status)", "", OWN_FILES),
