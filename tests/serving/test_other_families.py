@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.integrations.sglang import cpu_fixes
 
-FAMILIES = ("ernie4_5_moe",)
+FAMILIES = ("ernie4_5_moe", "hunyuan_v1_moe")
 OPTIONS = ("--dtype", "float32", "--chunked-prefill-size", "256", "--max-total-tokens", "4096")
 PROMPT_TOKENS = 600
 

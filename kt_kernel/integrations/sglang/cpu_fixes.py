@@ -116,6 +116,19 @@ def _looked_up(model_config: Any, name: str) -> Any:
     return next((getattr(holder, name) for holder in holders if hasattr(holder, name)), None)
 
 
+def flatten_heads(result: None, attention: Any, *arguments: Any, **options: Any) -> None:
+    """After `HunYuanAttention.__init__`: its normalised queries and keys, a row for each head, have a row for
+    each token again where the attention layer counts rows.
+    """
+    of_tokens = attention.attn.forward
+
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        tokens = v.shape[0]
+        return of_tokens(q.reshape(tokens, -1), k.reshape(tokens, -1), v, *rest, **named)
+
+    attention.attn.forward = forward
+
+
 def attention_handler(original: Callable, registry: type, backend_name: str) -> Callable:
     """Around `AttentionBackendRegistry.get_handler`: latent attention always in its absorbed form.
 

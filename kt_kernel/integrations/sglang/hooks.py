@@ -252,6 +252,12 @@ CPU_ONLY = (
         "a model with a size for each layer (Hunyuan) fails in arithmetic with a list",
     ),
     Hook(
+        "sglang.srt.models.hunyuan.HunYuanAttention.__init__",
+        HookType.AFTER,
+        cpu_fixes.flatten_heads,
+        "Hunyuan's queries have a row for each head, of which the attention layer takes as many as tokens",
+    ),
+    Hook(
         "sglang.srt.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
         HookType.AROUND,
         cpu_fixes.attention_handler,
