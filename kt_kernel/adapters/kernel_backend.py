@@ -13,7 +13,7 @@ import torch
 
 from kt_kernel import kt_kernel_ext
 from kt_kernel.adapters.backend import Call, Dropout, ExpertLora, Gradients, Needs, Saved
-from kt_kernel.errors import CallOrderError, InputError
+from kt_kernel.errors import CallOrderError, FeatureUnavailableError, InputError
 from kt_kernel.formats.cut import PANEL_COLUMNS
 from kt_kernel.moe import KTMoEWrapper
 
@@ -33,6 +33,11 @@ class KernelBackend:
         if layer.moe is None:
             raise CallOrderError(
                 f"layer {layer.layer_idx}: the weights are not loaded; call load_weights first."
+            )
+        if not layer.share.is_whole:
+            raise FeatureUnavailableError(
+                f"layer {layer.layer_idx} has {layer.share.size} of {layer.share.whole} rows of its "
+                "experts, but experts are trained whole; leave share out."
             )
         self._layer, self._native = layer, layer.moe
         self._clamps = layer.swiglu_limit > 0

@@ -85,6 +85,20 @@ def stack(tensors: Mapping[str, torch.Tensor], num_experts: int, rank: int, wher
     return stacked
 
 
+def is_fused(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Do the tensors under an experts module have one LoRA for gate and up, gate's rows first?"""
+    return any(_FUSED.fullmatch(name) for name in tensors)
+
+
+def refuse_fused(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raises CheckpointError for them where the model has the rows of gate and up in turn."""
+    if is_fused(tensors):
+        raise CheckpointError(
+            f"{where}: the adapter has one LoRA for gate and up together, and this family has their rows in "
+            "turn; give an adapter with a LoRA for each."
+        )
+
+
 def is_expert_tensor(name: str) -> bool:
     """Is that, under an experts module, a name of one of the layouts?"""
     return bool(_PER_EXPERT.fullmatch(name) or _FUSED.fullmatch(name))

@@ -13,8 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from torch import nn
 
 from kt_kernel.adapters.files import EXPERTS, LORA_KEY, PREFIX, Experts, layer_of, read_adapter
-from kt_kernel.adapters.layout import stack
-from kt_kernel.errors import CheckpointError
+from kt_kernel.adapters.layout import refuse_fused, stack
+from kt_kernel.checkpoint.families import GateUpRows
+from kt_kernel.errors import CheckpointError, KTError
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
 from kt_kernel.training.peft_config import lora_config
@@ -48,9 +49,14 @@ def load_adapter(
     config.alpha_pattern = _without_experts(config.alpha_pattern)
     config = lora_config(config, experts=bool(experts))
     peft_model = _with_config(model, config, adapter_name)
-    _fill_experts(peft_model, adapter_name, experts)
-    result = set_peft_model_state_dict(peft_model, rest, adapter_name=adapter_name)
-    _check_complete(folder, adapter_name, result)
+    try:
+        _fill_experts(peft_model, adapter_name, experts)
+        result = set_peft_model_state_dict(peft_model, rest, adapter_name=adapter_name)
+        _check_complete(folder, adapter_name, result)
+    except KTError:
+        if peft_model is model:  # it goes on with those it had
+            peft_model.delete_adapter(adapter_name)
+        raise
     return peft_model if trainable else peft_model.eval()
 
 
@@ -92,6 +98,8 @@ def _fill_experts(model: PeftModel, adapter_name: str, experts: Experts) -> None
     for path, tensors in experts.items():
         layer = layers[path]
         where = f"the adapter's experts at '{path}'"
+        if layer.base_layer.rows is GateUpRows.ALTERNATING:
+            refuse_fused(tensors, where)
         stacked = stack(tensors, layer.base_layer.backend.num_experts, layer.r[adapter_name], where)
         for (projection, which), tensor in stacked.items():
             half = layer.lora_A if which == "A" else layer.lora_B

@@ -10,6 +10,7 @@ from torch import nn
 
 from kt_kernel.adapters.backend import Backend, Dropout, ExpertLora, WeightSource
 from kt_kernel.adapters.layout import NAMINGS, ProjectionNames, is_expert_tensor
+from kt_kernel.checkpoint.families import GateUpRows
 from kt_kernel.errors import CheckpointError, InputError
 from kt_kernel.training.function import Matrices, run_experts
 
@@ -26,9 +27,17 @@ class TrainableExperts(nn.Module):
     Its call is that of the module it replaces, in whatever device and dtype the model computes.
     """
 
-    def __init__(self, backend: Backend, weights: WeightSource, names: ProjectionNames = NAMINGS[0]) -> None:
-        """`weights`: what the backend computes with, decoded. `names`: how the family's files call them."""
+    def __init__(
+        self,
+        backend: Backend,
+        weights: WeightSource,
+        names: ProjectionNames = NAMINGS[0],
+        rows: GateUpRows = GateUpRows.GATE_FIRST,
+    ) -> None:
+        """`weights`: what the backend computes with, decoded. `names`: how the family's files call them;
+        `rows`: how gate and up stand in one matrix there."""
         super().__init__()
+        self.rows = rows
         self.backend, self.weights, self.names = backend, weights, names
         # What PEFT looks at in every layer that it wraps: how wide it is, and on which device.
         self.in_features = self.out_features = backend.hidden_size

@@ -70,7 +70,8 @@ def load(
         if train_experts == FULL:
             module = FullExperts(wrapper, backend, block, names, model.dtype)
         else:
-            module = TrainableExperts(choose_backend(backend, wrapper, weights, block.swiglu), weights, names)
+            chosen = choose_backend(backend, wrapper, weights, block.swiglu)
+            module = TrainableExperts(chosen, weights, names, block.rows)
         replace_module(model, block.path, module)
     if train_experts == FULL:
         return saves_as_transformers(model)

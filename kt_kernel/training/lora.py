@@ -21,6 +21,7 @@ from kt_kernel.adapters import layout as adapter_layout
 from kt_kernel.adapters.backend import Dropout, ExpertLora
 from kt_kernel.adapters.layout import PROJECTIONS
 from kt_kernel.adapters.limits import VARIANTS, first_set
+from kt_kernel.checkpoint.families import GateUpRows
 from kt_kernel.errors import CheckpointError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.training.experts import LOAD_IT_OTHERWISE, TrainableExperts
 
@@ -225,6 +226,8 @@ def _from_files(module: LoraExperts, state: dict, prefix: str, *rest: Any) -> No
     experts = module.base_layer.backend.num_experts
     for adapter, tensors in found.items():
         where = f"adapter '{adapter}', {prefix.removesuffix('.')}"
+        if module.base_layer.rows is GateUpRows.ALTERNATING:
+            adapter_layout.refuse_fused(tensors, where)
         parts = _parts(module, prefix)[adapter]
         for key, tensor in adapter_layout.stack(tensors, experts, module.r[adapter], where).items():
             state[parts[key]] = tensor.float()

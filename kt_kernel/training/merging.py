@@ -84,7 +84,8 @@ def _expert_layers(model: PeftModel) -> Iterator[tuple[int, tuple[WeightSource, 
     """Layer -> its experts' weights, and the LoRA of active adapters: none without LoRA of experts."""
     for name, module in model.named_modules():
         if isinstance(module, LoraExperts):
-            loras = [module.expert_lora(adapter) for adapter in module.active_adapters]
+            active = [adapter for adapter in module.active_adapters if adapter in module.lora_A]
+            loras = [module.expert_lora(adapter) for adapter in active]
             yield layer_of(name), (module.base_layer.weights, loras)
         elif isinstance(module, TrainableExperts) and not name.endswith(".base_layer"):
             yield layer_of(name), (module.weights, [])
@@ -155,8 +156,9 @@ def _dense(model: PeftModel, checkpoint: Checkpoint) -> Iterator[tuple[str, torc
     for name, lazy in stored.items():
         tensor = lazy[...]
         if name in deltas:
-            delta = sum(deltas[name].get_delta_weight(adapter).float() for adapter in model.active_adapters)
-            tensor = (tensor.float() + delta.detach().cpu()).to(_stored_as(tensor))
+            active = [adapter for adapter in model.active_adapters if adapter in deltas[name].lora_A]
+            delta = sum(deltas[name].get_delta_weight(adapter).detach().float().cpu() for adapter in active)
+            tensor = (tensor.float() + delta).to(_stored_as(tensor))
         yield name, tensor.to(torch.bfloat16) if isinstance(lazy, DecodedTensor) else tensor
 
 

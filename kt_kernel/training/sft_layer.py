@@ -30,7 +30,6 @@ class SavedCall:
 
     call: Call
     kept: Saved
-    lora_versions: tuple[int, ...]
 
 
 class SftLayer:
@@ -61,6 +60,11 @@ class SftLayer:
                 "full_weight_grad is True, but a layer of mode 'sft' has gradients of its LoRA only; train "
                 "the experts themselves with kt_kernel.training."
             )
+        if options.get("max_deferred_experts_per_token"):
+            raise FeatureUnavailableError(
+                f"max_deferred_experts_per_token is {options['max_deferred_experts_per_token']}, but no "
+                "expert is deferred in mode 'sft'; leave it out."
+            )
         base = sft_method(method)
         self.wrapper = KTMoEWrapper(*arguments, **{**options, "method": base.method})
         if self.wrapper.num_gpu_experts:
@@ -78,12 +82,13 @@ class SftLayer:
         self._waiting: list[SavedCall] = []
         self._forgotten = 0
         self._thread: ThreadPoolExecutor | None = None
-        self._submitted: Future | None = None
+        self._submitted: tuple[str, Future] | None = None
 
     # ---- loading -----------------------------------------------------------------------------
 
     def load_weights(self, physical_to_logical_map_cpu: torch.Tensor | None = None) -> None:
         """As KTMoEWrapper's."""
+        self.discard_saved()
         self.wrapper.load_weights(physical_to_logical_map_cpu)
         self._backend = KernelBackend(self.wrapper)
 
@@ -95,8 +100,19 @@ class SftLayer:
         physical_to_logical_map_cpu: torch.Tensor | None = None,
     ) -> None:
         """As KTMoEWrapper's: gate and up [E, I, H], down [E, H, I]."""
+        self.discard_saved()
         self.wrapper.load_weights_from_tensors(gate_proj, up_proj, down_proj, physical_to_logical_map_cpu)
         self._backend = KernelBackend(self.wrapper)
+
+    def load_rawint4_weights(self, *arguments: Any, **options: Any) -> None:
+        """Raises FeatureUnavailableError, as do load_block_fp8_weights and load_mxfp4_weights: load_weights
+        reads the checkpoint at weight_path in the method's own format."""
+        raise FeatureUnavailableError(
+            f"layer {self.wrapper.layer_idx}: weights of method {self.wrapper.method} are not handed over "
+            "as raw tensors; give weight_path and call load_weights."
+        )
+
+    load_block_fp8_weights = load_mxfp4_weights = load_rawint4_weights
 
     def update_base_weights(self) -> None:
         """Raises FeatureUnavailableError: load them again where they have changed."""
@@ -152,6 +168,7 @@ class SftLayer:
         for name, shape, weight, gradient in zip(LORA_NAMES, shapes, weights, gradients, strict=True):
             self._check_tensor(name, shape, weight)
             self._check_tensor(f"grad_{name}", shape, gradient)
+        self.discard_saved()
         self._weights, self._gradients = weights, gradients
 
     def update_lora_weights(self) -> None:
@@ -192,7 +209,7 @@ class SftLayer:
         backend, call = self._loaded(), self._call(hidden_states, topk_ids, topk_weights)
         output, kept = backend.forward(call, self._needs if save_for_backward else _NOTHING)
         if save_for_backward:
-            self._keep(SavedCall(call, kept, self._versions()))
+            self._keep(SavedCall(call, kept))
         return output.to(
             hidden_states.device if output_device is None else output_device, hidden_states.dtype
         )
@@ -207,17 +224,12 @@ class SftLayer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(gradient of the hidden states [T, H] like `grad_output`, of the routing weights [T, k] float32).
 
-        Adds the LoRA's gradients, times `optimizer_grad_scale`, to the tensors of init_lora_weights. `saved`:
-        which forward pass, an earlier `last_saved`; needed where several wait. Raises CallOrderError if none
-        waits, or several do and `saved` is not given, or the LoRA has changed since; InputError for a
-        gradient that does not fit.
+        Adds the LoRA's gradients, times `optimizer_grad_scale`, to the tensors of init_lora_weights; they are
+        those at the LoRA of that forward pass, whatever has changed since. `saved`: which pass, an earlier
+        `last_saved`; needed where several wait. Raises CallOrderError if none waits, or several do and
+        `saved` is not given; InputError for a gradient that does not fit.
         """
         backend, saved = self._loaded(), self._chosen(saved)
-        if saved.lora_versions != self._versions():
-            raise CallOrderError(
-                f"layer {self.wrapper.layer_idx}: the LoRA has changed since the forward pass, whose "
-                "gradients are lost; call backward before the optimiser's step."
-            )
         dout = grad_output.to("cpu", saved.call.x.dtype)
         found = backend.backward(saved.call, saved.kept, dout, self._needs)
         self._waiting = [other for other in self._waiting if other is not saved]
@@ -240,29 +252,30 @@ class SftLayer:
 
     def submit_forward(self, *arguments: Any, **options: Any) -> None:
         """Start `forward`, with its arguments, and return; until `sync_forward` they must not change."""
-        self._submit(self.forward, *arguments, **options)
+        self._submit("forward", self.forward, *arguments, **options)
 
     def sync_forward(self) -> torch.Tensor:
         """The result of `submit_forward`."""
-        return self._result()
+        return self._result("forward")
 
     def submit_backward_async(self, *arguments: Any, **options: Any) -> None:
         """Start `backward`, with its arguments, and return."""
-        self._submit(self.backward, *arguments, **options)
+        self._submit("backward", self.backward, *arguments, **options)
 
     def sync_backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The result of `submit_backward_async`."""
-        return self._result()
+        return self._result("backward")
 
     def submit_forward_inference(
         self, hidden_states: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
     ) -> None:
         """Start a `forward` that keeps nothing."""
-        self._submit(self.forward, hidden_states, topk_ids, topk_weights, save_for_backward=False)
+        call = (hidden_states, topk_ids, topk_weights)
+        self._submit("inference", self.forward, *call, save_for_backward=False)
 
     def sync_forward_inference(self, cuda_stream: int | None = None) -> torch.Tensor:
         """The result of `submit_forward_inference`; complete on return, whatever the stream."""
-        return self._result()
+        return self._result("inference")
 
     # ---- inside ------------------------------------------------------------------------------
 
@@ -285,7 +298,8 @@ class SftLayer:
         weights = weights.detach().to("cpu", torch.float32, copy=True)
         lora = None
         if self._weights:
-            lora = ExpertLora.of([weight.detach().float() for weight in self._weights], self.lora_scale)
+            copies = [weight.detach().to(torch.float32, copy=True) for weight in self._weights]
+            lora = ExpertLora.of(copies, self.lora_scale)
         return Call(x, ids, weights, lora, self._dropout(ids.numel()) if lora else None)
 
     def _dropout(self, pairs: int) -> Dropout | None:
@@ -294,9 +308,6 @@ class SftLayer:
         h, i, kept = self.wrapper.hidden_size, self.wrapper.moe_intermediate_size, 1 - self.lora_dropout
         masks = [torch.empty(pairs, width, dtype=torch.bool).bernoulli_(kept) for width in (h, h, i)]
         return Dropout.of(masks, 1 / kept)
-
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(weight._version for weight in self._weights)
 
     def _keep(self, saved: SavedCall) -> None:
         self._waiting.append(saved)
@@ -331,19 +342,23 @@ class SftLayer:
                 f"{tensor.device}, expected contiguous float32 or bfloat16 {list(shape)} on the CPU."
             )
 
-    def _submit(self, function: Callable, *arguments: Any, **options: Any) -> None:
+    def _submit(self, kind: str, function: Callable, *arguments: Any, **options: Any) -> None:
         if self._submitted is not None:
             raise CallOrderError(
                 f"layer {self.wrapper.layer_idx}: a call is on its way; wait for it with its sync function "
                 "first."
             )
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="kt-sft")
-        self._submitted = self._thread.submit(function, *arguments, **options)
+        self._submitted = kind, self._thread.submit(function, *arguments, **options)
 
-    def _result(self) -> Any:
-        if self._submitted is None:
-            raise CallOrderError(f"layer {self.wrapper.layer_idx}: no call is on its way; submit one first.")
-        submitted, self._submitted = self._submitted, None
+    def _result(self, kind: str) -> Any:
+        if self._submitted is None or self._submitted[0] != kind:
+            what = "no call" if self._submitted is None else f"a call of {self._submitted[0]}"
+            raise CallOrderError(
+                f"layer {self.wrapper.layer_idx}: {what} is on its way, expected one of {kind}; submit it "
+                "first."
+            )
+        submitted, self._submitted = self._submitted[1], None
         return submitted.result()
 
 

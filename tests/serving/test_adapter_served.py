@@ -13,6 +13,8 @@ from texts import ENGLISH
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kt_kernel.training as training
+from kt_kernel.errors import CheckpointError
+from kt_kernel.integrations.sglang.served_adapter import Adapter, _added
 
 STEPS = 60
 KNOWN = 6  # tokens of the lesson that the server is given
@@ -98,3 +100,13 @@ def test_experts_on_the_device_and_those_of_every_rank_have_it_too(
     trained = compare(PeftModel.from_pretrained(base, adapter).eval(), *answers)
     assert trained.holds_for_int8(), str(trained)
     assert verified["checked"] > 0 and verified["wrong"] == verified["failed"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
+def test_codes_are_not_taken_for_numbers(dtype):
+    pair = torch.ones(1, 4), torch.ones(3, 1)
+    adapter = Adapter(1.0, {}, {"layer.weight": pair})
+    with pytest.raises(CheckpointError, match="where it is unquantised"):
+        list(_added(iter([("layer.weight", torch.ones(3, 4).to(dtype))]), adapter))
+    ((_, added),) = _added(iter([("layer.weight", torch.ones(3, 4))]), adapter)
+    assert torch.equal(added, torch.full((3, 4), 2.0))

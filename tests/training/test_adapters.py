@@ -249,6 +249,10 @@ def test_an_adapter_without_some_experts_is_refused(tiny, tmp_path):
     base = training.load(AutoModelForCausalLM, tiny(), dtype=torch.float32, threads=2)
     with pytest.raises(CheckpointError, match="up projection of expert 3"):
         training.load_adapter(base, tmp_path)
+    model = trained(tiny())
+    with pytest.raises(CheckpointError, match="up projection of expert 3"):
+        training.load_adapter(model, tmp_path, adapter_name="second")
+    assert list(model.peft_config) == ["default"]
 
 
 def test_other_classes_of_models_are_refused(tiny):

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 from training_layers import Sizes, random_layer
 from training_runs import batches, lora, trainable
 from transformers import AutoModelForCausalLM
 
 import kt_kernel.training as training
 from kt_kernel.adapters.backend import ExpertLora
-from kt_kernel.errors import FeatureUnavailableError
+from kt_kernel.errors import CheckpointError, FeatureUnavailableError
 from kt_kernel.swiglu import Swiglu
 from kt_kernel.training.function import run_experts
 from kt_kernel.training.reference import ReferenceBackend, StackedWeights
@@ -94,3 +95,24 @@ def test_kernels_give_the_lora_the_gradients_of_the_reference(path):
 def test_other_formats_of_them_are_refused(path):
     with pytest.raises(FeatureUnavailableError, match=r"have biases, .* give experts='as stored'"):
         training.load(AutoModelForCausalLM, path, experts="int8", threads=2)
+
+
+def test_an_adapter_of_them_comes_back_and_one_of_gate_and_up_together_is_refused(path, tmp_path):
+    """Their rows stand in turn in one matrix: its halves are neither gate's nor up's."""
+    model = trainable(path, lora(init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    base = training.load(AutoModelForCausalLM, path, dtype=torch.float32, threads=2)
+    again = training.load_adapter(base, tmp_path)
+    ids = batches(1)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {key: t for key, t in load_file(file).items() if ".experts." not in key}
+    for layer in range(2):
+        prefix = f"base_model.model.model.layers.{layer}.mlp.experts."
+        for part, rows, columns in (("base_layer.", 64, 64), ("", 64, 32)):
+            tensors[f"{prefix}{part}lora_A.weight"] = torch.zeros(8 * 4, columns)
+            tensors[f"{prefix}{part}lora_B.weight"] = torch.zeros(rows, 4 * 8)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match="rows in turn"):
+        training.load_adapter(training.load(AutoModelForCausalLM, path, threads=2), tmp_path)

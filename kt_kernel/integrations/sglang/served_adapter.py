@@ -19,9 +19,9 @@ import torch
 from kt_kernel.adapters.attach import attach
 from kt_kernel.adapters.backend import ExpertLora
 from kt_kernel.adapters.files import CONFIGURATION, LORA_KEY, layer_of, read_adapter
-from kt_kernel.adapters.layout import lora_scale, stack
+from kt_kernel.adapters.layout import is_fused, lora_scale, stack
 from kt_kernel.adapters.limits import BESIDE_LORA, PATTERNS, VARIANTS, first_set
-from kt_kernel.adapters.merged import merged_matrix
+from kt_kernel.adapters.merged import UNQUANTISED, lora_shape, merged_matrix
 from kt_kernel.errors import CheckpointError, FeatureUnavailableError, InputError
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.moe import KTMoEWrapper
@@ -31,11 +31,13 @@ _PROJECTIONS = {"w1": "gate", "w3": "up", "w2": "down"}  # what SGLang calls the
 
 @dataclass(frozen=True)
 class Adapter:
-    """`experts`: by layer. `dense`: name of a weight in the checkpoint -> A [r, in] and B [out, r]."""
+    """`experts`: by layer. `dense`: name of a weight in the checkpoint -> A [r, in] and B [out, r]. `fused`:
+    the layers whose gate and up are one matrix in the file, gate's rows first."""
 
     scale: float
     experts: Mapping[int, ExpertLora]
     dense: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    fused: frozenset[int] = frozenset()
 
 
 def adapter_of(settings: KTSettings | None) -> Adapter | None:
@@ -60,17 +62,21 @@ def _read(path: str, layers: tuple[int, ...], num_experts: int) -> Adapter:
             f"not available yet: the adapter '{path}' has {name}, which a server cannot apply; write a "
             "merged checkpoint with kt sft export."
         )
+    if not {"r", "lora_alpha"} <= config.keys():
+        raise CheckpointError(f"'{folder / CONFIGURATION}' has no r or no lora_alpha; give a LoRA adapter.")
     rank = config["r"]
     scale = lora_scale(rank, config["lora_alpha"], use_rslora=bool(config.get("use_rslora")))
-    experts = {}
+    experts, fused = {}, set()
     for module, tensors in found.items():
         layer, where = layer_of(module), f"the adapter's experts at '{module}'"
         if layer not in layers:
             raise CheckpointError(f"{where}: the model has none there; take the adapter's own model.")
+        if is_fused(tensors):
+            fused.add(layer)
         stacked = {key: t.float() for key, t in stack(tensors, num_experts, rank, where).items()}
         order = [(projection, which) for projection in ("gate", "up", "down") for which in "AB"]
         experts[layer] = ExpertLora.of([stacked[key] for key in order], scale)
-    return Adapter(scale, experts, _dense(rest))
+    return Adapter(scale, experts, _dense(rest), frozenset(fused))
 
 
 def _dense(rest: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -83,6 +89,11 @@ def _dense(rest: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, to
                 "merged checkpoint with kt sft export."
             )
         halves.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
+    for name, half in halves.items():
+        if half.keys() != {"A", "B"}:
+            raise CheckpointError(
+                f"the adapter has only lora_{min(half)} for '{name}'; give a complete adapter."
+            )
     return {name: (half["A"], half["B"]) for name, half in halves.items()}
 
 
@@ -101,7 +112,7 @@ def _added(
     for name, tensor in stream:
         if name in left:
             a, b = left.pop(name)
-            if not tensor.is_floating_point() or tensor.shape != (len(b), a.shape[1]):
+            if tensor.dtype not in UNQUANTISED or tensor.shape != (len(b), a.shape[1]):
                 raise CheckpointError(
                     f"'{name}' is {tensor.dtype} {list(tensor.shape)}, and the adapter adds "
                     f"[{len(b)}, {a.shape[1]}] to it; take the adapter's own model, where it is unquantised."
@@ -116,9 +127,14 @@ def _added(
 
 def adapt(settings: KTSettings, wrapper: KTMoEWrapper, layer: int) -> None:
     """Experts of a loaded `wrapper` compute with the adapter's LoRA from now on, if it has one for them."""
-    lora = _lora_of(settings, layer)
-    if lora is None:
+    adapter, lora = adapter_of(settings), _lora_of(settings, layer)
+    if adapter is None or lora is None:
         return
+    if wrapper.swiglu_alpha and layer in adapter.fused:
+        raise CheckpointError(
+            f"the adapter has one LoRA for gate and up of layer {layer}, and this family (gpt-oss) has "
+            "their rows in turn; give an adapter with a LoRA for each."
+        )
     try:
         attach(wrapper, lora)
     except InputError as error:
@@ -143,7 +159,15 @@ class DeviceDelta:
         """`weight` of that expert with it, rounded once; `shard`: SGLang's name of the projection."""
         if self._lora is None:
             return weight
-        return merged_matrix(weight.cpu(), self._lora, expert, _PROJECTIONS[shard]).to(weight)
+        projection = _PROJECTIONS[shard]
+        expected = lora_shape(self._lora, projection)
+        if weight.dtype not in UNQUANTISED or weight.shape != expected:
+            raise CheckpointError(
+                f"{projection} of expert {expert} on the device is {weight.dtype} {list(weight.shape)}, and "
+                f"the adapter adds {list(expected)} to it; take the adapter's own model, where it is "
+                "unquantised."
+            )
+        return merged_matrix(weight.cpu(), self._lora, expert, projection).to(weight)
 
     def refuse_stacked(self, name: str) -> None:
         """Raises FeatureUnavailableError with a LoRA: `name` is of all experts in one tensor."""
@@ -179,3 +203,4 @@ def check_adapter(settings: KTSettings, options: Any) -> None:
                 "serve a merged checkpoint of kt sft export."
             )
     adapter_of(settings)
+    forget_adapter()  # this process serves no layers
