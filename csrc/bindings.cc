@@ -207,6 +207,22 @@ void borrow(MoeLayer& layer, const std::vector<Source>& gate, const std::vector<
   layer.borrow(sources(gate, up, down, biases), expert_formats(layer, formats));
 }
 
+// For the processes of a host: `file` is an open descriptor of memory that they all map.
+void share(MoeLayer& layer, int file) {
+  layer.engine().require_own_process();
+  kt::Unlocked release;
+  layer.engine().queue().wait(0);
+  layer.share(file);
+}
+
+void attach(MoeLayer& layer, int file, const std::vector<std::string>& formats, int group_size, int scale_dtype) {
+  const kt::FormatOptions options = {group_size, checked_enum<kt::DType>(scale_dtype, 3, "scale dtype")};
+  layer.engine().require_own_process();
+  kt::Unlocked release;
+  layer.engine().queue().wait(0);
+  layer.attach(file, expert_formats(layer, formats), options);
+}
+
 using Addresses = std::vector<uintptr_t>;
 
 kt::RankTargets rank_targets(MoeLayer& layer, int expert, int ranks, const Addresses& w13_weights,
@@ -428,6 +444,9 @@ void bind_layer(py::module_& m) {
            py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32), py::arg("biases") = Biases())
       .def("borrow_experts", &borrow, py::arg("gate"), py::arg("up"), py::arg("down"), py::kw_only(),
            py::arg("formats"), py::arg("biases") = Biases())
+      .def("share_experts", &share, py::arg("file"))
+      .def("attach_experts", &attach, py::arg("file"), py::kw_only(), py::arg("formats") = std::vector<std::string>(),
+           py::arg("group_size") = 0, py::arg("scale_dtype") = static_cast<int>(kt::DType::kF32))
       .def("write_expert", &write_expert, py::arg("expert"), py::arg("ranks"), py::arg("w13_weight_ptrs"),
            py::arg("w13_scale_ptrs"), py::arg("w2_weight_ptrs"), py::arg("w2_scale_ptrs"))
       .def("submit_write_expert", &submit_write_expert, py::arg("slot"), py::arg("ranks"), py::arg("w13_weight_ptrs"),

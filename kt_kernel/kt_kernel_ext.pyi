@@ -103,6 +103,9 @@ class MoeLayer:
         swiglu_alpha: float = 0.0,
         activations: str = "auto",
     ) -> None: ...
+    def attach_experts(
+        self, file: int, *, formats: Sequence[str] = [], group_size: int = 0, scale_dtype: int = 2
+    ) -> None: ...
     def borrow_experts(
         self,
         gate: Sequence[tuple[int, int, float]],
@@ -158,6 +161,7 @@ class MoeLayer:
     @property
     def loaded(self) -> bool: ...
     def set_expert_mask(self, arg0: int) -> None: ...
+    def share_experts(self, file: int) -> None: ...
     def submit(
         self,
         tokens: int,

@@ -42,6 +42,7 @@ from kt_kernel.formats.methods import (
     resolve_method,
 )
 from kt_kernel.formats.quantize.experts import quantize_experts
+from kt_kernel.formats.stored import StoredExperts
 from kt_kernel.formats.weight_order import check_expert_tensors, logical_order
 from kt_kernel.layer_config import MAPPED, PACKED, ConfiguredLayer, LayerConfig
 from kt_kernel.modes import SFT, require_inference
@@ -238,9 +239,48 @@ class KTMoEWrapper(ConfiguredLayer):
             save_layer(self.weight_path, self.layer_idx, METHODS[self.method], experts)
         self._load(experts, order, InputError)
 
+    def share_weights(self, file: int) -> StoredExperts:
+        """Move the loaded weights into `file`, an open descriptor of memory, for `attach_weights` elsewhere.
+
+        Raises CallOrderError before they are loaded, InputError for weights that are mapped from a file.
+        """
+        copies = self._loaded_copies
+        try:
+            self.moe.share_experts(file)
+        except ValueError as error:
+            raise InputError(f"layer {self.layer_idx}: {error}") from None
+        return copies.stored
+
+    def attach_weights(self, file: int, stored: StoredExperts) -> None:
+        """Compute with what `share_weights` of a process with equal arguments wrote to `file` and returned.
+
+        Raises InputError if the file holds experts of another size.
+        """
+        native = self._new_native()
+        try:
+            native.attach_experts(file, **stored.attach_arguments())
+        except ValueError as error:
+            raise InputError(f"layer {self.layer_idx}: {error}") from None
+        self._serve(native, stored)
+
     def _load(self, experts: LayerExperts, order: list[int], error_type: type[KTError]) -> None:
         config = self._config
         experts = cut(experts, self.method, config.part)
+        native = self._new_native()
+        try:
+            experts.hand_over(native, order, config.weight_storage)
+        except ValueError as error:
+            damaged = experts.with_undefined_scale()
+            where = f" (scales of '{damaged[0]}')" if damaged else ""
+            raise error_type(f"layer {self.layer_idx}: {error}{where}") from None
+        if config.weight_storage == MAPPED:
+            announce_mapped(self.method, native.kernels["experts"])
+        else:
+            announce_kernels(self.method, experts.formats or (self.method,), config.activations)
+        self._serve(native, StoredExperts.of(experts, order))
+
+    def _new_native(self) -> kt_kernel_ext.MoeLayer:
+        config = self._config
         native = kt_kernel_ext.MoeLayer(
             self.cpu_infer,
             method=self.method,
@@ -255,20 +295,13 @@ class KTMoEWrapper(ConfiguredLayer):
             activations=config.activations,
         )
         native.set_expert_mask(self._gpu_experts_mask.data_ptr())
-        try:
-            experts.hand_over(native, order, config.weight_storage)
-        except ValueError as error:
-            damaged = experts.with_undefined_scale()
-            where = f" (scales of '{damaged[0]}')" if damaged else ""
-            raise error_type(f"layer {self.layer_idx}: {error}{where}") from None
-        if config.weight_storage == MAPPED:
-            announce_mapped(self.method, native.kernels["experts"])
-        else:
-            announce_kernels(self.method, experts.formats or (self.method,), config.activations)
+        return native
+
+    def _serve(self, native: kt_kernel_ext.MoeLayer, stored: StoredExperts) -> None:
         self.moe = native
-        self._copies = ExpertCopies(self.method, config, native, experts, order)
+        self._copies = ExpertCopies(self.method, self._config, native, stored)
         reads = (self._gpu_experts_mask, self._mapped)
-        shared = (config, self.cpu_infer, self._chain, native, reads)
+        shared = (self._config, self.cpu_infer, self._chain, native, reads)
         self._cpu = CpuPath(*shared)
         self._device = DevicePath(*shared, BUFFERS, CudaRuntime())
 
@@ -432,7 +465,7 @@ class KTMoEWrapper(ConfiguredLayer):
 
         Raises CallOrderError before the weights are loaded.
         """
-        return self._loaded_copies.global_scales
+        return self._loaded_copies.stored.global_scales
 
     def write_expert(self, expert_id: int, shards: Sequence[ExpertTensors]) -> None:
         """Write one expert (physical slot), a shard per rank, into tensors of `encoding(len(shards))`.

@@ -35,23 +35,54 @@ void prefer_node(void* data, size_t bytes, int node) {
   (void)syscall(SYS_mbind, data, bytes, kMpolPreferred, mask, 16 * kBitsPerWord, 0);
 }
 
-}  // namespace
+// mbind(2) with MPOL_INTERLEAVE over the nodes that this process may take memory from: whoever touches a page first,
+// processes on all nodes read it.
+void spread_over_nodes(void* data, size_t bytes) {
+  constexpr int kMpolInterleave = 3;
+  constexpr int kMpolAllowed = 4;  // MPOL_F_MEMS_ALLOWED
+  unsigned long mask[16] = {};
+  constexpr int kBits = 16 * 8 * sizeof(unsigned long);
+  if (syscall(SYS_get_mempolicy, nullptr, mask, kBits, nullptr, kMpolAllowed) != 0) return;
+  (void)syscall(SYS_mbind, data, bytes, kMpolInterleave, mask, kBits, 0);
+}
 
-Buffer::Buffer(size_t bytes, int numa_node) {
-  if (bytes == 0) return;
-  // Huge pages need 2 MiB alignment: take one page more and give the ends back.
-  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* const raw = reserved(rounded + kHugePage);
-  if (raw == MAP_FAILED) {
-    throw OutOfMemory("could not reserve " + std::to_string(bytes) + " bytes of memory: " + std::strerror(errno));
-  }
+[[noreturn]] void throw_no_memory(size_t bytes) {
+  throw OutOfMemory("could not reserve " + std::to_string(bytes) + " bytes of memory: " + std::strerror(errno));
+}
+
+// `bytes` of zeros, whole huge pages and aligned to them: one page more is taken and the ends are given back.
+uint8_t* reserve_pages(size_t bytes) {
+  void* const raw = reserved(bytes + kHugePage);
+  if (raw == MAP_FAILED) throw_no_memory(bytes);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(raw);
   const uintptr_t aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;
   if (aligned > begin) munmap(raw, aligned - begin);
   const size_t tail = kHugePage - (aligned - begin);
-  if (tail > 0) munmap(reinterpret_cast<void*>(aligned + rounded), tail);
-  data_ = reinterpret_cast<uint8_t*>(aligned);
-  bytes_ = rounded;
+  if (tail > 0) munmap(reinterpret_cast<void*>(aligned + bytes), tail);
+  return reinterpret_cast<uint8_t*>(aligned);
+}
+
+}  // namespace
+
+size_t Buffer::rounded(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+
+Buffer Buffer::of_file(int file, size_t offset, size_t bytes) {
+  Buffer buffer;
+  if (bytes == 0) return buffer;
+  buffer.bytes_ = rounded(bytes);
+  buffer.data_ = reserve_pages(buffer.bytes_);
+  void* mapped = mmap(buffer.data_, buffer.bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file,
+                      static_cast<off_t>(offset));
+  if (mapped == MAP_FAILED) throw_no_memory(bytes);
+  madvise(buffer.data_, buffer.bytes_, MADV_HUGEPAGE);
+  spread_over_nodes(buffer.data_, buffer.bytes_);
+  return buffer;
+}
+
+Buffer::Buffer(size_t bytes, int numa_node) {
+  if (bytes == 0) return;
+  bytes_ = rounded(bytes);
+  data_ = reserve_pages(bytes_);
   madvise(data_, bytes_, MADV_HUGEPAGE);
   if (numa_node >= 0) prefer_node(data_, bytes_, numa_node);
 }

@@ -25,6 +25,11 @@ class Buffer {
   Buffer() = default;
   // Zero-filled; `numa_node` < 0 leaves placement to first touch. Throws OutOfMemory with the size asked for.
   explicit Buffer(size_t bytes, int numa_node = -1);
+  // Bytes [offset, +bytes) of an open file, seen by all processes that map it, its pages spread over all nodes. Whole
+  // huge pages: `offset` is a multiple of theirs, and the file is long enough. Throws as above.
+  static Buffer of_file(int file, size_t offset, size_t bytes);
+  // `bytes` in whole huge pages.
+  static size_t rounded(size_t bytes);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;

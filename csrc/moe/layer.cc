@@ -88,15 +88,34 @@ const Format& MoeLayer::only_format() const {
                               " formats; name the one of each matrix");
 }
 
-void MoeLayer::load(const ExpertSources& sources, const ExpertFormats& formats, const FormatOptions& options) {
+PerProjection<Served> MoeLayer::served_formats(const ExpertFormats& formats) const {
   PerProjection<Served> kept;
   for (const Projection p : kProjections) {
     require_format(*formats[p], config_.method);
     kept[p] = served(Operation::kForward, *formats[p], config_.activations);
   }
+  return kept;
+}
+
+void MoeLayer::load(const ExpertSources& sources, const ExpertFormats& formats, const FormatOptions& options) {
+  const PerProjection<Served> kept = served_formats(formats);
   const auto lock = engine_->exclusive();
   const auto weights = weights_of(sources, kept, options);
   weights->load(sources);
+  std::atomic_store(&weights_, std::shared_ptr<const ExpertWeights>(weights));
+}
+
+void MoeLayer::share(int file) {
+  const auto lock = engine_->exclusive();
+  const auto weights = require_weights()->in_file(file);
+  std::atomic_store(&weights_, std::shared_ptr<const ExpertWeights>(weights));
+}
+
+void MoeLayer::attach(int file, const ExpertFormats& formats, const FormatOptions& options) {
+  const PerProjection<Served> kept = served_formats(formats);
+  const auto lock = engine_->exclusive();
+  const auto weights = std::make_shared<ExpertWeights>(kept, options, config_.shape, engine_->pools());
+  weights->attach(file);
   std::atomic_store(&weights_, std::shared_ptr<const ExpertWeights>(weights));
 }
 

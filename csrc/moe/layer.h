@@ -55,6 +55,11 @@ class MoeLayer {
   // Uses blocks where they lie, as long as this layer has them. Throws as load, and for what ExpertWeights::borrow
   // refuses.
   void borrow(const ExpertSources& sources, const ExpertFormats& formats);
+  // Moves the loaded experts into an open file, for `attach` of other processes with the same configuration and pools.
+  // Throws as ExpertWeights::in_file.
+  void share(int file);
+  // Throws std::invalid_argument as load and as ExpertWeights::attach.
+  void attach(int file, const ExpertFormats& formats, const FormatOptions& options);
   bool loaded() const { return std::atomic_load(&weights_) != nullptr; }
   size_t weight_bytes() const {
     const auto weights = std::atomic_load(&weights_);
@@ -92,6 +97,7 @@ class MoeLayer {
   void forward_reference(const ForwardArgs& args);
 
  private:
+  PerProjection<Served> served_formats(const ExpertFormats& formats) const;
   std::shared_ptr<ExpertWeights> weights_of(const ExpertSources& sources, const PerProjection<Served>& served,
                                             const FormatOptions& options) const;
 

@@ -1,6 +1,11 @@
 #include "moe/weights.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -77,8 +82,8 @@ size_t ExpertWeights::bytes_per_expert() const {
   return total;
 }
 
-void ExpertWeights::allocate(Share& share, int subpool) const {
-  share.memory = Buffer(share.bytes_per_expert * shape_.num_experts, pools_.node_of(subpool));
+void ExpertWeights::allocate(Share& share, Buffer memory) const {
+  share.memory = std::move(memory);
   const auto bytes = [&](Projection p) { return aligned(share.panels[p].count() * layouts_[p].panel_bytes); };
   const size_t panel_bytes = layouts_[Projection::kGate].panel_bytes;
   if (paired_) share.distance[Projection::kGate] = share.distance[Projection::kUp] = 2 * panel_bytes;
@@ -104,7 +109,9 @@ void ExpertWeights::copy_biases(const ExpertSources& sources) {
 
 void ExpertWeights::load(const ExpertSources& sources) {
   copy_biases(sources);
-  for (size_t s = 0; s < shares_.size(); ++s) allocate(shares_[s], static_cast<int>(s));
+  for (size_t s = 0; s < shares_.size(); ++s) {
+    allocate(shares_[s], Buffer(bytes_of(shares_[s]), pools_.node_of(static_cast<int>(s))));
+  }
   // One expert per piece: its three matrices are read front to back.
   pools_.for_each_in_subpools(std::vector<int>(pools_.subpools(), shape_.num_experts),
                               [&](const Worker&, int subpool, int expert) { load_expert(subpool, sources, expert); });
@@ -142,6 +149,79 @@ void ExpertWeights::borrow(const ExpertSources& sources) {
         share.first[p].push_back(source.codes + share.panels[p].begin * layouts_[p].panel_bytes);
       }
     }
+  }
+}
+
+// A file holds the shares, each in whole huge pages, and behind them the biases of all matrices, if there are any.
+size_t ExpertWeights::panel_file_bytes() const {
+  size_t total = 0;
+  for (const Share& share : shares_) total += Buffer::rounded(bytes_of(share));
+  return total;
+}
+
+size_t ExpertWeights::bias_file_bytes() const {
+  size_t floats = 0;
+  for (const Projection p : kProjections) floats += bias_floats(p);
+  return Buffer::rounded(floats * sizeof(float));
+}
+
+bool ExpertWeights::has_biases() const {
+  return std::any_of(biases_.values.begin(), biases_.values.end(), [](const auto& all) { return !all.empty(); });
+}
+
+void ExpertWeights::map_shares(int file) {
+  size_t offset = 0;
+  for (Share& share : shares_) {
+    allocate(share, Buffer::of_file(file, offset, bytes_of(share)));
+    offset += Buffer::rounded(bytes_of(share));
+  }
+}
+
+std::shared_ptr<ExpertWeights> ExpertWeights::in_file(int file) const {
+  for (const Share& share : shares_) {
+    if (bytes_of(share) <= share.memory.size()) continue;
+    throw std::invalid_argument("experts that are used where they lie in their file are shared already");
+  }
+  const size_t bytes = panel_file_bytes() + (has_biases() ? bias_file_bytes() : 0);
+  if (ftruncate(file, static_cast<off_t>(bytes)) != 0) {
+    throw std::runtime_error("shared memory of " + std::to_string(bytes) +
+                             " bytes cannot be had: " + std::strerror(errno));
+  }
+  auto made = std::make_shared<ExpertWeights>(served_, options_, shape_, pools_);
+  made->map_shares(file);
+  pools_.for_each_in_subpools(
+      std::vector<int>(pools_.subpools(), shape_.num_experts), [&](const Worker&, int subpool, int expert) {
+        const Share& share = shares_[subpool];
+        const size_t begin = expert * share.bytes_per_expert;
+        std::copy_n(share.memory.data() + begin, share.bytes_per_expert, made->shares_[subpool].memory.data() + begin);
+      });
+  if (!has_biases()) return made;
+  const Buffer all = Buffer::of_file(file, panel_file_bytes(), bias_file_bytes());
+  float* to = all.as<float>();
+  for (const Projection p : kProjections) {
+    std::copy(biases_[p].begin(), biases_[p].end(), to);
+    to += bias_floats(p);
+  }
+  made->biases_ = biases_;
+  return made;
+}
+
+void ExpertWeights::attach(int file) {
+  struct stat found{};
+  const size_t bytes = fstat(file, &found) == 0 ? static_cast<size_t>(found.st_size) : 0;
+  const bool biased = bytes == panel_file_bytes() + bias_file_bytes();
+  if (bytes != panel_file_bytes() && !biased) {
+    throw std::invalid_argument("the shared experts have " + std::to_string(bytes) + " bytes, expected " +
+                                std::to_string(panel_file_bytes()) +
+                                " and those of biases; give all processes of a host the same options");
+  }
+  map_shares(file);
+  if (!biased) return;
+  const Buffer all = Buffer::of_file(file, panel_file_bytes(), bias_file_bytes());
+  const float* from = all.as<float>();
+  for (const Projection p : kProjections) {
+    biases_[p].assign(from, from + bias_floats(p));
+    from += bias_floats(p);
   }
 }
 

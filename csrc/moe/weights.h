@@ -14,6 +14,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/memory.h"
@@ -75,6 +76,12 @@ class ExpertWeights {
   // Uses panels that lie in the sources as they are (CodeType::kBlocks), whose memory must outlive this. Throws
   // std::invalid_argument for formats and shapes whose sources are not panels.
   void borrow(const ExpertSources& sources);
+  // The same experts in an open file, which is given the length they need, for the processes of a host; of weights that
+  // were loaded. Throws std::invalid_argument for borrowed ones.
+  std::shared_ptr<ExpertWeights> in_file(int file) const;
+  // Uses what `in_file` of a process with the same pools wrote. Throws std::invalid_argument for a file of another
+  // length.
+  void attach(int file);
 
   // Throws std::invalid_argument unless an expert can be split over `ranks`.
   void check_ranks(int ranks) const;
@@ -123,7 +130,13 @@ class ExpertWeights {
   }
   void copy_biases(const ExpertSources& sources);
   Share share_of(int subpool) const;
-  void allocate(Share& share, int subpool) const;
+  void allocate(Share& share, Buffer memory) const;
+  size_t bytes_of(const Share& share) const { return share.bytes_per_expert * shape_.num_experts; }
+  size_t bias_floats(Projection p) const { return size_t{1} * shape_.num_experts * panels_of(p) * kPanelRows; }
+  size_t panel_file_bytes() const;
+  size_t bias_file_bytes() const;
+  bool has_biases() const;
+  void map_shares(int file);
   void load_expert(int subpool, const ExpertSources& sources, int expert);
   int pieces_of(int subpool) const;
   void write_piece(int subpool, int expert, int piece, const RankTargets& targets) const;

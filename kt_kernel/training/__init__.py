@@ -7,6 +7,8 @@ full.py        the same with its weights as parameters
 lora.py        PEFT's layer of LoRA over it; peft_config.py puts it there
 weights.py     the packed experts, in the format asked for
 loading.py     load: a model of transformers with such modules
+host.py        one copy of the packed experts for the processes of a host
+processes.py   average_gradients: of experts, beside DDP and FSDP2
 adapters.py    load_adapter, also from the original's files
 merging.py     merge: a checkpoint with an adapter in its weights
 """
@@ -21,6 +23,7 @@ _HOMES = {
     "lora_config": "peft_config",
     "load_adapter": "adapters",
     "merge": "merging",
+    "average_gradients": "processes",
 }
 
 __all__ = list(_HOMES)

@@ -82,7 +82,7 @@ class FullExperts(TrainableExperts):
         dtype: torch.dtype,
     ) -> None:
         """`wrapper`: the loaded layer, of method BF16. `backend`: a name of choose_backend."""
-        _check_rows(block)
+        _check(block, wrapper)
         packed = PackedWeights(wrapper)
         masters = Masters(self, packed)
         super().__init__(choose_backend(backend, wrapper, masters, block.swiglu), masters, names)
@@ -130,7 +130,11 @@ def saves_as_transformers(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _check_rows(block: ExpertsBlock) -> None:
+def _check(block: ExpertsBlock, wrapper: KTMoEWrapper) -> None:
+    if any(bias is not None for bias in wrapper.biases(0)):
+        raise FeatureUnavailableError(
+            f"'{block.path}' has experts with biases, and such experts are not trained whole; train a LoRA."
+        )
     if block.rows is not GateUpRows.GATE_FIRST:
         raise FeatureUnavailableError(
             f"'{block.path}' has rows of gate and up in turn, and such experts are not trained whole; "

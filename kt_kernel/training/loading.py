@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 
+from kt_kernel.cores import bind
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.transformers.blocks import ExpertsBlock, find_experts, replace_module
@@ -17,6 +20,7 @@ from kt_kernel.training.adapter_names import name_experts
 from kt_kernel.training.chosen import KERNELS, choose_backend
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.full import FULL, LORA, FullExperts, check_trained, saves_as_transformers
+from kt_kernel.training.host import Place, meet
 from kt_kernel.training.names import projection_names
 from kt_kernel.training.weights import AS_STORED, PackedWeights, load_experts, method_of
 
@@ -45,6 +49,9 @@ def load(
     multiply as a server does (with `activations="bf16"` among the options, also int8 and 4-bit experts by
     bfloat16), or "reference", which computes in float32, slowly, for comparisons.
 
+    Where torchrun or accelerate started several processes on this host, all of them call this: they share one
+    copy of frozen experts, and each is bound to its part of the cores.
+
     Raises a KTError in one sentence if the model or its files cannot be used.
     """
     if auto_class is not transformers.AutoModelForCausalLM:
@@ -56,20 +63,26 @@ def load(
     check_path(path)
     options = ExpertOptions(**{"weight_path": path, "cpuinfer": threads, **expert_options})
     _refuse_device_experts(options)
-    options = options.with_method().with_threads()
+    options = options.with_method()
     method = method_of(experts, options.method)
     check_trained(train_experts, method, path)
+    host = meet(Place.of_environment(), {"model": path, "experts": method, "train_experts": train_experts})
+    if host.cores is not None and options.numa_nodes is None:
+        bind(host.cores)
+    options = options.with_threads()
     model = without_experts(path, dtype).to(device)
     blocks = find_experts(model)
     check_rows(blocks, options)
     top_k = experts_per_token(model.config.get_text_config())
     names = projection_names(model)
     for block in blocks:
-        wrapper = load_experts(options, method, _layer(block, top_k))
-        weights = PackedWeights(wrapper)
-        if train_experts == FULL:
-            module = FullExperts(wrapper, backend, block, names, model.dtype)
+        layer = _layer(block, top_k)
+        load_layer = partial(load_experts, options, method, layer)
+        if train_experts == FULL:  # each process has parameters of its own, and packs them
+            module = FullExperts(load_layer(), backend, block, names, model.dtype)
         else:
+            wrapper = host.layer(load_layer, partial(replace(options, method=method).wrapper, **layer))
+            weights = PackedWeights(wrapper)
             chosen = choose_backend(backend, wrapper, weights, block.swiglu)
             module = TrainableExperts(chosen, weights, names, block.rows)
         replace_module(model, block.path, module)

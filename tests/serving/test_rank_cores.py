@@ -9,12 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kt_kernel.integrations.sglang.rank_cores import (
-    RanksHere,
-    parsed_cores,
-    part_of_threads,
-    ranks_of_a_host,
-)
+from kt_kernel.cores import parsed_cores
+from kt_kernel.integrations.sglang.rank_cores import RanksHere, part_of_threads, ranks_of_a_host
 from kt_kernel.threads import ThreadPlan, cores_of_processes
 
 TWO_NODES = {"numa_nodes": [{"node": 0, "cores": [0, 1, 2, 3]}, {"node": 1, "cores": [4, 5, 6, 7]}]}
@@ -76,7 +72,7 @@ def test_numbers_of_cores_are_read_as_sglang_and_the_kernel_write_them():
 _BOUND = """
 import os
 from kt_kernel import kt_kernel_ext
-from kt_kernel.integrations.sglang.rank_cores import bind
+from kt_kernel.cores import bind
 core = kt_kernel_ext.topology()["numa_nodes"][0]["cores"][-1]
 bind([core])
 assert core in os.sched_getaffinity(0)

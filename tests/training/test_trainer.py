@@ -1,15 +1,11 @@
-"""Other people's loops: transformers' Trainer, and accelerate with two processes."""
+"""Other people's loops: transformers' Trainer."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
-from training_runs import batches, lora, parameters, train, trainable
+from training_runs import batches, lora, parameters, trainable
 from transformers import Trainer, TrainingArguments
 
 DATA = batches(4, rows=2)
@@ -55,15 +51,3 @@ def test_trainer_with_checkpointing_and_autocast(tiny, tmp_path):
     made.train()
     assert losses(made)[-1] < losses(made)[0]
     assert all(parameter.dtype is torch.float32 for parameter in parameters(made.model))
-
-
-def test_two_processes_of_accelerate_train_what_one_loop_does(tiny, tmp_path):
-    """Each takes its share of every batch; gradients are averaged by gloo."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(Path(__file__).with_name("accelerated.py")), str(tiny()), str(tmp_path / "losses.json")),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    alone = train(trainable(tiny(), backend="reference"), DATA)
-    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(alone, abs=1e-4)

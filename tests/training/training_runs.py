@@ -24,7 +24,7 @@ def trainable(
 ) -> nn.Module:
     """A model of ours with LoRA on attention and experts, ready to be trained."""
     torch.manual_seed(0)
-    model = training.load(AutoModelForCausalLM, path, dtype=dtype, threads=2, **options)
+    model = training.load(AutoModelForCausalLM, path, dtype=dtype, **{"threads": 2, **options})
     return get_peft_model(model, training.lora_config(config or lora(), experts=True)).train()
 
 

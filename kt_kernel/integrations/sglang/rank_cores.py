@@ -6,21 +6,18 @@ host with two NUMA nodes have one each: threads, and with them the memory of the
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from kt_kernel import kt_kernel_ext
+from kt_kernel.cores import bind, parsed_cores
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.integrations.options import ExpertOptions
 from kt_kernel.integrations.sglang.settings import KTSettings
 from kt_kernel.threads import ThreadPlan, cores_of_processes, usable_nodes
-
-logger = logging.getLogger(__name__)
 
 CORES_OF_RANKS = "SGLANG_CPU_OMP_THREADS_BIND"  # SGLang's: "0-3|4-7"
 _ALL = "all"  # SGLang's own way of saying nothing
@@ -98,32 +95,3 @@ def part_of_threads(host: ThreadPlan, ranks: int, nodes: Sequence[int]) -> Threa
         return ThreadPlan(threads, max(1, host.pools // ranks), None)
     pools = tuple(node for node in host.numa_nodes if node in nodes)[:threads] or tuple(nodes[:1])
     return ThreadPlan(threads, len(pools), pools)
-
-
-def bind(cores: Sequence[int]) -> None:
-    """This thread and all that it will start run on these cores, on any of their hardware threads."""
-    cpus = {cpu for core in cores for cpu in _siblings(core)} & os.sched_getaffinity(0)
-    if not cpus:
-        logger.warning("this rank's cores %s are not for this process: it is not bound to them", list(cores))
-        return
-    os.sched_setaffinity(0, cpus)
-    kt_kernel_ext.allow_only_cpus(sorted(cpus))
-    logger.info("kt-kernel: this rank computes on the CPUs %s", ",".join(map(str, sorted(cpus))))
-
-
-def _siblings(cpu: int) -> set[int]:
-    """The hardware threads of its core."""
-    try:
-        text = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-    except OSError:
-        return {cpu}
-    return set(parsed_cores(text))
-
-
-def parsed_cores(text: str) -> list[int]:
-    """The numbers of "0-2,5"."""
-    cores: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        cores.extend(range(int(first), int(last or first) + 1))
-    return cores
