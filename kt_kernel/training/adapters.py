@@ -15,25 +15,30 @@ from torch import nn
 from kt_kernel.adapters.files import EXPERTS, LORA_KEY, PREFIX, Experts, layer_of, read_adapter
 from kt_kernel.adapters.layout import refuse_fused, stack
 from kt_kernel.checkpoint.families import GateUpRows
-from kt_kernel.errors import CheckpointError, KTError
+from kt_kernel.errors import CheckpointError, ConfigurationError, KTError
 from kt_kernel.training.experts import TrainableExperts
 from kt_kernel.training.lora import LoraExperts
 from kt_kernel.training.peft_config import lora_config
 
+INFERENCE, TRAINING = "inference", "training"  # what an adapter is loaded for
+
 
 def load_adapter(
-    model: nn.Module, path: str | os.PathLike, *, adapter_name: str = "default", trainable: bool = False
+    model: nn.Module, path: str | os.PathLike, *, adapter_name: str = "default", mode: str = INFERENCE
 ) -> PeftModel:
     """`model` of `kt_kernel.training.load` with the adapter in the folder `path`, as `adapter_name`.
 
     A model that has adapters already gets one more, which `set_adapter` chooses.
 
     Reads PEFT's files with LoRA of experts in either layout (kt_kernel/adapters/layout.py), and the
-    original's. Modules get LoRA as the file has it. `trainable`: to go on training, with the dropout of its
-    configuration.
+    original's. Modules get LoRA as the file has it. `mode`: "inference", or "training" to go on with it, with
+    the dropout of its configuration.
 
-    Raises CheckpointPathError or CheckpointError if there is no such adapter, or it is one of another model.
+    Raises ConfigurationError for another mode, CheckpointPathError or CheckpointError if there is no such
+    adapter, or it is one of another model.
     """
+    if mode not in (INFERENCE, TRAINING):
+        raise ConfigurationError(f"mode is {mode!r}, expected {INFERENCE!r} or {TRAINING!r}.")
     folder = Path(path)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     paths = {
@@ -43,7 +48,7 @@ def load_adapter(
     }
     experts, rest = read_adapter(folder, paths)
     config = LoraConfig.from_pretrained(os.fspath(folder))
-    config.inference_mode = not trainable
+    config.inference_mode = mode == INFERENCE
     config.target_modules, config.target_parameters = _targets(base, rest), None
     config.rank_pattern = _without_experts(config.rank_pattern)
     config.alpha_pattern = _without_experts(config.alpha_pattern)
@@ -57,7 +62,7 @@ def load_adapter(
         if peft_model is model:  # it goes on with those it had
             peft_model.delete_adapter(adapter_name)
         raise
-    return peft_model if trainable else peft_model.eval()
+    return peft_model.eval() if mode == INFERENCE else peft_model
 
 
 def _with_config(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:

@@ -84,7 +84,7 @@ class _Adapters:
         is_trainable: bool = False,  # noqa: FBT001, FBT002
         **options: Any,
     ) -> peft.PeftModel:
-        return training.load_adapter(model, path, trainable=is_trainable)
+        return training.load_adapter(model, path, mode="training" if is_trainable else "inference")
 
 
 def _expert_lora(**options: Any) -> peft.LoraConfig:

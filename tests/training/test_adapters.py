@@ -69,7 +69,7 @@ def test_a_loaded_adapter_trains_on(tiny, tmp_path):
     model = trained(tiny())
     model.save_pretrained(tmp_path)
     base = training.load(AutoModelForCausalLM, tiny(), dtype=torch.float32, threads=2)
-    loaded = training.load_adapter(base, tmp_path, trainable=True).train()
+    loaded = training.load_adapter(base, tmp_path, mode="training").train()
     data = batches(3)
     assert train(loaded, data) == train(model.train(), data)
 

@@ -120,7 +120,7 @@ def _with_adapter(model: Any, run: Run, saved: Path | None) -> Any:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if saved is not None:
-        return load_adapter(model, saved, trainable=True)
+        return load_adapter(model, saved, mode="training")
     said = run.lora
     config = LoraConfig(
         r=said.r,
