@@ -8,12 +8,11 @@ copy in bfloat16, made anew before the next call whenever they have changed:
             +---- any optimiser ----  .grad in the parameters' dtype  <--- fp32 sums ----+
 
 Version counters alone do not do: torch's fused optimisers, which Trainer takes by default, leave them alone
-(torch 2.13). So every step of any optimiser of this process counts as a change, too.
+(torch 2.13). So every step of an optimiser that has the parameters counts as a change, too.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -36,21 +35,19 @@ from kt_kernel.training.weights import PackedWeights, pack_anew
 LORA, FULL = "lora", "full"  # what is trained of the experts
 
 _MASTERS = "BF16"  # the one method into which changed weights are packed without rounding to a grid
-_OF_ONE_EXPERT = re.compile(r"(\d+)\.(\w+)\.weight")
 
 
-class _Steps:
-    """How many steps the optimisers of this process have made."""
-
-    def __init__(self) -> None:
-        self.made = 0
-        register_optimizer_step_post_hook(self._count)
-
-    def _count(self, *arguments: Any) -> None:
-        self.made += 1
+_STEPS = "kt_steps"  # an attribute of our parameters: steps of optimisers that have them
 
 
-_STEPS = _Steps()
+def _count_steps(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (steps := getattr(parameter, _STEPS, None)) is not None:
+                setattr(parameter, _STEPS, steps + 1)
+
+
+register_optimizer_step_post_hook(_count_steps)
 
 
 class Masters:
@@ -91,21 +88,26 @@ class FullExperts(TrainableExperts):
         self.gate_up_proj = nn.Parameter(torch.empty(e, 2 * i, h, dtype=dtype, device="cpu"))
         self.down_proj = nn.Parameter(torch.empty(e, h, i, dtype=dtype, device="cpu"))
         _unpack(packed, self.gate_up_proj, self.down_proj)
-        self._packed = self._state()
+        self._packed, self._generation = self._state(), 0
         self.register_load_state_dict_pre_hook(_from_files)
 
     def matrices(self) -> Matrices:
         """The parameters, after the layer is packed anew if they have changed."""
         if self._packed != (state := self._state()):
+            self._generation += 1
             gate_up, down = (t.detach().to(torch.bfloat16) for t in (self.gate_up_proj, self.down_proj))
             pack_anew(self._wrapper, gate_up.contiguous(), down.contiguous())
             self._packed = state
-        return self.gate_up_proj, self.down_proj
+        return Matrices(self.gate_up_proj, self.down_proj, lambda: self._generation)
 
     def _state(self) -> tuple[int, ...]:
         """Changes when a parameter is changed in place, or gets other memory, or an optimiser steps."""
-        both = (self.gate_up_proj, self.down_proj)
-        return (_STEPS.made, *(number for t in both for number in (t._version, t.data_ptr())))
+        state: list[int] = []
+        for parameter in (self.gate_up_proj, self.down_proj):
+            if not hasattr(parameter, _STEPS):
+                setattr(parameter, _STEPS, 0)
+            state += (getattr(parameter, _STEPS), parameter._version, parameter.data_ptr())
+        return tuple(state)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> FullExperts:  # noqa: FBT001, FBT002
         """Nothing: see the class."""
@@ -151,15 +153,29 @@ def _unpack(packed: PackedWeights, gate_up: torch.Tensor, down: torch.Tensor) ->
 
 
 @torch.no_grad()
-def _from_files(module: FullExperts, state: dict, prefix: str, *rest: Any) -> None:
-    """Before load_state_dict: what files hold one by one, perhaps some of it, goes into the parameters."""
+def _from_files(
+    module: FullExperts,
+    state: dict,
+    prefix: str,
+    metadata: dict,
+    strict: bool,  # noqa: FBT001
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Before load_state_dict: what files hold one by one goes into the parameters; the rest is missing."""
     gate, up = module.gate_up_proj.chunk(2, dim=1)
     places = dict(zip(module.names.all, (gate, up, module.down_proj), strict=True))
-    filled = False
-    for key in [key for key in state if key.startswith(prefix)]:
-        match = _OF_ONE_EXPERT.fullmatch(key.removeprefix(prefix))
-        if match is not None and match[2] in places:
-            places[match[2]][int(match[1])].copy_(state.pop(key))
-            filled = True
-    if filled:  # else they would be reported as missing
-        state[prefix + "gate_up_proj"], state[prefix + "down_proj"] = module.gate_up_proj, module.down_proj
+    absent = {f"{prefix}{e}.{name}.weight" for e in range(len(gate)) for name in places}
+    given = absent & state.keys()
+    if not given:
+        return
+    for key in given:
+        expert, name, _ = key.removeprefix(prefix).split(".")
+        place = places[name][int(expert)]
+        if state[key].shape != place.shape:
+            errors.append(f"'{key}' has shape {list(state[key].shape)}, expected {list(place.shape)}.")
+        else:
+            place.copy_(state.pop(key))
+    missing.extend(sorted(absent - given))
+    state[prefix + "gate_up_proj"], state[prefix + "down_proj"] = module.gate_up_proj, module.down_proj

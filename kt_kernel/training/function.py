@@ -6,19 +6,29 @@ torch.utils.checkpoint, in both of its modes, drops and recomputes them as it do
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from kt_kernel.adapters.backend import Backend, Call, Dropout, ExpertLora, Needs
+from kt_kernel.errors import CallOrderError
 
 _LORA = 6
 _MASKS = 3
 _NOTHING = Needs(x=False, weights=False, lora=False)
 
-Matrices = tuple[torch.Tensor, torch.Tensor]
-"""The experts' own weights as parameters: gate over up [E, 2I, H], and down [E, H, I]."""
+
+class Matrices(NamedTuple):
+    """The experts' own weights as parameters: gate over up [E, 2I, H], and down [E, H, I].
+
+    `generation`: a number that changes when the backend computes with other values.
+    """
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    generation: Callable[[], int]
 
 
 def run_experts(
@@ -41,7 +51,8 @@ def run_experts(
             return backend.forward(Call(x, ids, weights, lora, dropout), _NOTHING)[0]
     six: tuple[torch.Tensor | None, ...] = (None,) * _LORA if lora is None else lora.tensors
     scale = 1.0 if lora is None else lora.scale
-    return _Experts.apply(backend, scale, dropout, x, ids, weights, *(matrices or (None, None)), *six)
+    gate_up, down, generation = matrices or (None, None, None)
+    return _Experts.apply(backend, generation, scale, dropout, x, ids, weights, gate_up, down, *six)
 
 
 def _exactly() -> torch.autocast:
@@ -54,6 +65,7 @@ class _Experts(torch.autograd.Function):
     def forward(
         ctx: Any,
         backend: Backend,
+        generation: Callable[[], int] | None,
         scale: float,
         dropout: Dropout | None,
         x: torch.Tensor,
@@ -63,10 +75,11 @@ class _Experts(torch.autograd.Function):
         down: torch.Tensor | None,
         *lora: Any,
     ) -> torch.Tensor:
-        _, _, _, needs_x, _, needs_weights, needs_gate_up, needs_down, *needs_lora = ctx.needs_input_grad
+        needs_x, _, needs_weights, needs_gate_up, needs_down, *needs_lora = ctx.needs_input_grad[4:]
         needs_base = needs_gate_up or needs_down
         ctx.needs = Needs(x=needs_x, weights=needs_weights, lora=any(needs_lora), base=needs_base)
         ctx.backend, ctx.scale = backend, scale
+        ctx.generation, ctx.generation_then = generation, generation and generation()
         ctx.has_lora = lora[0] is not None
         ctx.dropout_factor = None if dropout is None else dropout.factor
         call = Call(x, ids, weights, ExpertLora.of(lora, scale) if ctx.has_lora else None, dropout)
@@ -81,6 +94,11 @@ class _Experts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, ids, weights, gate_up, down, *rest = ctx.saved_tensors
+        if ctx.generation is not None and ctx.generation() != ctx.generation_then:
+            raise CallOrderError(
+                "the experts' weights have changed, and another forward pass has used them, since that of "
+                "this backward pass; run it before the optimiser's step."
+            )
         lora = dropout = None
         if ctx.has_lora:
             lora, rest = ExpertLora.of(rest[:_LORA], ctx.scale), rest[_LORA:]
@@ -93,9 +111,7 @@ class _Experts(torch.autograd.Function):
         six = found.lora or (None,) * _LORA
         wanted = ctx.needs_input_grad[-_LORA - len(base) :]
         return (
-            None,
-            None,
-            None,
+            *(None,) * 4,
             found.x,
             None,
             found.weights,
@@ -103,7 +119,9 @@ class _Experts(torch.autograd.Function):
         )
 
 
-def _like(found: tuple[torch.Tensor, ...], gate_up: torch.Tensor, down: torch.Tensor) -> Matrices:
+def _like(
+    found: tuple[torch.Tensor, ...], gate_up: torch.Tensor, down: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of gate, up and down, in the shapes and dtypes of the parameters."""
     stacked = torch.empty_like(gate_up)
     for half, gradient in zip(stacked.chunk(2, 1), found[:2], strict=True):

@@ -22,19 +22,57 @@ import transformers
 import yaml
 
 import kt_kernel.training as training
-from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
+from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
 
 OPTIONS = "kt_kernel"
 _TUNERS = ("lora", "full")  # of finetuning_type
 
 
-def main(arguments: list[str]) -> None:
-    """Train as the YAML says. Raises a KTError in one sentence if it cannot be used."""
+# Settings of LLaMA-Factory that our loading does not follow -> the values that ask for nothing.
+_NOT_FOLLOWED = {
+    "train_from_scratch": (None, False),
+    "model_revision": (None, "main"),
+    "adapter_folder": (None, ""),
+    "quantization_bit": (None,),
+    "use_unsloth": (None, False),
+    "use_kt": (None, False),
+}
+_DECIDED_ELSEWHERE = {"train_experts": "finetuning_type", "dtype": "bf16, fp16 or pure_bf16"}
+
+
+def main(arguments: list[str]) -> int:
+    """Train as the YAML says; the status of the process. What is wrong with it is said in one sentence."""
+    try:
+        train(arguments)
+    except KTError as error:
+        sys.stderr.write(f"kt_kernel.training.llamafactory: {error}\n")
+        return 1
+    return 0
+
+
+def train(arguments: list[str]) -> None:
+    """Raises a KTError if the YAML cannot be used."""
     if len(arguments) != 1:
         raise ConfigurationError(f"got {len(arguments)} arguments, expected one, LLaMA-Factory's YAML file.")
     settings = yaml.safe_load(Path(arguments[0]).read_text())
-    plug_in(settings.pop(OPTIONS, None) or {}, settings.get("finetuning_type", "lora"))
+    options = settings.pop(OPTIONS, None) or {}
+    _check(settings, options)
+    plug_in(options, settings.get("finetuning_type", "lora"))
     importlib.import_module("llamafactory.train.tuner").run_exp(settings)
+
+
+def _check(settings: dict[str, Any], options: dict[str, Any]) -> None:
+    for name, nothing in _NOT_FOLLOWED.items():
+        if settings.get(name) not in nothing:
+            said = "set" if settings[name] is True else repr(settings[name])
+            raise FeatureUnavailableError(
+                f"{name} is {said}, which is not available with experts of kt-kernel; leave it out."
+            )
+    for name, where in _DECIDED_ELSEWHERE.items():
+        if name in options:
+            raise ConfigurationError(
+                f"{name} is given under {OPTIONS}, but LLaMA-Factory decides it; set {where} instead."
+            )
 
 
 def plug_in(options: dict[str, Any], tuner: str = "lora") -> None:
@@ -92,4 +130,4 @@ def _expert_lora(**options: Any) -> peft.LoraConfig:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -12,9 +12,9 @@ from training_runs import adamw, batches, lora, train
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import kt_kernel.training as training
-from kt_kernel.errors import ConfigurationError, FeatureUnavailableError
+from kt_kernel.errors import CallOrderError, ConfigurationError, FeatureUnavailableError
 from kt_kernel.training.full import FullExperts
-from kt_kernel.training.function import run_experts
+from kt_kernel.training.function import Matrices, run_experts
 from kt_kernel.training.reference import ReferenceBackend, StackedWeights
 
 
@@ -82,7 +82,9 @@ def test_gradcheck_of_the_matrices():
     def run(gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
         layer.weights = StackedWeights(*gate_up.detach().chunk(2, 1), down.detach())
         backend = ReferenceBackend(layer.weights)
-        return run_experts(backend, layer.x, layer.ids, layer.routing, layer.lora, None, (gate_up, down))
+        return run_experts(
+            backend, layer.x, layer.ids, layer.routing, layer.lora, None, Matrices(gate_up, down, int)
+        )
 
     assert torch.autograd.gradcheck(run, (gate_up, down))
     torch.testing.assert_close(run(gate_up, down), autograd_experts(layer))
@@ -126,6 +128,33 @@ def test_a_step_between_forward_and_backward_is_an_error(tiny):
         experts_of(model)[0].down_proj.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_fused_step_and_another_forward_before_backward_are_an_error(tiny):
+    """Fused optimisers move no version counter, so autograd does not notice."""
+    model, ids = whole(tiny()), batches(1)[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    train(model, [ids], optimizer)
+    loss = model(input_ids=ids, labels=ids).loss
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    model(input_ids=ids)
+    with pytest.raises(CallOrderError, match="run it before the optimiser's step"):
+        loss.backward()
+
+
+def test_a_file_without_some_of_an_expert_is_not_taken_for_complete(tiny):
+    model = whole(tiny())
+    layer = experts_of(model)[0]
+    path = "model.layers.0.mlp.experts"
+    files = {f"{path}.7.gate_proj.weight": torch.ones(32, 64)}
+    found = model.load_state_dict(files, strict=False)
+    assert bool((layer.gate_up_proj[7, :32] == 1).all()) and not bool((layer.down_proj[7] == 1).any())
+    assert f"{path}.7.up_proj.weight" in found.missing_keys
+    assert f"{path}.0.down_proj.weight" in found.missing_keys
+    with pytest.raises(RuntimeError, match=r"has shape \[2, 2\], expected \[32, 64\]"):
+        model.load_state_dict({f"{path}.7.gate_proj.weight": torch.ones(2, 2)}, strict=False)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
