@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in ("serving", "transformers")]
 
 import test_families
+import test_other_families
 import test_quantised
 import tiny_models
 import tiny_quantised
@@ -28,7 +29,7 @@ _SERVED = {
     "qwen3_5_moe",
     "gpt-oss",
     "gpt_oss",
-    "ernie4_5_moe",
+    *test_other_families.FAMILIES,
 }
 _IN_TRANSFORMERS = {
     *(*test_families.FAMILIES, *test_families.OTHERS),
