@@ -31,6 +31,16 @@ def test_losses_are_those_of_dense_transformers_in_bfloat16(tiny, family):
     assert all(parameter.dtype is torch.float32 for parameter in parameters(model))
 
 
+@pytest.mark.parametrize("experts", ["int8", "int4"])
+def test_losses_of_quantised_experts_are_those_of_the_same_weights_in_float32(tiny, experts):
+    """The kernels round activations and gradients to int8 for them; the reference rounds nothing."""
+    data = batches(5, rows=8, length=16) * 4
+    models = (trainable(tiny(), experts=experts, backend=backend) for backend in ("kernels", "reference"))
+    ours, exact = (train(model, data, adamw(model, lr=5e-4)) for model in models)
+    assert max(abs(a - b) for a, b in zip(ours, exact, strict=True)) <= 2e-2
+    assert sum(ours[-5:]) < sum(ours[:5])
+
+
 def test_four_parts_of_a_batch_are_the_batch(tiny):
     data = batches(10, rows=4)
     whole, parts = (train(trainable(tiny(), backend="reference"), data, accumulate=n) for n in (1, 4))
