@@ -69,8 +69,8 @@ def kill_and_check(server: Server, process: int, sentence: str) -> None:
     end_and_check(server, lambda: os.kill(process, signal.SIGKILL), sentence)
 
 
-def end_and_check(server: Server, end: Callable[[], None], sentence: str) -> None:
-    """The same where `end()` lets one of its processes end."""
+def end_and_check(server: Server, end: Callable[[], None], *sentences: str) -> None:
+    """The same where `end()` lets one of its processes end; the log has at least one of `sentences`."""
     name = server_name(server)
     assert left_of(name)
     sampling = {"temperature": 0, "max_new_tokens": ANSWER_TOKENS, "ignore_eos": True}
@@ -86,7 +86,7 @@ def end_and_check(server: Server, end: Callable[[], None], sentence: str) -> Non
             )
     server.wait_until_gone(PATIENCE_SECONDS)
     assert not server.is_listening()
-    assert sentence in server.log_text(), server.log_tail()
+    assert any(sentence in server.log_text() for sentence in sentences), server.log_tail()
     server_files.sweep()
     assert not left_of(name)
 
