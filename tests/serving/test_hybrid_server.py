@@ -302,7 +302,7 @@ def test_two_ranks_say_the_same_as_one(server, alone, tiny_checkpoint, tiny_refe
             lambda: failing_experts.arm(tmp_path / "plugin", "rank-death"),
             "the process scheduler_1 of this server ended (exit code -9, SIGKILL",
             # The other rank may lose its connection, and end the server, before anybody looks.
-            "Connection reset by peer",
+            "by peer",  # closed or reset
         )
     wrong = [
         mine.differs_from(other, DECIDED_LOGIT_GAP) for mine, other in zip(alone[:7], answers, strict=True)
