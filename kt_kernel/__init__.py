@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kt_kernel.integrations.sglang.own_program import Engine as Engine
     from kt_kernel.integrations.transformers.patching import patch as patch
     from kt_kernel.moe import KTMoEWrapper as KTMoEWrapper
+    from kt_kernel.training.sft_layer import SftLayer as SftLayer
 
     __cpu_variant__: str
     __version__: str
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Engine",
     "KTMoEWrapper",
+    "SftLayer",
     "detect_method",
     "generate_gpu_experts_masks",
     "kt_kernel_ext",
@@ -35,6 +37,7 @@ __all__ = [
 _HOMES = {
     "Engine": "kt_kernel.integrations.sglang.own_program",
     "KTMoEWrapper": "kt_kernel.moe",
+    "SftLayer": "kt_kernel.training.sft_layer",
     "detect_method": "kt_kernel.checkpoint.sources",
     "generate_gpu_experts_masks": "kt_kernel.calls.masks",
     "patch": "kt_kernel.integrations.transformers.patching",

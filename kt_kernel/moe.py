@@ -88,7 +88,7 @@ class KTMoEWrapper(ConfiguredLayer):
     def __new__(cls, *arguments: Any, mode: str = "inference", **options: Any) -> Any:
         if mode != SFT:
             return super().__new__(cls)
-        from kt_kernel.training.sft_layer import SftLayer
+        from kt_kernel import SftLayer  # of a floor above, which the package fetches for its users
 
         return SftLayer(*arguments, **options)
 
