@@ -7,9 +7,12 @@ A point is reached where the real failure would show, so that what handles that 
 
 from __future__ import annotations
 
+import logging
 import os
 
 from kt_kernel.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "KT_FAULT"
 
@@ -71,5 +74,6 @@ def asked_for(text: str) -> tuple[str, int]:
 
 if VARIABLE in os.environ:
     _point, _nth = asked_for(os.environ[VARIABLE])
+    logger.warning("%s=%s: %s, on purpose", VARIABLE, os.environ[VARIABLE], POINTS[_point])
     if _point in IN_PYTHON and _nth:
         _uses_left[_point] = _nth

@@ -134,10 +134,6 @@ class ConfiguredLayer:
         return self._config.swiglu_limit
 
     @property
-    def swiglu_alpha(self) -> float:
-        return self._config.swiglu_alpha
-
-    @property
     def share(self) -> CpuShare:
         """What of every expert is here."""
         return self._config.part

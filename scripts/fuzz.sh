@@ -35,8 +35,9 @@ for target in "${targets[@]}"; do
   while [ $SECONDS -lt $end ]; do
     nice -n 15 "$python" tests/fuzz/run_fuzzer.py "$target" -max_total_time=$((end - SECONDS)) -rss_limit_mb=4096 \
       -timeout=25 -max_len=8192 -print_final_stats=1 -artifact_prefix="$found/" "$found/inputs" \
-      >"$found/log" 2>&1 || { failed=1; grep -E "^(Assertion|[A-Za-z.]+Error)|ERROR" "$found/log" | tail -3; }
-    grep -E "stat::number_of_executed_units|cov:" "$found/log" | tail -2
+      >"$found/log" 2>&1 || { failed=1; grep -E "^(Assertion|[A-Za-z.]+Error)|ERROR" "$found/log" | tail -3 || true; }
+    # One that never began would not begin the next time either.
+    grep -E "stat::number_of_executed_units|cov:" "$found/log" | tail -2 || break
   done
   echo "$target: $(find "$found" -maxdepth 1 -name 'crash-*' -o -name 'timeout-*' -o -name 'oom-*' | wc -l) crashes"
 done

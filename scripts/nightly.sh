@@ -10,4 +10,7 @@ failed=0
 .venv/bin/python bench/soak.py --minutes "$minutes" || failed=1
 .venv/bin/python bench/soak.py --minutes "$minutes" --hybrid || failed=1
 scripts/fuzz.sh $((60 * minutes)) || failed=1
+if command -v "${CXX:-clang++}" >/dev/null; then
+  scripts/fuzz.sh native $((60 * minutes)) || failed=1
+fi
 exit $failed

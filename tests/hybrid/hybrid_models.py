@@ -29,6 +29,7 @@ from kt_kernel.hybrid.options import HybridOptions
 from kt_kernel.hybrid.ranks import ALONE, Ranks
 from kt_kernel.hybrid.slots import LayerPlacement, Placement
 from kt_kernel.hybrid.torch_experts import TorchDeviceExperts
+from kt_kernel.hybrid.update import BackgroundUpdater
 
 EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, VOCABULARY = 8, 3, 64, 32, 40
 DECODER_LAYERS, MOE_LAYERS = 5, (0, 1, 3, 4)
@@ -352,6 +353,12 @@ class Reference:
         factors.scatter_add_(1, torch.tensor(ids) % (EXPERTS + 1), weights)
         middle = torch.nn.functional.silu(rows @ gate.mT) * (rows @ up.mT)  # [E, T, I]
         return ((middle @ down.mT) * factors.t()[:EXPERTS, :, None]).sum(0)
+
+
+def wait_for_copy(updater: BackgroundUpdater) -> None:
+    """Until what the updater copies at the moment, if anything, is there or has failed."""
+    if updater._copy is not None:
+        updater._copy.result.exception(timeout=30)
 
 
 @cache

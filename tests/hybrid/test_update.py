@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hybrid_models import wait_for_copy
 
 from kt_kernel.hybrid.copies import CopyWorker
 from kt_kernel.hybrid.device import backend_of
@@ -96,11 +97,6 @@ def skewed(layer: int, topic: int = 0) -> torch.Tensor:
 
 def routed(likelihood: torch.Tensor, tokens: int, generator: torch.Generator) -> torch.Tensor:
     return torch.multinomial(likelihood.expand(tokens, EXPERTS), TOP_K, generator=generator)
-
-
-def wait_for_copy(updater: BackgroundUpdater) -> None:
-    if updater._copy is not None:
-        updater._copy.result.exception(timeout=30)
 
 
 def serve(layers, likelihoods, updater, steps, generator) -> list[tuple[int, int]]:

@@ -4,15 +4,10 @@ answers would depend on which experts are on the device, and on who filled the p
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "api"))
-
 from api_support import random_experts
 
 from kt_kernel import KTMoEWrapper

@@ -134,3 +134,7 @@ def test_a_schema_that_takes_minutes_to_compile_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is nested deeper than 128 levels"):
         check({name: nested(64)})
     check({name: "[" * 128 + "]" * 128 + "[" * 100})
+
+
+def test_a_schema_of_quotes_without_an_end_does_not_hold_up_the_process():
+    check({"json_schema": '"' + '\\"' * 200_000})  # minutes, if each began a search of its own

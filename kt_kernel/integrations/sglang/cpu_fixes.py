@@ -58,18 +58,21 @@ def _product(
     return F.linear(rows.double(), weights[expert].double(), bias)
 
 
-def _is_in_turn(config: Any) -> bool:
-    """SGLang says so of every model, and means it of those with a gate of its own steepness."""
+def rows_in_turn(config: Any) -> bool:
+    """Do rows of gate and up alternate?
+
+    SGLang says so of every model, and means it of those with a gate of its own steepness.
+    """
     return config.gemm1_alpha is not None and config.gate_up_interleaved
 
 
 def _is_clamped_in_halves(config: Any) -> bool:
     clamped = config.gemm1_alpha is not None or config.swiglu_limit is not None
-    return clamped and not _is_in_turn(config)
+    return clamped and not rows_in_turn(config)
 
 
 def _gated(both: torch.Tensor, config: Any) -> torch.Tensor:
-    gate, up = (both[..., ::2], both[..., 1::2]) if _is_in_turn(config) else both.chunk(2, dim=-1)
+    gate, up = (both[..., ::2], both[..., 1::2]) if rows_in_turn(config) else both.chunk(2, dim=-1)
     limit = config.swiglu_limit or config.gemm1_clamp_limit
     if limit:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)

@@ -189,7 +189,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         with reported():
             if self.wrapper is not None:
                 self.wrapper.load_weights(None)
-                adapt(self.settings, self.wrapper, self.layer_idx)
+                adapt(self.settings, self.wrapper, self.layer_idx, layer.moe_runner_config)
             self.served = serve(self.settings, device_of(layer), self.share)
             self.hybrid = self._hybrid_layer(layer)
             if self.layer_idx == last_layer_here(self.settings):

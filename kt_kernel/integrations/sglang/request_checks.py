@@ -161,7 +161,9 @@ def _check_patterns(patterns: str | list[str] | None) -> None:
             raise ValueError(f"stop_regex holds {pattern!r}, which is no expression: {error}.") from None
 
 
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)  # with strings, which may hold some
+# With strings, which may hold some. One without an end is taken to the end of the text: otherwise each quote
+# in it would begin another search for the end.
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def _check_depth(name: str, schema: Any) -> None:

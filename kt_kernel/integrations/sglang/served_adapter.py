@@ -23,6 +23,7 @@ from kt_kernel.adapters.layout import is_fused, lora_scale, stack
 from kt_kernel.adapters.limits import BESIDE_LORA, PATTERNS, VARIANTS, first_set
 from kt_kernel.adapters.merged import UNQUANTISED, lora_shape, merged_matrix
 from kt_kernel.errors import CheckpointError, FeatureUnavailableError, InputError
+from kt_kernel.integrations.sglang.cpu_fixes import rows_in_turn
 from kt_kernel.integrations.sglang.settings import SETTINGS_ATTRIBUTE, KTSettings
 from kt_kernel.moe import KTMoEWrapper
 
@@ -125,12 +126,15 @@ def _added(
         )
 
 
-def adapt(settings: KTSettings, wrapper: KTMoEWrapper, layer: int) -> None:
-    """Experts of a loaded `wrapper` compute with the adapter's LoRA from now on, if it has one for them."""
+def adapt(settings: KTSettings, wrapper: KTMoEWrapper, layer: int, config: Any) -> None:
+    """Experts of a loaded `wrapper` compute with the adapter's LoRA from now on, if it has one for them.
+
+    `config`: SGLang's MoeRunnerConfig of the layer.
+    """
     adapter, lora = adapter_of(settings), _lora_of(settings, layer)
     if adapter is None or lora is None:
         return
-    if wrapper.swiglu_alpha and layer in adapter.fused:
+    if rows_in_turn(config) and layer in adapter.fused:
         raise CheckpointError(
             f"the adapter has one LoRA for gate and up of layer {layer}, and this family (gpt-oss) has "
             "their rows in turn; give an adapter with a LoRA for each."
