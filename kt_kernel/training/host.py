@@ -9,6 +9,7 @@ gone with the last process, however it ends.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -48,7 +49,9 @@ class Place:
             return cls()
         said = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
         run = "-".join(os.environ.get(name, "") for name in said)
-        return cls(int(values[0]), int(values[1]), f"{os.getuid()}-{run}-{next(_LOADS)}")
+        run = f"{os.getuid()}-{run}-{next(_LOADS)}"
+        # The names of hosts and runs may be longer than that of a socket, 107 bytes.
+        return cls(int(values[0]), int(values[1]), hashlib.sha256(run.encode()).hexdigest())
 
 
 class Host(Protocol):
@@ -95,6 +98,10 @@ class Other:
 
     def layer(self, load: Callable[[], KTMoEWrapper], empty: Callable[[], KTMoEWrapper]) -> KTMoEWrapper:
         message, file = self._first.receive()
+        if file < 0:
+            raise ConfigurationError(
+                "no open file came from the first process of this host; raise the limit (ulimit -n)."
+            )
         try:
             wrapper = empty()
             ours = {"layer": wrapper.layer_idx, **_pools(wrapper)}
@@ -130,15 +137,29 @@ def meet(place: Place, what: dict[str, Any]) -> Host:
 
 def _first(name: str, place: Place, mine: dict[str, Any]) -> First:
     peers, said = [], [mine]
+    deadline = time.monotonic() + PATIENCE
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(name)
+        try:
+            listener.bind(name)
+        except OSError as error:
+            raise ConfigurationError(
+                f"another process says that it is the first of this host and run ({error.strerror}); give "
+                "each a LOCAL_RANK of its own."
+            ) from None
         listener.listen(place.count)
-        listener.settimeout(PATIENCE)
         while len(said) < place.count:
+            listener.settimeout(max(deadline - time.monotonic(), _RETRY))
             peer = _Peer(listener.accept()[0])
             if peer.is_own_user():
                 peers.append(peer)
-                said.append(peer.receive()[0])
+                said.append(peer.receive_by(deadline))
+    indices = sorted(each["index"] for each in said)
+    if indices != list(range(place.count)):
+        for peer in peers:
+            peer.close()
+        raise ConfigurationError(
+            f"the processes of this host have the LOCAL_RANKs {indices}; number them from 0."
+        )
     shares: list[list[int] | None] = [None] * place.count
     if all(each["cpus"] == mine["cpus"] for each in said):  # else whoever started them has bound them
         shares = list(cores_of_processes(kt_kernel_ext.topology(), place.count))
@@ -177,6 +198,17 @@ class _Peer:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         connection.settimeout(None)
+
+    def close(self) -> None:
+        """The other side is told that this one ended."""
+        self._connection.close()
+
+    def receive_by(self, deadline: float) -> dict[str, Any]:
+        """A message without a file; raises TimeoutError."""
+        self._connection.settimeout(max(deadline - time.monotonic(), _RETRY))
+        message, _ = self.receive()
+        self._connection.settimeout(None)
+        return message
 
     def is_own_user(self) -> bool:
         found = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)

@@ -10,7 +10,9 @@ names that its loader has imported are given other meanings in this process; not
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ import yaml
 
 import kt_kernel.training as training
 from kt_kernel.errors import ConfigurationError, FeatureUnavailableError, KTError
+from kt_kernel.integrations.options import ExpertOptions
 
 OPTIONS = "kt_kernel"
 _TUNERS = ("lora", "full")  # of finetuning_type
@@ -36,6 +39,12 @@ _NOT_FOLLOWED = {
     "quantization_bit": (None,),
     "use_unsloth": (None, False),
     "use_kt": (None, False),
+    # What it writes into the model's configuration, or looks for beside our loader.
+    "moe_aux_loss_coef": (None, 0),
+    "rope_scaling": (None,),
+    "shift_attn": (None, False),
+    "flash_attn": (None, "auto", "sdpa"),
+    "mixture_of_depths": (None, False),
 }
 _DECIDED_ELSEWHERE = {"train_experts": "finetuning_type", "dtype": "bf16, fp16 or pure_bf16"}
 
@@ -54,11 +63,27 @@ def train(arguments: list[str]) -> None:
     """Raises a KTError if the YAML cannot be used."""
     if len(arguments) != 1:
         raise ConfigurationError(f"got {len(arguments)} arguments, expected one, LLaMA-Factory's YAML file.")
-    settings = yaml.safe_load(Path(arguments[0]).read_text())
-    options = settings.pop(OPTIONS, None) or {}
+    settings = _mapping(_contents(arguments[0]), f"'{arguments[0]}'")
+    options = _mapping(settings.pop(OPTIONS, None) or {}, OPTIONS)
     _check(settings, options)
     plug_in(options, settings.get("finetuning_type", "lora"))
     importlib.import_module("llamafactory.train.tuner").run_exp(settings)
+
+
+def _contents(file: str) -> Any:
+    try:
+        return yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"'{file}' cannot be read: {reason}; give LLaMA-Factory's YAML file."
+        ) from None
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{name} holds {type(value).__name__}, expected names with values.")
+    return value
 
 
 def _check(settings: dict[str, Any], options: dict[str, Any]) -> None:
@@ -73,6 +98,16 @@ def _check(settings: dict[str, Any], options: dict[str, Any]) -> None:
             raise ConfigurationError(
                 f"{name} is given under {OPTIONS}, but LLaMA-Factory decides it; set {where} instead."
             )
+    known = {
+        *inspect.signature(training.load).parameters,
+        *(f.name for f in dataclasses.fields(ExpertOptions)),
+    }
+    unknown = options.keys() - known
+    if unknown:
+        raise ConfigurationError(
+            f"{OPTIONS} has the unknown option {min(unknown, key=str)!r}; give those of "
+            "kt_kernel.training.load."
+        )
 
 
 def plug_in(options: dict[str, Any], tuner: str = "lora") -> None:

@@ -66,7 +66,13 @@ def load(
     options = options.with_method()
     method = method_of(experts, options.method)
     check_trained(train_experts, method, path)
-    host = meet(Place.of_environment(), {"model": path, "experts": method, "train_experts": train_experts})
+    place = Place.of_environment()
+    if options.gguf_mmap and place.count > 1:
+        raise FeatureUnavailableError(
+            f"gguf_mmap was asked for by one of {place.count} processes of this host, but only packed "
+            "experts are shared among processes; leave it out."
+        )
+    host = meet(place, {"model": path, "experts": method, "train_experts": train_experts})
     if host.cores is not None and options.numa_nodes is None:
         bind(host.cores)
     options = options.with_threads()

@@ -21,6 +21,9 @@ _IGNORED = "_ddp_params_and_buffers_to_ignore"  # where DDP looks, in the module
 def average_gradients(model: nn.Module) -> set[nn.Parameter]:
     """Average the gradients of the experts' parameters over all processes; returns these parameters.
 
+    First all processes take those of the first one: seeds may have drawn them differently, and FSDP2, like
+    DDP with ignored parameters, does not look.
+
     Call it once in each process, before DDP, accelerate or FSDP2 wraps `model`: DDP then leaves them alone,
     and so does FSDP2 if given them as `ignored_params`. Gradients that add up are averaged after each
     backward pass, which is the same in the end. Raises CallOrderError before the process group is there.
@@ -38,6 +41,10 @@ def average_gradients(model: nn.Module) -> set[nn.Parameter]:
         parameter.grad /= processes
 
     for parameter in found.values():
+        of_first = parameter.detach().clone()
+        distributed.broadcast(of_first, 0, group=group)
+        with torch.no_grad():
+            parameter.copy_(of_first)
         parameter.register_post_accumulate_grad_hook(average)
     setattr(model, _IGNORED, [*getattr(model, _IGNORED, ()), *found])
     return set(found.values())

@@ -51,6 +51,10 @@ def accelerated(accelerator: Accelerator, model: nn.Module) -> list[float]:
 def sharded(accelerator: Accelerator, path: Path) -> list[float]:
     """FSDP2 of everything beside the experts."""
     model = trainable(path, threads=1)
+    with torch.no_grad():  # as another seed of each process would have drawn them
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and ".experts." in name:
+                parameter += accelerator.process_index
     ignored = training.average_gradients(model)
     mesh = init_device_mesh("cpu", (accelerator.num_processes,))
     for layer in model.get_base_model().model.layers:

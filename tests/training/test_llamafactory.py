@@ -83,10 +83,25 @@ def test_full_trains_the_weights_themselves(tiny, tmp_path, stand_in):
         ({"kt_kernel": {"dtype": "float32"}}, "dtype"),
         ({"adapter_folder": "sub"}, "adapter_folder is 'sub'"),
         ({"model_revision": "v2"}, "model_revision is 'v2'"),
+        ({"moe_aux_loss_coef": 0.001}, "moe_aux_loss_coef is 0.001"),
+        ({"flash_attn": "fa2"}, "flash_attn is 'fa2'"),
+        ({"kt_kernel": {"thread": 8}}, "unknown option 'thread'"),
+        ({"kt_kernel": ["experts"]}, "kt_kernel holds list"),
     ],
 )
 def test_what_it_cannot_do_ends_in_a_sentence(tmp_path, stand_in, capsys, settings, said):
     assert run(tmp_path, **settings) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+    assert stand_in.settings is None
+
+
+@pytest.mark.parametrize("contents", [None, "", "[a", "- a"])
+def test_a_file_that_is_no_settings_ends_in_a_sentence(tmp_path, stand_in, capsys, contents):
+    file = tmp_path / "run.yaml"
+    if contents is not None:
+        file.write_text(contents)
+    assert llamafactory.main([str(file)]) == 1
+    error = capsys.readouterr().err
+    assert str(file) in error and error.count("\n") == 1
     assert stand_in.settings is None

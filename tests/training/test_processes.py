@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from accelerated import DATA, small_steps
 from training_runs import train, trainable
 
+from kt_kernel import kt_kernel_ext
 from kt_kernel.errors import ConfigurationError
 from kt_kernel.training.host import Alone, First, Place, meet
 
@@ -53,7 +55,7 @@ def test_the_experts_are_in_memory_once(found):
 
 def test_processes_do_not_share_cores_where_these_go_round(found):
     first, second = (set(process["cpus"]) for process in found("memory"))
-    if len(os.sched_getaffinity(0)) < 2:
+    if kt_kernel_ext.topology()["physical_cores"] < 2:
         assert first == second
     else:
         assert not first & second
@@ -79,6 +81,36 @@ def test_processes_meet_and_one_alone_waits_for_nobody():
     assert isinstance(hosts[0], First)
     cores = [host.cores for host in hosts]
     assert len({str(each) for each in cores}) == (3 if len(set().union(*cores)) >= 3 else 1)
+
+
+def test_a_long_name_of_a_run_is_no_longer_than_a_socket_allows(monkeypatch):
+    names = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "run" * 100}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    first, second = Place.of_environment(), Place.of_environment()
+    assert len(first.run) <= 80 and first.run != second.run
+
+
+def test_a_second_first_process_is_an_error_in_one_sentence():
+    run = f"test-{os.getpid()}-first"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(f"\0kt-training-{run}")
+        with pytest.raises(ConfigurationError, match=r"give each a LOCAL_RANK of its own"):
+            meet(Place(0, 2, run), {})
+
+
+def test_two_processes_of_one_number_are_an_error():
+    run = f"test-{os.getpid()}-twice"
+
+    def one(index: int) -> str:
+        with pytest.raises(ConfigurationError) as raised:
+            meet(Place(index, 3, run), {})
+        return str(raised.value)
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(one, (0, 1, 1))
+    assert "have the LOCAL_RANKs [0, 1, 1]" in first
+    assert all("ended while the model was loaded" in other for other in others)
 
 
 def test_different_models_are_an_error_in_one_sentence():
