@@ -12,8 +12,12 @@ constexpr size_t kTransposedTileBytes = size_t{kPanelRows} * kPanelRows;
 // `from`: the chunks of 32 columns; `to`: kTransposedTileBytes. Any alignment.
 using TransposeCodesFn = void (*)(const PanelLayout& layout, const uint8_t* from, uint8_t* to);
 
-void transpose_int8(const PanelLayout& layout, const uint8_t* from, uint8_t* to);
-// Codes become what the table's integers are without their offset, within +-12.
-void transpose_code4(const PanelLayout& layout, const uint8_t* from, uint8_t* to);
+struct TransposeCodes {
+  TransposeCodesFn int8;
+  // Codes become what the table's integers are without their offset, within +-12.
+  TransposeCodesFn code4;
+};
+
+extern const TransposeCodes kTransposeCodes;
 
 }  // namespace kt

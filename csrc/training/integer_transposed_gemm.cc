@@ -80,7 +80,7 @@ void IntegerTransposedGemm::transpose(int expert, const Strip& strip, uint8_t* t
   for (size_t index = 0; index < stack_.size(); ++index) {
     const PanelLayout& layout = weights_.layout(stack_[index]);
     const TransposeCodesFn turn =
-        weights_.format(stack_[index]).codes == CodeType::kInt8 ? transpose_int8 : transpose_code4;
+        weights_.format(stack_[index]).codes == CodeType::kInt8 ? kTransposeCodes.int8 : kTransposeCodes.code4;
     uint8_t* out = to + begin_of(index) * kPanelRows;
     const int panels = rows_of(index) / kPanelRows;
     const auto at = [&](int p) {

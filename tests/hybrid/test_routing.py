@@ -120,7 +120,7 @@ def test_no_part_overlaps_another_and_large_hidden_states_stay_out():
 def with_triton(function: str, **variables: str) -> None:
     environment = environment_with_triton(**variables)
     here = Path(__file__).parent
-    environment["PYTHONPATH"] += f":{here}:{here.parent / 'api'}"
+    environment["PYTHONPATH"] += f":{here}:{here.parent}:{here.parent / 'api'}"
     code = f"import test_routing; test_routing.{function}()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240

@@ -67,6 +67,7 @@ FEATURE_OF_FLAG = {
 BESIDE_LAYERS = {
     "kernels/avx2/quantise.cc": [{"kernel": "quantise", "needs": ["avx2", "fma", "f16c"]}],
     "kernels/avx2/gguf_rows.cc": [{"kernel": "gguf_rows", "needs": ["avx2", "fma", "f16c"]}],
+    "kernels/avx2/transpose_codes.cc": [{"kernel": "transpose_codes", "needs": ["avx2", "fma", "f16c"]}],
 }
 # Kernels of operators.
 _TIERS = {
@@ -75,7 +76,7 @@ _TIERS = {
 }
 _FAMILIES = (
     *("attention", "decode", "f32", "gated_delta", "gates", "heads", "norms", "router", "rows_exact"),
-    "training",
+    *("sampling", "training"),
 )
 for _family in _FAMILIES:
     for _tier, _needs in _TIERS.items():

@@ -63,8 +63,8 @@ kt::PanelLayout with_table(const int (&values)[16], int offset) {
 int main() {
   const int offset_binary[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
   const int e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-  const bool right = same("int8", kt::transpose_int8, int8_at, {}) &&
-                     same("int4", kt::transpose_code4, code4_at, with_table(offset_binary, 8)) &&
-                     same("e2m1", kt::transpose_code4, code4_at, with_table(e2m1, 12));
+  const bool right = same("int8", kt::kTransposeCodes.int8, int8_at, {}) &&
+                     same("int4", kt::kTransposeCodes.code4, code4_at, with_table(offset_binary, 8)) &&
+                     same("e2m1", kt::kTransposeCodes.code4, code4_at, with_table(e2m1, 12));
   return right ? 0 : 1;
 }

@@ -8,6 +8,7 @@ wrong (null = nothing).
 import json
 import sys
 import traceback
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -86,7 +87,7 @@ def layer_of(method, slots, dtype=torch.float32):
 def check_one_tensor_of_all_experts_is_loaded_into_the_slots():
     placement = Placement.initial(torch.tensor([False, True, False, False, True, True]))
     layer = SimpleNamespace(weight_loader_fused=lambda param, weights, name, shard: param.data.copy_(weights))
-    loader = moe_method._SlotLoader(layer, placement)
+    loader = moe_method._SlotLoader(layer, placement, None)
     weights = torch.randn(EXPERTS, 4, 5)
     param = torch.nn.Parameter(torch.empty(3, 4, 5), requires_grad=False)
     loader(param, weights, "experts.w2_weight", "w2")
@@ -101,7 +102,7 @@ def check_one_tensor_of_all_experts_is_loaded_into_the_slots():
 
 def check_no_device_experts_load_nothing_of_one_tensor():
     placement = Placement.initial(torch.zeros(EXPERTS, dtype=torch.bool))
-    moe_method._SlotLoader(SimpleNamespace(), placement)(None, torch.randn(EXPERTS, 4), "w", "w13")
+    moe_method._SlotLoader(SimpleNamespace(), placement, None)(None, torch.randn(EXPERTS, 4), "w", "w13")
 
 
 def check_stored_experts_are_decoded():
@@ -170,7 +171,9 @@ def check_spare_slots_are_of_the_layers_kind_and_compute_the_same():
     slots[1:4, 2] = 4
     weights = torch.rand(5, TOP_K)
     found = spare.compute(hidden, slots, weights)
-    assert torch.allclose(found, expected.compute(hidden, slots, weights), atol=1e-5)
+    exact = expected.compute(hidden, slots, weights)
+    # A CPU that plays the device rounds what it multiplies to bfloat16, as the CPU's experts do.
+    assert (found - exact).square().sum() < 1e-5 * exact.square().sum()
     assert torch.equal(hidden, before) and not found[0].any()
     assert spare.compute(hidden[:0], slots[:0], weights[:0]).shape == (0, HIDDEN)
 
@@ -233,6 +236,9 @@ class LateFailures:
 
     def take_failure(self):
         return self.failures.pop(0)
+
+    def batch(self, batch, chunk):
+        return nullcontext()
 
 
 def scheduler_of(served, *started):

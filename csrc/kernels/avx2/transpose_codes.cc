@@ -11,10 +11,8 @@ constexpr size_t kChunk = 4 * kt::kPanelRows;
 inline __m128i load(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
 inline void store(uint8_t* to, __m128i bytes) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes); }
 
-}  // namespace
-
 // A chunk is four columns; 16 bytes of it are four rows, each with its four columns.
-void kt::transpose_int8(const PanelLayout&, const uint8_t* from, uint8_t* to) {
+void transpose_int8(const kt::PanelLayout&, const uint8_t* from, uint8_t* to) {
   const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   for (int rows = 0; rows < kQuads; ++rows) {
     for (int columns = 0; columns < kQuads; ++columns) {
@@ -24,7 +22,7 @@ void kt::transpose_int8(const PanelLayout&, const uint8_t* from, uint8_t* to) {
 }
 
 // A chunk is eight columns; the bytes of a row's word hold columns 0 and 2, 4 and 6, 1 and 3, 5 and 7.
-void kt::transpose_code4(const PanelLayout& layout, const uint8_t* from, uint8_t* to) {
+void transpose_code4(const kt::PanelLayout& layout, const uint8_t* from, uint8_t* to) {
   const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);  // to 0|2 1|3 4|6 5|7
   const __m128i nibble = _mm_set1_epi8(15);
   const __m128i integers = _mm_sub_epi8(load(layout.integers), _mm_set1_epi8(static_cast<char>(layout.integer_offset)));
@@ -39,3 +37,7 @@ void kt::transpose_code4(const PanelLayout& layout, const uint8_t* from, uint8_t
     }
   }
 }
+
+}  // namespace
+
+constexpr kt::TransposeCodes kt::kTransposeCodes = {transpose_int8, transpose_code4};
